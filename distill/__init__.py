@@ -1,0 +1,3 @@
+"""Distributed distillation of rankers into learned sparse retrievers (SPLADE)."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,499 @@
+"""The recipe: one YAML file <-> one tree of frozen, strict models, with dotted overrides.
+
+Every stage takes the `Recipe` (or its own section of it) and nothing else from the outside, so a run is
+described by this file alone. Unknown fields are refused, with the nearest valid name. What a stage's
+output depends on is what its fingerprint holds (`distill.data.fingerprint`), not the whole recipe.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from distill.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Split = Literal["train", "dev", "test"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and strict about the names of its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+# --------------------------------------------------------------------------------------------- data
+
+
+class PythonDocs(Section):
+    """Docstrings of the running interpreter's standard library; splits by module, so nothing leaks."""
+
+    kind: Literal["python-docs"]
+    min_words: Positive = 15  # words a docstring's body must have
+    test_queries: Positive = 300
+    dev_queries: Positive = 100
+
+
+class Beir(Section):
+    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
+
+    kind: Literal["beir"]
+    path: Path
+    splits: dict[Split, str] = {"train": "train", "dev": "dev", "test": "test"}  # ours -> name of the qrels file
+
+
+class MsMarco(Section):
+    """MS MARCO's passage files: collection.tsv, queries.<split>.tsv, qrels.<split>.tsv."""
+
+    kind: Literal["msmarco"]
+    path: Path
+    splits: dict[Split, str] = {"train": "train", "dev": "dev.small"}
+
+
+class Jsonl(Section):
+    """Rows of query, positive and negatives, with or without teacher scores, in one JSONL or CSV/TSV file.
+
+    `layout`: `triples` (sentence-transformers: `query`, `positive`, `negative` / `negative_1`.. / `negatives`,
+    and `label` / `score` with one number, or a list, per passage), `flagembedding` (`query`, `pos`, `neg`,
+    `pos_scores`, `neg_scores`), `pairs` (columns `query` and `positive`).
+    """
+
+    kind: Literal["jsonl"]
+    path: Path
+    layout: Literal["auto", "triples", "flagembedding", "pairs"] = "auto"
+    columns: dict[str, str] = {}  # our name -> the file's, where they differ
+    dev_queries: Annotated[int, Field(ge=0)] = 0
+    test_queries: Annotated[int, Field(ge=0)] = 0
+
+
+class NaverScores(Section):
+    """A BEIR or MS MARCO folder with hard negatives scored by naver's tools: `{qid: {did: score}}`."""
+
+    kind: Literal["naver"]
+    collection: Annotated[Union[Beir, MsMarco], Field(discriminator="kind")]
+    scores: Path  # .json or .json.gz
+
+
+class HuggingFace(Section):
+    """A dataset on the hub or on disk: either BEIR-like (configurations corpus, queries, qrels) or rows of triples."""
+
+    kind: Literal["huggingface"]
+    dataset: str
+    layout: Literal["beir", "triples", "pairs"] = "triples"
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    columns: dict[str, str] = {}
+    dev_queries: Annotated[int, Field(ge=0)] = 0
+    test_queries: Annotated[int, Field(ge=0)] = 0
+
+
+class IrDatasets(Section):
+    """Collections of the ir_datasets catalogue, e.g. `msmarco-passage/train/judged` (optional extra `ir-datasets`)."""
+
+    kind: Literal["ir-datasets"]
+    splits: dict[Split, str]  # ours -> dataset id; all must share one corpus
+
+
+Source = Annotated[
+    Union[PythonDocs, Beir, MsMarco, Jsonl, NaverScores, HuggingFace, IrDatasets], Field(discriminator="kind")
+]
+
+
+class GenerateQueries(Section):
+    """Training queries made from the passages themselves, for collections without any.
+
+    Each query's own words are removed from the passage that it is paired with.
+    """
+
+    kinds: tuple[Literal["title", "sentence"], ...] = ("title", "sentence")
+    per_passage: Positive = 2
+    min_words: Positive = 5  # of the query
+    min_passage_words: Positive = 15  # of what is left of the passage
+    dev_share: Fraction = 0.05
+
+
+class Sizes(Section):
+    """Declared sizes, used by `--dry-run` where the data is not there yet."""
+
+    passages: int
+    queries: int
+    passage_tokens: float = 80.0  # mean
+    query_tokens: float = 9.0
+
+
+class Data(Section):
+    source: Source
+    generate: GenerateQueries | None = None
+    train_queries: Positive | None = None  # use the first N of a seeded shuffle; None: all
+    sizes: Sizes | None = None
+
+
+# ------------------------------------------------------------------------------------- mine, teachers
+
+
+class Miner(Section):
+    """Where hard negatives come from: the `top` best, and `sample` more drawn at random from the best `depth`."""
+
+    kind: Literal["bm25", "dense", "splade"]
+    model: str | None = None  # dense and splade: hub name, path, or package:<module>/<folder>
+    revision: str | None = None
+    top: Annotated[int, Field(ge=0)] = 50
+    sample: Annotated[int, Field(ge=0)] = 0
+    depth: Positive = 1000  # the ranking's depth that `sample` draws from
+    skip: Annotated[int, Field(ge=0)] = 0  # leave out the best ranks, where unlabelled positives sit
+
+    @model_validator(mode="after")
+    def _model_where_needed(self) -> Miner:
+        if self.kind != "bm25" and self.model is None:
+            raise ValueError(f"a {self.kind} miner needs a model")
+        return self
+
+
+class Mine(Section):
+    miners: dict[str, Miner] = {"bm25": Miner(kind="bm25")}
+    shard_queries: Positive = 1000  # queries a candidate shard
+    rerank_depth: Positive = 100  # candidates a dev or test query, from the first miner's top
+
+
+class FineTune(Section):
+    """Fine-tuning a cross-encoder on the labelled training pairs (sentence-transformers' CrossEncoderTrainer).
+
+    With `folds` > 1, each model trains on the queries outside its fold, and scores only those inside it.
+    """
+
+    folds: Positive = 2
+    negatives: Positive = 3  # per positive, from the mined candidates
+    layers: Positive | None = None  # keep only the lower layers
+    epochs: float = 1.0
+    batch_size: Positive = 32  # pairs
+    lr: float = 5e-5
+    warmup_ratio: Fraction = 0.1
+
+
+class Teacher(Section):
+    """Who scores. `model`: hub name, path, or package:<module>/<folder>; `cls`: import path of an own class."""
+
+    kind: Literal["cross-encoder", "llm", "bi-encoder", "splade", "bm25", "custom"]
+    model: str | None = None
+    revision: str | None = None
+    dtype: Dtype = "auto"
+    max_length: Positive = 256  # tokens of a pair (cross-encoder, llm) or of a text (the others)
+    batch_tokens: Positive = 16384
+    weight: float = 1.0  # in the ensemble
+    template: str | None = None  # llm: prompt with {query} and {passage}
+    cls: str | None = None  # custom: package.module:Class
+    options: dict[str, Any] = {}  # custom: keyword arguments of the class
+    fine_tune: FineTune | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit_kind(self) -> Teacher:
+        if self.kind == "custom" and self.cls is None:
+            raise ValueError("a custom teacher needs cls (package.module:Class)")
+        if self.kind not in ("bm25", "custom") and self.model is None:
+            raise ValueError(f"a {self.kind} teacher needs a model")
+        if self.fine_tune is not None and self.kind != "cross-encoder":
+            raise ValueError("fine_tune is for cross-encoders")
+        return self
+
+
+class Score(Section):
+    """The scoring job. `actors`: how many at once (None: one per GPU, or per `cpus` cores)."""
+
+    actors: Positive | None = None
+    cpus: Annotated[float, Field(gt=0)] = 1.0  # per actor
+    gpus: Annotated[float, Field(ge=0)] | None = None  # per actor; None: 1 where there are GPUs
+    max_tries: Positive = 3  # of a shard whose worker dies
+    rerank: bool = True  # also score the test candidates, for the table
+
+
+class Label(Section):
+    """From raw teacher scores to training labels (SPLADE-v3, arXiv 2403.06789)."""
+
+    normalise: Literal["min-max", "z-score", "none"] = "min-max"  # per query and teacher
+    map_to: str | None = None  # teacher whose global mean and standard deviation the labels take
+    drop_false_negatives: float | None = None  # drop negatives above the positive by more than this, in label units
+
+
+# ------------------------------------------------------------------------------------ student, training
+
+
+class CalibratedStart(Section):
+    """An MLM head for a backbone without one, set so that the untrained student is already a fair retriever."""
+
+    passages: Positive = 400  # measured on these
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 98.0  # of a term's maximum logit: below it the term is silent
+    gain: Annotated[float, Field(gt=0)] = 0.3  # of the head's LayerNorm
+
+
+class Student(Section):
+    model: str
+    revision: str | None = None
+    layers: Positive | None = None  # keep only the lower layers
+    start: Literal["auto", "mlm", "calibrated"] = "auto"  # auto: calibrated where the checkpoint has no MLM head
+    calibration: CalibratedStart = CalibratedStart()
+    pooling: Literal["max", "sum"] = "max"
+    activation: Literal["relu", "log1p_relu"] = "relu"  # log1p(relu(x)), or log1p(log1p(relu(x)))
+    query_max_length: Positive = 64
+    passage_max_length: Positive = 128
+    query_top_k: Positive | None = None  # keep only the strongest terms when encoding
+    passage_top_k: Positive | None = None
+
+
+class KlLoss(Section):
+    kind: Literal["kl"]
+    weight: float = 1.0
+    student_temperature: Annotated[float, Field(gt=0)] = 1.0
+    teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class MarginMseLoss(Section):
+    kind: Literal["margin-mse"]
+    weight: float = 1.0
+    pairs: Literal["positive", "all"] = "positive"  # positive against each negative, or all pairs of the list
+
+
+class InfoNceLoss(Section):
+    kind: Literal["infonce"]
+    weight: float = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    in_batch: bool = True  # other queries' passages, of all processes, as negatives
+
+
+Loss = Annotated[Union[KlLoss, MarginMseLoss, InfoNceLoss], Field(discriminator="kind")]
+
+
+class Regularizer(Section):
+    kind: Literal["flops", "l1", "anti-zero"]
+    weight: Annotated[float, Field(ge=0)]
+    ramp: Literal["constant", "linear", "quadratic"] = "quadratic"
+    ramp_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps
+    group_size: Positive | None = None  # flops: texts a mean is taken over; None: the global batch
+    threshold: Annotated[int, Field(ge=0)] | None = None  # texts with at most so many active terms go free
+
+
+class Checkpoints(Section):
+    every: Positive = 500  # optimizer steps
+    keep_last: Positive = 2
+
+
+class Train(Section):
+    batch_size: Positive = 32  # queries, over all processes
+    negatives: Positive = 7  # passages a query besides its positive
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Positive | None = None  # overrides epochs
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    head_lr: Annotated[float, Field(gt=0)] | None = None  # the MLM head's own; None: lr
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Fraction = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    losses: tuple[Loss, ...] = (KlLoss(kind="kl"),)
+    query_regularizers: tuple[Regularizer, ...] = ()
+    passage_regularizers: tuple[Regularizer, ...] = ()
+    chunk_tokens: Positive = 8192  # padded tokens encoded at a time
+    activation_budget: Annotated[float, Field(ge=0)] = 0.0  # GiB of graphs kept instead of recomputed
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # None: the model's own
+    processes: Positive | None = None  # on this machine; None: one per GPU, else 1
+    checkpoints: Checkpoints = Checkpoints()
+    evaluate_every: Positive | None = None  # optimizer steps between evaluations on the development set
+    max_bad_steps: Positive = 10  # steps with a non-finite loss or gradient before the run stops
+    activation_checkpointing: bool = False
+    deepspeed: dict[str, Any] = {}  # passed through; what contradicts the recipe is refused
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Train:
+        if not self.losses:
+            raise ValueError("needs at least one loss")
+        return self
+
+
+# ------------------------------------------------------------------------- evaluation, cluster, tracking
+
+
+class Evaluate(Section):
+    split: Split = "test"
+    metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")  # names of ir-measures
+    depth: Positive = 1000  # of the ranking
+    batch_tokens: Positive = 16384
+    baselines: bool = True  # BM25, the student's start, each teacher and the ensemble reranking
+
+
+class Cluster(Section):
+    """Ray: the address of a running cluster, or None to start one on this machine."""
+
+    address: str | None = None
+    cpus: Positive | None = None
+    object_store_gib: Annotated[float, Field(gt=0)] = 0.5
+
+
+class Wandb(Section):
+    project: str
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+class Tracking(Section):
+    wandb: Wandb | None = None
+    log_every: Positive = 10  # optimizer steps
+
+
+class Recipe(Section):
+    """A whole run, from raw data to an evaluated model."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    run_dir: Path | None = None  # None: runs/<name>
+    seed: int = 17
+    data: Data
+    mine: Mine = Mine()
+    teachers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Teacher]
+    score: Score = Score()
+    label: Label = Label()
+    student: Student
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @property
+    def folder(self) -> Path:
+        return self.run_dir if self.run_dir is not None else Path("runs") / self.name
+
+    @model_validator(mode="after")
+    def _references_exist(self) -> Recipe:
+        if not self.teachers:
+            raise ValueError("needs at least one teacher")
+        if self.label.map_to is not None and self.label.map_to not in self.teachers:
+            raise ValueError(f"label.map_to names {self.label.map_to!r}, which is not among the teachers "
+                             f"({', '.join(self.teachers)})")
+        return self
+
+
+# ------------------------------------------------------------------------------------ loading, overriding
+
+
+def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe file and apply `overrides` (each `dotted.path=value`, the value written as in YAML).
+
+    Raises `RecipeError`, naming the file, the field and, for a misspelt one, the nearest valid name.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"{path}: no such recipe") from None
+    except IsADirectoryError:
+        raise RecipeError(f"{path} is a folder; `distill init {path}` writes a recipe for the data in it") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections (data, teachers, student, ...)")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_recipe(tree, origin=str(path))
+
+
+def parse_recipe(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Validate a tree of plain values; errors name the field and, for an unknown one, the nearest valid name."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise RecipeError("\n".join(f"{origin}: {line}" for line in _describe(error))) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every default written out; `parse_recipe` reads it back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resolve_model(name: str) -> str:
+    """Turn `package:<module>/<folder>` (a model that an installed package carries) into a path; others pass through."""
+    if not name.startswith("package:"):
+        return name
+    module, _, folder = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError(f"model {name!r}: the package {module!r} is not installed "
+                          f"(pip install {module.replace('_', '-')})")
+    path = Path(next(iter(spec.submodule_search_locations))) / folder
+    if not path.is_dir():
+        raise RecipeError(f"model {name!r}: the package {module!r} has no folder {folder!r}")
+    return str(path)
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise RecipeError(f"override {override!r}: write it as dotted.path=value, e.g. train.lr=1e-5")
+    *parents, leaf = key.split(".")
+    node: Any = tree
+    for parent in parents:
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise RecipeError(f"override {override!r}: {parent!r} is not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
+
+
+def _describe(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        names = [part for part in problem["loc"] if not _is_tag(part)]
+        field = ".".join(str(part) for part in names) or "recipe"
+        if problem["type"] == "extra_forbidden":
+            valid = _valid_names(names[:-1])
+            near = difflib.get_close_matches(str(names[-1]), valid, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else (f"; valid: {', '.join(valid)}" if valid else "")
+            lines.append(f"unknown field {field!r}{hint}")
+        elif problem["type"] == "missing":
+            lines.append(f"field {field!r} is missing")
+        else:
+            given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
+            lines.append(f"field {field!r}: {problem['msg'].removeprefix('Value error, ')}{given}")
+    return lines
+
+
+def _sections(annotation: Any) -> list[type[Section]]:
+    """All recipe sections that an annotation can hold (through unions, dicts, tuples and Annotated)."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for inner in getattr(annotation, "__args__", ()) for section in _sections(inner)]
+
+
+_TAGS = {
+    literal
+    for name, cls in list(globals().items())
+    if isinstance(cls, type) and issubclass(cls, Section) and "kind" in cls.model_fields
+    for literal in getattr(cls.model_fields["kind"].annotation, "__args__", ())
+}
+
+
+def _is_tag(part: Any) -> bool:
+    # pydantic puts the discriminator's value into the location of an error inside a union
+    return isinstance(part, str) and part in _TAGS and part != "bm25"
+
+
+def _valid_names(path: list[Any]) -> list[str]:
+    sections: list[type[Section]] = [Recipe]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        if fields:
+            sections = [inner for field in fields for inner in _sections(field.annotation)]
+    return list(dict.fromkeys(name for section in sections for name in section.model_fields))
