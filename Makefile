@@ -1,0 +1,38 @@
+# make quickstart   set up .venv, then distil a SPLADE model from the Python documentation (about 10 minutes, 2 cores)
+# make test         set up .venv, then the tests that take under a minute each
+# make test-slow    the long ones: chaos, scale, many processes
+# make lint         ruff
+
+VENV   ?= .venv
+PYTHON ?= python3
+RECIPE ?= configs/quickstart.yaml
+ARGS   ?=
+
+BIN := $(VENV)/bin
+# Without an NVIDIA driver, pip is also offered PyTorch's CPU builds, which are a tenth of the size.
+TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--extra-index-url https://download.pytorch.org/whl/cpu")
+
+.PHONY: quickstart test test-slow lint setup clean
+
+quickstart: setup
+	$(BIN)/distill run $(RECIPE) $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --retries 1 $(TORCH_INDEX) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[quickstart,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
