@@ -1,0 +1,177 @@
+"""The command line: `distill <stage> RECIPE [dotted.path=value ...]`.
+
+Parses, calls one function, prints; no logic. Heavy libraries are imported inside the commands, so that
+`distill --help` answers at once. A `DistillError` becomes one message and its exit status (2 for bad
+input, 75 for a run that was preempted and should be started again).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from distill import __version__
+from distill.config import dump_recipe, load_recipe
+from distill.errors import DistillError
+
+app = typer.Typer(
+    name="distill",
+    help="Distil rankers into learned sparse retrievers (SPLADE): from raw text to an evaluated checkpoint.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), e.g. configs/quickstart.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...",
+                                                       help="Overrides, e.g. train.lr=1e-5 run_dir=/scratch/run.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Rehearse on N queries of every split, in a run folder of "
+                                                       "its own (<run>-limit-N).")]
+Redo = Annotated[bool, typer.Option("--redo", help="Where an earlier output was made by another recipe, set it aside "
+                                                   "and make it again, instead of stopping.")]
+
+
+def main() -> None:
+    """Entry point of the `distill` command."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for name in ("httpx", "urllib3", "filelock", "sentence_transformers", "transformers", "DeepSpeed", "bm25s"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        app()
+    except DistillError as error:
+        print(f"distill: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_status) from None
+    except KeyboardInterrupt:
+        print("distill: interrupted; the same command goes on from what is finished", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit()
+
+
+def _stage_command(stage: str, about: str) -> None:
+    def command(recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False) -> None:
+        from distill.pipeline import run
+
+        run(load_recipe(recipe, overrides or ()), only=stage, limit=limit, redo=redo)
+
+    app.command(stage, help=about)(command)
+
+
+for _name, _about in {
+    "import": "Read the source into text stores; check it; make queries where the recipe asks.",
+    "mine": "Find hard negatives for the training queries, and candidates for the others.",
+    "teach": "Fine-tune the teachers that the recipe says to fine-tune.",
+    "score": "Let every teacher score the candidates, in Ray, into Arrow shards.",
+    "label": "Make training labels of the teachers' scores.",
+    "train": "Distil the labels into the student.",
+    "evaluate": "Evaluate the saved student beside its teachers and BM25.",
+}.items():
+    _stage_command(_name, _about)
+
+
+@app.command("run")
+def run_command(
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what each stage would do.")] = False,
+) -> None:
+    """Run every stage that is not done yet, and print the final table."""
+    loaded = load_recipe(recipe, overrides or ())
+    if dry_run:
+        from distill.plan import print_plan
+
+        print_plan(loaded, limit=limit)
+    else:
+        from distill.pipeline import run
+
+        run(loaded, limit=limit, redo=redo)
+
+
+@app.command()
+def status(
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its checksum.")] = False,
+) -> None:
+    """Say which stages of a recipe are done, and why others must run (again)."""
+    from distill.pipeline import print_status, stage_states
+
+    states = stage_states(load_recipe(recipe, overrides or ()), limit=limit, verify=verify)
+    if as_json:
+        print(json.dumps([state.as_dict() for state in states], indent=2))
+    else:
+        print_status(states)
+    if any(state.damaged for state in states):
+        raise typer.Exit(2)
+
+
+@app.command()
+def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the recipe with every default written out."""
+    print(dump_recipe(load_recipe(recipe, overrides or ())), end="")
+
+
+@app.command()
+def init(
+    data: Annotated[Path, typer.Argument(help="A BEIR folder, or a JSONL, CSV or TSV file.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the recipe.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
+) -> None:
+    """Look at a folder or file, say what it holds, and write a recipe for it."""
+    from distill.initialise import write_recipe_for
+
+    print(write_recipe_for(data, output, force=force))
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A checkpoint, a shard (.arrow), or a store.")],
+    text: Annotated[str | None, typer.Argument(help="With a checkpoint: the text to encode.")] = None,
+    rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Terms, or rows of a shard, to show.")] = 20,
+    query: Annotated[bool, typer.Option("--query", help="Encode the text as a query, not as a passage.")] = False,
+) -> None:
+    """Show a checkpoint's strongest terms for a text, or a shard's rows with their texts."""
+    from distill.inspection import inspect_path
+
+    inspect_path(path, text, rows=rows, as_query=query)
+
+
+@app.command()
+def search(
+    checkpoint: Annotated[Path, typer.Argument(help="A SPLADE checkpoint.")],
+    data: Annotated[Path, typer.Argument(help="A run folder, or a BEIR folder.")],
+    query: Annotated[str, typer.Argument(help="What to search for.")],
+    beside: Annotated[Path | None, typer.Option("--beside", help="Another checkpoint to show beside it.")] = None,
+    top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many passages.")] = 5,
+) -> None:
+    """Search passages with a checkpoint; show which terms matched."""
+    from distill.inspection import search_and_print
+
+    search_and_print(checkpoint, data, query, beside=beside, top=top)
+
+
+@app.command()
+def doctor() -> None:
+    """Check torch and CUDA, DeepSpeed, Ray, memory, shared memory, disk, ports and the model hub."""
+    from distill.doctor import examine, print_findings
+
+    findings = examine()
+    print_findings(findings)
+    if any(finding.level == "fail" for finding in findings):
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()
