@@ -1,0 +1,112 @@
+"""Files that exist or don't: written beside their place, synced, then moved there in one step.
+
+A full disk becomes a `StorageError` that names the file; whatever was half-written is removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from distill.errors import StorageError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" (or a full quota), from Python or from Arrow, into a `StorageError` naming `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise StorageError(f"{path}: no space left on the disk; nothing was written there. "
+                               "Free some and start the same command again") from error
+        raise
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path) -> Iterator[Path]:
+    """A free name in `path`'s folder (made if missing); what lies there at the end, or after an error, is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with storage_errors(path):
+            yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def write_atomic(path: Path) -> Iterator[Path]:
+    """Write to the path this yields; `path` appears, whole and synced, only when the block ends without an error."""
+    path = Path(path)
+    with temporary_beside(path) as temporary:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+
+
+def commit_exclusive(temporary: Path, path: Path) -> bool:
+    """Give a finished file its name unless the name is taken; the second writer of a shard gets False.
+
+    `temporary` must lie in the folder of `path`, and is gone afterwards.
+    """
+    temporary, path = Path(temporary), Path(path)
+    sync(temporary)
+    try:
+        os.link(temporary, path)
+        won = True
+    except FileExistsError:
+        # over NFS a link that was made may be reported as existing: then both names are the same file
+        won = os.path.samefile(temporary, path)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise StorageError(f"{path.parent}: this file system has no hard links, which shards are committed "
+                               "with; put the run folder on one that has them") from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+    return won
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def xxh128_file(path: Path) -> str:
+    """Checksum of a file's content, in constant memory; 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    with write_atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file of ours; `StorageError` where the file is damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path}: damaged, not valid JSON: {error}") from None

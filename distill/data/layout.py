@@ -1,0 +1,94 @@
+"""Where everything of one run lies: the only place that spells a path inside a run folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+SPLITS = ("train", "dev", "test")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run. Paths only: nothing here looks at the disk."""
+
+    root: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))
+
+    @property
+    def recipe(self) -> Path:
+        return self.root / "recipe.yaml"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def passages(self) -> Path:
+        return self.data / "passages.arrow"
+
+    def queries(self, split: str) -> Path:
+        return self.data / f"queries.{split}.arrow"
+
+    def judgements(self, split: str) -> Path:
+        return self.data / f"judgements.{split}.arrow"
+
+    def tokens(self, key: str, store: str) -> Path:
+        """`store`: "passages" or "queries.<split>"; `key`: `distill.data.tokens.token_key`."""
+        return self.data / "tokens" / key / f"{store}.arrow"
+
+    def candidates(self, split: str) -> Path:
+        return self.root / "candidates" / split
+
+    def scores(self, teacher: str, split: str) -> Path:
+        return self.root / "scores" / teacher / split
+
+    def labels(self, split: str = "train") -> Path:
+        return self.root / "labels" / split
+
+    def teacher(self, name: str) -> Path:
+        return self.root / "teachers" / name
+
+    def teacher_fold(self, name: str, fold: int) -> Path:
+        return self.teacher(name) / f"fold-{fold}"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+    @property
+    def start(self) -> Path:
+        """The student before any training, saved as a checkpoint."""
+        return self.root / "start"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics"
+
+    @property
+    def train_log(self) -> Path:
+        return self.metrics / "train.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.metrics / "evaluation.json"
+
+    def trec_run(self, name: str) -> Path:
+        return self.metrics / f"{name}.run"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"

@@ -1,0 +1,148 @@
+"""The documentation of the Python standard library as a retrieval collection: real text that is always there.
+
+Docstrings are read by `ast` from the sources of the running interpreter; nothing is imported or run. The query is
+a docstring's summary (its first paragraph), the passage its body under the object's qualified name, so the answer
+must be found without the words that PEP 257 puts first. Whole modules go to one split, so nothing leaks.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from distill import config
+from distill.data.readers.base import Collection
+from distill.errors import DataError
+
+# Programs and tests that lie beside the library; which of them are there depends on the distribution.
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
+QUERY_WORDS = range(3, 41)  # shorter summaries are headings ("Constructor."), longer ones no queries
+LARGEST_MODULE = 0.2  # share of a split's queries that one module may have
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """`name`: qualified, as in `http.cookiejar.CookieJar.add_cookie_header`; `module`: what no split divides."""
+
+    name: str
+    module: str
+    summary: str
+    body: str
+
+
+def python_docs(source: config.PythonDocs, seed: int) -> Collection:
+    """Passages with a body of `source.min_words` words and more; train, dev and test queries, one judgement each.
+
+    Of passages with the same body (copied between classes) the first is kept. A summary of 3 to 40 words is a query
+    if no other docstring of the library has the same: else its answer would be ambiguous. Passages whose summary is
+    no query stay in the collection. A query has the id of its passage.
+
+    Raises `DataError` where the library's sources are missing, or the splits ask for more than half of the queries.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    docstrings = list(read_docstrings(root))
+    passages = _without_copies([doc for doc in docstrings if len(doc.body.split()) >= source.min_words])
+    seen = Counter(_key(doc.summary) for doc in docstrings)
+    asked = [doc for doc in passages if len(doc.summary.split()) in QUERY_WORDS and seen[_key(doc.summary)] == 1]
+    if source.test_queries + source.dev_queries > len(asked) // 2:
+        raise DataError(f"the standard library gives {len(asked)} queries (bodies of {source.min_words} words and "
+                        f"more), test_queries and dev_queries ask for {source.test_queries} + {source.dev_queries}, "
+                        "more than half; are the library's .py files installed?", path=root)
+    splits = split_by_module(asked, {"test": source.test_queries, "dev": source.dev_queries}, seed)
+    return Collection(
+        passages=iter([_strings(id=[doc.name for doc in passages], title=[doc.name for doc in passages],
+                                text=[doc.body for doc in passages])]),
+        queries={split: iter([_strings(id=[doc.name for doc in docs], text=[doc.summary for doc in docs])])
+                 for split, docs in splits.items()},
+        judgements={split: iter([_judgements([doc.name for doc in docs])]) for split, docs in splits.items()},
+    )
+
+
+def read_docstrings(root: Path) -> Iterator[Docstring]:
+    """Every docstring below `root` that has a body, in the order of the paths; names made unique by `#2`, `#3`..."""
+    named: Counter[str] = Counter()
+    for path in sorted(root.rglob("*.py"), key=lambda path: path.parts):
+        parts = path.relative_to(root).with_suffix("").parts
+        if not NOT_THE_LIBRARY.isdisjoint(parts):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # invalid escapes in old sources
+                tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue  # templates and samples of bad syntax that some distributions put there
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        for qualified, docstring in _docstrings(tree, name):
+            summary, _, body = docstring.partition("\n\n")
+            if body.strip():
+                named[qualified] += 1
+                times = named[qualified]  # a property's getter and setter, or two branches of an `if`
+                yield Docstring(qualified if times == 1 else f"{qualified}#{times}",
+                                _module(parts[0]), " ".join(summary.split()), body.strip())
+
+
+def split_by_module(docs: list[Docstring], sizes: dict[str, int], seed: int) -> dict[str, list[Docstring]]:
+    """Give each module wholly to one split: first to those in `sizes`, of so many queries, the rest to `train`.
+
+    Modules come in an order shuffled by `seed`. One that has more queries than the split has room for, or more than
+    a fifth of the split's size, is passed on to the next split, so that no module decides a result.
+    """
+    modules: dict[str, list[Docstring]] = {}
+    for doc in docs:
+        modules.setdefault(doc.module, []).append(doc)
+    order = sorted(modules)
+    random.Random(seed).shuffle(order)
+    splits: dict[str, list[Docstring]] = {"train": [], **{split: [] for split in sizes}}
+    for module in order:
+        group = modules[module]
+        room = (split for split, size in sizes.items()
+                if len(group) <= min(size - len(splits[split]), max(1, int(LARGEST_MODULE * size))))
+        splits[next(room, "train")].extend(group)
+    return splits
+
+
+def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+        docstring = ast.get_docstring(node)  # cleaned of its indentation
+        if docstring:
+            yield name, docstring
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue
+        inner = f"{name}.{child.name}" if isinstance(
+            child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) else name
+        yield from _docstrings(child, inner)
+
+
+def _module(top: str) -> str:
+    # `_pydecimal`, `_pyio` and `_strptime` document what `decimal`, `io` and `strptime` offer
+    return top.removeprefix("_py").lstrip("_") or top
+
+
+def _key(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _without_copies(docs: list[Docstring]) -> list[Docstring]:
+    first: dict[str, Docstring] = {}
+    for doc in docs:
+        first.setdefault(_key(doc.body), doc)
+    return list(first.values())
+
+
+def _strings(**columns: list[str]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({name: pa.array(column, pa.large_string()) for name, column in columns.items()})
+
+
+def _judgements(ids: list[str]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"query_id": pa.array(ids, pa.large_string()),
+                                       "passage_id": pa.array(ids, pa.large_string()),
+                                       "grade": pa.array([1] * len(ids), pa.int32())})

@@ -1,0 +1,72 @@
+"""Score shards: one teacher's raw logits, aligned row by row with the candidate shard of the same name.
+
+NaN marks a score that a source did not bring; a teacher of ours never returns one. The schema's metadata carries
+the fingerprint (what the scores mean) and the execution record (what makes the bytes repeat).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from distill.data.arrow import RowReader, Shard, write_ipc
+from distill.data.candidates import Candidates, csr_column, only_batch
+from distill.data.layout import RunFolder
+from distill.data.manifest import require_manifest
+from distill.errors import DataError
+
+SCHEMA = pa.schema([("query", pa.int64()), ("scores", pa.list_(pa.float32()))])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of some queries' candidates (CSR), aligned with `Candidates.passages` of the same shard."""
+
+    query: np.ndarray  # int64 [q]
+    offsets: np.ndarray  # int64 [q + 1]
+    values: np.ndarray  # float32 [m]
+    metadata: dict[str, str]
+
+
+def write_scores(path: Path, candidates: Candidates, values: np.ndarray, *, fingerprint: str, teacher: str,
+                 execution: dict[str, Any] | None = None, missing: bool = False,
+                 exclusive: bool = True) -> Shard | None:
+    """Write a shard of raw scores, float32 [m], for `candidates`; None if `exclusive` and the shard was there.
+
+    Refuses infinite scores, and NaN unless `missing` says that the source may lack some.
+    """
+    values = np.asarray(values, np.float32)
+    if values.shape != (candidates.pairs,):
+        raise ValueError(f"{values.shape} scores for {candidates.pairs} pairs")
+    bad = ~np.isfinite(values) if not missing else np.isinf(values)
+    if bad.any():
+        pair = int(np.flatnonzero(bad)[0])
+        raise DataError(f"teacher {teacher!r} gave the score {values[pair]} for query row "
+                        f"{candidates.pair_queries[pair]} and passage row {candidates.passages[pair]}", path=path)
+    columns = [pa.array(candidates.query, pa.int64()),
+               csr_column(candidates.offsets, values, SCHEMA.field("scores").type)]
+    metadata = {"fingerprint": fingerprint, "teacher": teacher,
+                "execution": json.dumps(execution or {}, sort_keys=True)}
+    return write_ipc(path, SCHEMA, [pa.RecordBatch.from_arrays(columns, schema=SCHEMA)], metadata, exclusive)
+
+
+def read_score_shard(path: Path) -> Scores:
+    """One shard, its arrays in the mapped file."""
+    reader = RowReader(path)
+    batch = only_batch(reader)
+    scores = batch.column("scores")
+    return Scores(batch.column("query").to_numpy(), scores.offsets.to_numpy().astype(np.int64),
+                  scores.values.to_numpy(), reader.metadata)
+
+
+def read_scores(folder: RunFolder, teacher: str, split: str) -> Iterator[tuple[str, Scores]]:
+    """(shard name, scores) of every finished shard of a teacher, in order; `StorageError` if it isn't finished."""
+    path = folder.scores(teacher, split)
+    for shard in require_manifest(path, "score").shards:
+        yield shard.name, read_score_shard(path / shard.name)

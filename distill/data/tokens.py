@@ -1,0 +1,134 @@
+"""Token stores: each text tokenised once per tokenizer, without special tokens, memory-mapped.
+
+Ids are kept as uint16 where the vocabulary allows it. A store is keyed by the tokenizer's own content and the prefix
+put before each text, and cut at `max_tokens`; a store cut later serves a caller who asks for less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import xxhash
+
+from distill.data.arrow import RowReader, write_ipc
+from distill.data.texts import TextStore
+from distill.progress import progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_TOKENIZE_ROWS = 2048  # texts handed to the tokenizer at once
+
+
+def token_key(tokenizer: PreTrainedTokenizerBase | str | Path, prefix: str = "") -> str:
+    """16 hex digits: a hash of the tokenizer's content (not its name) and the prefix."""
+    tokenizer = _load(tokenizer)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        import tokenizers
+
+        # truncation and padding are set per call and would make equal tokenizers look different
+        plain = tokenizers.Tokenizer.from_str(backend.to_str())
+        plain.no_truncation()
+        plain.no_padding()
+        content = plain.to_str()
+    else:
+        content = f"{type(tokenizer).__name__} {sorted(tokenizer.get_vocab().items())} {sorted(tokenizer.init_kwargs)}"
+    return xxhash.xxh3_64_hexdigest(f"{content}\0{prefix}".encode())
+
+
+def build_token_store(texts: TextStore, tokenizer: PreTrainedTokenizerBase | str | Path, path: Path, max_tokens: int,
+                      prefix: str = "") -> TokenStore:
+    """Tokenise a text store into `path`; returns at once where a store of these texts, cut no earlier, is there."""
+    if (store := _usable(path, texts, max_tokens)) is not None:
+        return store
+    tokenizer = _load(tokenizer)
+    value_type = pa.uint16() if len(tokenizer) <= 1 << 16 else pa.int32()
+    schema = pa.schema([pa.field("tokens", pa.large_list(value_type)), pa.field("length", pa.int32())])
+    metadata = {"texts": texts.fingerprint, "max_tokens": str(max_tokens), "prefix": prefix,
+                "tokenizer": token_key(tokenizer, prefix)}
+    write_ipc(path, schema, _tokenised(texts, tokenizer, max_tokens, prefix, schema, path.stem), metadata)
+    return TokenStore.open(path)
+
+
+class TokenStore:
+    """Read access to a token store: int32 ids without special tokens, by row."""
+
+    def __init__(self, reader: RowReader):
+        self._reader = reader
+        self.path = reader.path
+        self.max_tokens = int(reader.metadata["max_tokens"])
+        self._views = [(batch.column("tokens").offsets.to_numpy(), batch.column("tokens").values.to_numpy())
+                       for batch in reader.batches]  # zero-copy
+
+    @classmethod
+    def open(cls, path: Path) -> TokenStore:
+        return cls(RowReader(path))
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int32 [n]: tokens of each text. 4 bytes a text, read when asked for."""
+        columns = [batch.column("length").to_numpy() for batch in self._reader.batches]
+        return columns[0] if len(columns) == 1 else np.concatenate([np.empty(0, np.int32), *columns])
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
+    def take(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Token ids of each row, in the order given: a list of int32 arrays."""
+        batches, locals_ = self._reader.locate(rows)
+        ids = []
+        for batch, local in zip(batches.tolist(), locals_.tolist(), strict=True):
+            offsets, values = self._views[batch]
+            ids.append(values[offsets[local]:offsets[local + 1]].astype(np.int32))
+        return ids
+
+
+def _usable(path: Path, texts: TextStore, max_tokens: int) -> TokenStore | None:
+    if not Path(path).exists():
+        return None
+    reader = RowReader(path)
+    fits = reader.metadata["texts"] == texts.fingerprint and len(reader) == len(texts)
+    return TokenStore(reader) if fits and int(reader.metadata["max_tokens"]) >= max_tokens else None
+
+
+def _tokenised(texts: TextStore, tokenizer: PreTrainedTokenizerBase, max_tokens: int, prefix: str, schema: pa.Schema,
+               name: str) -> Iterator[pa.RecordBatch]:
+    with progress(f"tokenise {name}", len(texts), "texts") as advance:
+        for batch in texts.text_batches():
+            if prefix:
+                batch = [prefix + text for text in batch]
+            lists = [ids for start in range(0, len(batch), _TOKENIZE_ROWS)
+                     for ids in _encode(tokenizer, batch[start:start + _TOKENIZE_ROWS], max_tokens)]
+            lengths = np.fromiter(map(len, lists), np.int32, len(lists))
+            offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+            values = np.fromiter((i for ids in lists for i in ids), np.int64, int(offsets[-1]))
+            column = pa.LargeListArray.from_arrays(offsets, pa.array(values, schema.field("tokens").type.value_type))
+            yield pa.RecordBatch.from_arrays([column, pa.array(lengths)], schema=schema)
+            advance(len(batch))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int) -> list[list[int]]:
+    # the tokenizer's own truncation would count special tokens in, and change its state
+    ids = tokenizer(texts, add_special_tokens=False, truncation=False, return_attention_mask=False,
+                    return_token_type_ids=False, verbose=False)["input_ids"]
+    return [tokens[:max_tokens] for tokens in ids]
+
+
+def _load(tokenizer: PreTrainedTokenizerBase | str | Path) -> PreTrainedTokenizerBase:
+    if not isinstance(tokenizer, (str, Path)):
+        return tokenizer
+    from transformers import AutoTokenizer  # seconds to import, and most readers of a store never need it
+
+    from distill.config import resolve_model
+
+    return AutoTokenizer.from_pretrained(resolve_model(str(tokenizer)))
