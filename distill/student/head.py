@@ -1,0 +1,257 @@
+"""The exact SPLADE head: hidden states to sparse term weights, without a [batch, length, vocabulary] tensor.
+
+Max pooling (SPLADE-max, arXiv 2109.10086): y_v = f(max_t(h_t · W_v + b_v)) with f = log1p∘relu, once or twice. f is
+monotone, so the maximum comes first, and only the arg-max position of an active term carries gradient: with
+c = dL/dy · f'(m) the backward is dh[t*] += c W_v, dW_v += c h[t*], db_v += c, two sparse products. The same products
+serve the second pass of the cached step, which needs the arg-max positions and dL/dy, but no vocabulary product.
+Sum pooling (arXiv 2107.05720) has no arg-max; its backward computes the logits again, block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.student.kernels import blocked as kernels
+
+
+@dataclass(frozen=True)
+class SparseReps:
+    """Sparse representations of a batch of texts, in CSR form. Only `values` may carry gradient."""
+
+    indptr: Tensor  # int64 [B+1]
+    terms: Tensor  # int64 [nnz], ascending in each text
+    values: Tensor  # float32 [nnz], above zero
+    argmax: Tensor | None  # int64 [nnz]: position of the token that gave the value; None with sum pooling
+    vocab_size: int
+
+    def __len__(self) -> int:
+        return self.indptr.numel() - 1
+
+    @property
+    def active(self) -> Tensor:
+        """Number of active terms of each text: int64 [B]."""
+        return self.indptr.diff()
+
+    @property
+    def texts(self) -> Tensor:
+        """The text that each entry belongs to: int64 [nnz]."""
+        index = torch.arange(len(self), device=self.indptr.device)
+        return torch.repeat_interleave(index, self.active, output_size=self.terms.numel())
+
+    def to_dense(self) -> Tensor:
+        """float32 [B, V]; gradient flows to `values`."""
+        dense = self.values.new_zeros(len(self), self.vocab_size)
+        return dense.index_put((self.texts, self.terms), self.values)
+
+    def detach(self) -> SparseReps:
+        return replace(self, values=self.values.detach())
+
+    def rows(self, start: int, end: int) -> SparseReps:
+        """Texts `start` to `end`; a view, through which gradient flows."""
+        first, last = int(self.indptr[start]), int(self.indptr[end])
+        argmax = None if self.argmax is None else self.argmax[first:last]
+        return SparseReps(self.indptr[start:end + 1] - first, self.terms[first:last], self.values[first:last],
+                          argmax, self.vocab_size)
+
+    def top_k(self, k: int) -> SparseReps:
+        """The k strongest terms of each text (as sentence-transformers' `max_active_dims`); gradient flows."""
+        # sorted by text, and inside a text by descending value: the rank inside the text decides
+        order = torch.argsort(self.values.detach(), descending=True, stable=True)
+        order = order[torch.argsort(self.texts[order], stable=True)]
+        rank = torch.arange(order.numel(), device=order.device) - self.indptr[:-1][self.texts]
+        keep = order[rank < k].sort().values
+        indptr = F.pad(self.active.clamp(max=k).cumsum(0), (1, 0))
+        argmax = None if self.argmax is None else self.argmax[keep]
+        return SparseReps(indptr, self.terms[keep], self.values[keep], argmax, self.vocab_size)
+
+    @staticmethod
+    def cat(parts: Sequence[SparseReps]) -> SparseReps:
+        """All texts of `parts`, in order."""
+        if len({part.vocab_size for part in parts}) != 1:
+            raise ValueError("representations to concatenate must share one vocabulary, and be at least one")
+        indptr = F.pad(torch.cat([part.active for part in parts]).cumsum(0), (1, 0))
+        argmaxes = [part.argmax for part in parts]
+        argmax = None if any(part is None for part in argmaxes) else torch.cat(argmaxes)  # type: ignore[arg-type]
+        return SparseReps(indptr, torch.cat([part.terms for part in parts]),
+                          torch.cat([part.values for part in parts]), argmax, parts[0].vocab_size)
+
+
+class SpladeHead(nn.Module):
+    """Stands where a masked language model has its decoder (`weight` [V, H], `bias` [V]), and pools as it projects.
+
+    It keeps the decoder's own parameters under their own names, so that ties and state dicts stay as they were.
+    `activation` as sentence-transformers names it: `relu` is log1p(relu(x)), `log1p_relu` is log1p(log1p(relu(x))).
+    """
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None,
+                 pooling: Literal["max", "sum"] = "max", activation: Literal["relu", "log1p_relu"] = "relu"):
+        super().__init__()
+        self.weight = weight
+        self.bias = bias
+        self.vocab_size = weight.shape[0]  # kept: ZeRO-3 leaves no shape on a parameter that is not gathered
+        self.pooling = pooling
+        self.activation = activation
+        self._call: _Call | None = None
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor | None = None) -> SparseReps | Tensor:
+        """`head(hidden, attention_mask)` is `encode`. Called by a model's own forward, inside `called_with`, with
+        `hidden` alone, it returns one tensor (DeepSpeed's ZeRO-3 hooks see tensors only): the values [nnz], the rest
+        of the representation being left in the call, or the surrogate.
+        """
+        if attention_mask is not None:
+            return self.encode(hidden, attention_mask)
+        call = self._call
+        if call is None:
+            raise RuntimeError("the head needs an attention mask: call the model through SpladeStudent")
+        if call.cached is not None:
+            return self.surrogate(hidden, call.attention_mask, *call.cached)
+        call.reps = self.encode(hidden, call.attention_mask)
+        return call.reps.values
+
+    @contextmanager
+    def called_with(self, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None) -> Iterator[_Call]:
+        """What the model's forward inside this block passes to the head besides the hidden states."""
+        self._call = _Call(attention_mask, cached)
+        try:
+            yield self._call
+        finally:
+            self._call = None
+
+    def encode(self, hidden: Tensor, attention_mask: Tensor) -> SparseReps:
+        """Hidden states [B, L, H] and mask [B, L] (0: padding) to representations, differentiable."""
+        mask, twice = attention_mask.bool(), self.activation == "log1p_relu"
+        if self.pooling == "max":
+            values, indptr, terms, argmax = _MaxPool.apply(hidden, self.weight, self.bias, mask, twice)
+            return SparseReps(indptr, terms, values, argmax, self.vocab_size)
+        sums = _SumPool.apply(hidden, self.weight, self.bias, mask, twice)  # [B, V]
+        active = ~(sums.detach() <= 0)
+        indptr = F.pad(active.sum(1).cumsum(0), (1, 0))
+        return SparseReps(indptr, active.nonzero()[:, 1], sums[active], None, self.vocab_size)
+
+    def surrogate(self, hidden: Tensor, attention_mask: Tensor, reps: SparseReps, grad_values: Tensor) -> Tensor:
+        """The scalar sum(grad_values · values), whose backward is that of a loss with dL/dvalues = `grad_values`.
+
+        `hidden` [B, L, H] must equal what `reps` came from; `reps` are detached, `grad_values` float32 [nnz]. With
+        max pooling no product over the vocabulary takes place, in forward or backward.
+        """
+        twice = self.activation == "log1p_relu"
+        value = (grad_values * reps.values).sum()
+        if self.pooling == "max":
+            rows = reps.texts * hidden.shape[1] + reps.argmax  # of hidden.view(B * L, H)
+            coefficients = grad_values * _slope(reps.values, twice)
+            return _MaxSurrogate.apply(hidden, self.weight, self.bias, rows, reps.terms, coefficients, value)
+        d_sums = replace(reps, values=grad_values).to_dense()
+        return _SumSurrogate.apply(hidden, self.weight, self.bias, attention_mask.bool(), twice, d_sums, value)
+
+
+@dataclass
+class _Call:
+    attention_mask: Tensor
+    cached: tuple[SparseReps, Tensor] | None
+    reps: SparseReps | None = None
+
+
+def _activate(maxima: Tensor, twice: bool) -> Tensor:
+    return maxima.log1p().log1p() if twice else maxima.log1p()
+
+
+def _slope(values: Tensor, twice: bool) -> Tensor:
+    """f'(m) by y = f(m): exp(-y), or for the double log exp(1 - y - exp(y))."""
+    return torch.exp(1 - values - values.exp()) if twice else torch.exp(-values)
+
+
+def _real_tokens(hidden: Tensor, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens without padding [T, H] in `dtype`, offsets [B+1] of the texts, and their rows in the padded layout [T]."""
+    rows = mask.reshape(-1).nonzero()[:, 0]
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    tokens = flat if rows.numel() == flat.shape[0] else flat[rows]
+    return tokens.to(dtype), F.pad(mask.sum(1).cumsum(0), (1, 0)), rows
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, mask, twice):
+        tokens, offsets, padded_rows = _real_tokens(hidden, mask, weight.dtype)
+        indptr, terms, maxima, rows = kernels.max_forward(tokens, offsets, weight, bias)
+        rows = padded_rows[rows]
+        values = _activate(maxima, twice)
+        ctx.save_for_backward(hidden, weight, bias, values, rows, terms)
+        ctx.twice = twice
+        argmax = rows % hidden.shape[1]
+        ctx.mark_non_differentiable(indptr, terms, argmax)
+        return values, indptr, terms, argmax
+
+    @staticmethod
+    def backward(ctx, d_values, *_):
+        hidden, weight, bias, values, rows, terms = ctx.saved_tensors
+        coefficients = d_values * _slope(values, ctx.twice)
+        return *_max_gradients(ctx, hidden, weight, bias, rows, terms, coefficients), None, None
+
+
+class _MaxSurrogate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, rows, terms, coefficients, value):
+        ctx.save_for_backward(hidden, weight, bias, rows, terms, coefficients)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, scale):
+        hidden, weight, bias, rows, terms, coefficients = ctx.saved_tensors
+        gradients = _max_gradients(ctx, hidden, weight, bias, rows, terms, coefficients * scale)
+        return *gradients, None, None, None, None
+
+
+def _max_gradients(ctx, hidden, weight, bias, rows, terms, coefficients):
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    d_hidden, d_weight, d_bias = kernels.max_backward(rows, terms, coefficients, flat, weight,
+                                                      ctx.needs_input_grad[:3])
+    return _in_dtypes_of(hidden, weight, bias, d_hidden, d_weight, d_bias)
+
+
+class _SumPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, mask, twice):
+        tokens, offsets, _ = _real_tokens(hidden, mask, weight.dtype)
+        ctx.save_for_backward(hidden, weight, bias, mask)
+        ctx.twice = twice
+        return kernels.sum_forward(tokens, offsets, weight, bias, twice)
+
+    @staticmethod
+    def backward(ctx, d_sums):
+        return *_sum_gradients(ctx, *ctx.saved_tensors, d_sums), None, None
+
+
+class _SumSurrogate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, mask, twice, d_sums, value):
+        ctx.save_for_backward(hidden, weight, bias, mask, d_sums)
+        ctx.twice = twice
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx, scale):
+        *inputs, d_sums = ctx.saved_tensors
+        return *_sum_gradients(ctx, *inputs, d_sums * scale), None, None, None, None
+
+
+def _sum_gradients(ctx, hidden, weight, bias, mask, d_sums):
+    tokens, offsets, rows = _real_tokens(hidden, mask, weight.dtype)
+    d_tokens, d_weight, d_bias = kernels.sum_backward(d_sums, tokens, offsets, weight, bias, ctx.twice,
+                                                      ctx.needs_input_grad[:3])
+    d_hidden = None
+    if d_tokens is not None:
+        d_hidden = d_tokens.new_zeros(mask.numel(), d_tokens.shape[1]).index_copy_(0, rows, d_tokens)
+    return _in_dtypes_of(hidden, weight, bias, d_hidden, d_weight, d_bias)
+
+
+def _in_dtypes_of(hidden, weight, bias, d_hidden, d_weight, d_bias):
+    return (None if d_hidden is None else d_hidden.to(hidden.dtype).view_as(hidden),
+            None if d_weight is None else d_weight.to(weight.dtype),
+            None if d_bias is None else d_bias.to(bias.dtype))

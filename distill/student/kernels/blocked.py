@@ -1,0 +1,106 @@
+"""The head's products in plain torch, one block of the vocabulary at a time, on any device.
+
+This is the reference the faster kernels agree with, and what runs where they cannot. Tokens come flat, without
+padding: `tokens` [T, H] with `offsets` [B+1] (text i is rows offsets[i]:offsets[i+1]). Logits are float32; below
+float32 precision the product itself is rounded to the weights' dtype first, which the C++ and Triton kernels avoid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+TILE_BYTES = 64 << 20  # of one block of float32 logits
+
+
+def max_forward(tokens: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
+                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Maximum over each text's tokens of `tokens @ weight.T + bias`, where it is above zero (or NaN).
+
+    Returns `indptr` int64 [B+1], `terms` int64 [nnz] ascending in each text, `maxima` float32 [nnz] and `rows`
+    int64 [nnz]: the first row of `tokens` that attains the maximum.
+    """
+    texts, vocabulary = offsets.numel() - 1, weight.shape[0]
+    maxima = torch.full((texts, vocabulary), -torch.inf, device=tokens.device)  # [B, V]
+    rows = torch.zeros((texts, vocabulary), dtype=torch.int64, device=tokens.device)
+    bounds = offsets.tolist()
+    for block, logits in _logit_blocks(tokens, weight, bias):
+        for text, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            if end > start:
+                best = logits[start:end].max(dim=0)
+                maxima[text, block], rows[text, block] = best.values, best.indices + start
+    active = ~(maxima <= 0)  # keeps NaN, so that a broken model shows in the loss
+    indptr = F.pad(active.sum(1).cumsum(0), (1, 0))
+    return indptr, active.nonzero()[:, 1], maxima[active], rows[active]
+
+
+def max_backward(rows: Tensor, terms: Tensor, coefficients: Tensor, hidden: Tensor, weight: Tensor,
+                 needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The two sparse-dense products: dh[row] += c W[term], dW[term] += c h[row], db[term] += c; float32.
+
+    `rows`, `terms`, `coefficients` [nnz]; `hidden` [R, H]; `needs`: which of dh [R, H], dW [V, H], db [V] to make.
+    """
+    d_hidden = d_weight = d_bias = None
+    if needs[0]:
+        d_hidden = _gather_sum(rows, terms, coefficients, weight, hidden.shape[0])
+    if needs[1]:
+        d_weight = _gather_sum(terms, rows, coefficients, hidden, weight.shape[0])
+    if needs[2]:
+        d_bias = coefficients.new_zeros(weight.shape[0]).index_add_(0, terms, coefficients)
+    return d_hidden, d_weight, d_bias
+
+
+def sum_forward(tokens: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None, twice: bool) -> Tensor:
+    """Sum over each text's tokens of f(tokens @ weight.T + bias): dense float32 [B, V]."""
+    text = _text_of_row(offsets, tokens.shape[0])
+    sums = torch.zeros((offsets.numel() - 1, weight.shape[0]), device=tokens.device)
+    for block, logits in _logit_blocks(tokens, weight, bias):
+        activated = logits.relu_().log1p_()
+        if twice:
+            activated = activated.log1p_()
+        sums[:, block] = torch.zeros_like(sums[:, block]).index_add_(0, text, activated)
+    return sums
+
+
+def sum_backward(d_sums: Tensor, tokens: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None, twice: bool,
+                 needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of `sum_forward` given `d_sums` [B, V]; the logits are computed again, block by block; float32."""
+    text = _text_of_row(offsets, tokens.shape[0])
+    d_tokens = torch.zeros(tokens.shape, device=tokens.device) if needs[0] else None
+    d_weight = torch.empty(weight.shape, device=tokens.device) if needs[1] else None
+    d_bias = torch.empty(weight.shape[0], device=tokens.device) if needs[2] else None
+    for block, logits in _logit_blocks(tokens, weight, bias):
+        positive = logits > 0
+        slope = 1 / (1 + logits)
+        if twice:
+            slope = slope / (1 + logits.log1p())
+        d_logits = torch.where(positive, slope * d_sums[:, block][text], 0.0)  # [T, block]
+        if d_tokens is not None:
+            d_tokens += d_logits @ weight[block].float()
+        if d_weight is not None:
+            d_weight[block] = d_logits.T @ tokens.float()
+        if d_bias is not None:
+            d_bias[block] = d_logits.sum(0)
+    return d_tokens, d_weight, d_bias
+
+
+def _logit_blocks(tokens: Tensor, weight: Tensor, bias: Tensor | None):
+    width = max(64, TILE_BYTES // (4 * max(1, tokens.shape[0])))
+    for start in range(0, weight.shape[0], width):
+        block = slice(start, min(start + width, weight.shape[0]))
+        logits = (tokens @ weight[block].T).float()  # [T, block]
+        yield block, logits if bias is None else logits.add_(bias[block].float())
+
+
+def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tensor, size: int) -> Tensor:
+    """out[i] = sum of coefficients[k] * table[source[k]] over the k with into[k] == i; float32 [size, H]."""
+    order = torch.sort(into, stable=True)
+    starts = torch.searchsorted(order.values, torch.arange(size, device=into.device))
+    return F.embedding_bag(source[order.indices], table.float(), starts, mode="sum",
+                           per_sample_weights=coefficients[order.indices])
+
+
+def _text_of_row(offsets: Tensor, rows: int) -> Tensor:
+    return torch.repeat_interleave(torch.arange(offsets.numel() - 1, device=offsets.device), offsets.diff(),
+                                   output_size=rows)

@@ -1,0 +1,155 @@
+"""SPLADE students: any `AutoModelForMaskedLM` whose decoder is swapped for the exact sparse head.
+
+The model's own forward runs up to the decoder, so every architecture that transformers knows works as it stands, and
+its parameters keep their names: what is saved is a plain masked language model. Layers can be cut; a backbone that
+comes without an MLM head gets a calibrated one (`distill.student.calibrate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+
+from distill import config
+from distill.errors import StudentError
+from distill.student.head import SparseReps, SpladeHead
+
+
+class SpladeStudent(nn.Module):
+    """A masked language model with the sparse head in its decoder's place, and its tokenizer.
+
+    `mlm` keeps its class; its output layer is replaced in place.
+    """
+
+    def __init__(self, mlm: nn.Module, tokenizer: Any, pooling: str = "max", activation: str = "relu"):
+        super().__init__()
+        decoder = mlm.get_output_embeddings()
+        if decoder is None or not hasattr(decoder, "weight"):
+            raise StudentError(f"{type(mlm).__name__} has no output embedding layer to put the SPLADE head in")
+        mlm.set_output_embeddings(SpladeHead(decoder.weight, decoder.bias, pooling, activation))
+        self.mlm = mlm
+        self.tokenizer = tokenizer
+        self._prefix, self._suffix = _special_tokens(tokenizer)
+
+    @property
+    def head(self) -> SpladeHead:
+        return self.mlm.get_output_embeddings()
+
+    @property
+    def vocab_size(self) -> int:
+        return self.head.vocab_size
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None = None
+                ) -> SparseReps | Tensor:
+        """Token ids and mask [B, L] to representations.
+
+        With `cached` (detached representations of this very batch, and dL/dvalues [nnz]) the surrogate scalar of
+        `SpladeHead.surrogate` instead: the second pass of the cached step.
+        """
+        with self.head.called_with(attention_mask, cached) as call:
+            output = self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits
+        if cached is not None:
+            return output
+        return SparseReps(call.reps.indptr, call.reps.terms, output, call.reps.argmax, call.reps.vocab_size)
+
+    def assemble(self, ids: Sequence[np.ndarray], max_length: int) -> tuple[Tensor, Tensor]:
+        """Token ids of texts, without special tokens, to `input_ids` and `attention_mask` int64 [B, L].
+
+        Special tokens are added as the tokenizer does, texts cut to `max_length` tokens with them, and padded on
+        the right to the longest.
+        """
+        room = max_length - len(self._prefix) - len(self._suffix)
+        if room < 0:
+            raise StudentError(f"a maximum length of {max_length} leaves no room for the special tokens")
+        rows = [np.concatenate([self._prefix, text[:room], self._suffix]) for text in ids]
+        length = max(map(len, rows), default=0)
+        input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        attention_mask = np.zeros_like(input_ids)
+        for i, row in enumerate(rows):
+            input_ids[i, :len(row)] = row
+            attention_mask[i, :len(row)] = 1
+        return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
+
+
+def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = None) -> SpladeStudent:
+    """The student that the recipe's section describes, in float32, not yet trained.
+
+    `calibration_texts`: passages that a calibrated start is measured on (`needs_calibration` says if one is due).
+    Raises `StudentError`, in words, for what cannot be loaded or built.
+    """
+    name = config.resolve_model(cfg.model)
+    mlm, headless = _load_mlm(name, cfg.revision, cfg.layers)
+    tokenizer = load_tokenizer(cfg)
+    if cfg.start == "mlm" and headless:
+        raise StudentError(f"student.model {cfg.model!r} has no MLM head; set student.start to calibrated or auto")
+    if cfg.start == "calibrated" or headless:
+        from distill.student.calibrate import calibrate_head
+
+        if not calibration_texts:
+            raise StudentError(f"student.model {cfg.model!r} starts with a calibrated MLM head, which needs passages "
+                               "to be measured on")
+        calibrate_head(mlm, tokenizer, list(calibration_texts)[:cfg.calibration.passages], cfg.calibration)
+    return SpladeStudent(mlm, tokenizer, cfg.pooling, cfg.activation)
+
+
+def load_tokenizer(cfg: config.Student) -> Any:
+    """The student's tokenizer (token stores are keyed by it), without loading the model."""
+    try:
+        return AutoTokenizer.from_pretrained(config.resolve_model(cfg.model), revision=cfg.revision)
+    except (OSError, ValueError) as error:
+        raise StudentError(f"student.model {cfg.model!r}: its tokenizer cannot be loaded: {error}") from None
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set every dropout probability of a model, those that attention layers keep as numbers included."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, p)
+
+
+def _load_mlm(name: str, revision: str | None, layers: int | None) -> tuple[nn.Module, bool]:
+    """The masked language model in float32, and whether its checkpoint came without an MLM head."""
+    try:
+        model_config = AutoConfig.from_pretrained(name, revision=revision)
+        if layers is not None:
+            _keep_layers(model_config, layers)
+        mlm, info = AutoModelForMaskedLM.from_pretrained(name, revision=revision, config=model_config,
+                                                         dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise StudentError(f"student.model {name!r} cannot be loaded as a masked language model: {error}") from None
+    body = f"{mlm.base_model_prefix}."
+    lost = sorted(key for key in info["missing_keys"] if key.startswith(body))
+    if lost:
+        raise StudentError(f"student.model {name!r}: its checkpoint lacks weights of the encoder ({lost[0]}"
+                           + (f" and {len(lost) - 1} more)" if len(lost) > 1 else ")"))
+    return mlm, any(not key.startswith(body) for key in info["missing_keys"])
+
+
+def _keep_layers(model_config: Any, layers: int) -> None:
+    """Make `model_config` that of the lower `layers` layers, lists with an entry a layer included."""
+    present = model_config.num_hidden_layers
+    if layers > present:
+        raise StudentError(f"student.layers is {layers}, but the model has {present}")
+    model_config.num_hidden_layers = layers
+    for field, value in list(vars(model_config).items()):
+        if isinstance(value, list) and len(value) == present:
+            setattr(model_config, field, value[:layers])
+
+
+def _special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What the tokenizer puts before and after a text, found by encoding one."""
+    with_special = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    for start in range(len(with_special) - len(plain) + 1):
+        if with_special[start:start + len(plain)] == plain:
+            return (np.array(with_special[:start], dtype=np.int64),
+                    np.array(with_special[start + len(plain):], dtype=np.int64))
+    raise StudentError(f"cannot tell which special tokens {type(tokenizer).__name__} adds")

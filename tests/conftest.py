@@ -1,0 +1,76 @@
+"""Tiny models that the whole suite shares, made once a session and without a model hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = Path(__file__).with_name("words.txt")
+
+
+def tiny_tokenizer():
+    """A fast WordPiece tokenizer over about a thousand English words, letters and suffixes."""
+    from transformers import BertTokenizer
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+    pieces = [*SPECIAL, *".,;:!?'\"()-/", *letters, *(f"##{letter}" for letter in letters),
+              *WORDS.read_text(encoding="utf-8").split()]
+    return BertTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, model_max_length=128)
+
+
+def tiny_config(tokenizer, **changes):
+    from transformers import BertConfig
+
+    return BertConfig(**{"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2,
+                         "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128,
+                         "initializer_range": 0.2, **changes})
+
+
+@pytest.fixture(scope="session")
+def tiny_mlm(tmp_path_factory) -> Path:
+    """A folder with a random BertForMaskedLM and its tokenizer."""
+    from transformers import BertForMaskedLM
+
+    torch.manual_seed(0)
+    path, tokenizer = tmp_path_factory.mktemp("tiny-mlm"), tiny_tokenizer()
+    model = BertForMaskedLM(tiny_config(tokenizer))
+    with torch.no_grad():  # so that some terms are active and some are not
+        model.get_output_embeddings().bias.normal_(-1.0, 1.0)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory) -> Path:
+    """A folder with a random cross-encoder (BertForSequenceClassification, one label) and its tokenizer."""
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(1)
+    path, tokenizer = tmp_path_factory.mktemp("tiny-classifier"), tiny_tokenizer()
+    BertForSequenceClassification(tiny_config(tokenizer, num_labels=1)).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_sentence(tmp_path_factory) -> Path:
+    """A folder with a random SentenceTransformer (a BertModel without an MLM head, mean pooling)."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertModel
+
+    torch.manual_seed(2)
+    body, path = tmp_path_factory.mktemp("tiny-body"), tmp_path_factory.mktemp("tiny-sentence")
+    tokenizer = tiny_tokenizer()
+    BertModel(tiny_config(tokenizer), add_pooling_layer=False).save_pretrained(body)
+    tokenizer.save_pretrained(body)
+    SentenceTransformer(modules=[Transformer(str(body)), Pooling(32)], device="cpu").save(str(path))
+    return path
