@@ -1,0 +1,85 @@
+"""The recipe's objective: the weighted sum of losses and regularisers on a batch's representations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from distill import config
+from distill.losses import listwise, regularizers
+from distill.losses.collective import gather, sum_over_processes
+from distill.losses.sparse_products import all_scores, list_scores
+from distill.student.head import SparseReps
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`total` carries the gradient; `parts` are its weighted terms by name, for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which queries of the global batch are here: `first`, `first + 1`, ... of `total`."""
+
+    first: int
+    total: int
+
+
+def objective(train: config.Train, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place, step: int
+              ) -> Objective:
+    """Representations of this process's queries [b] and their passages [b * (1+n)], positive first; labels [b, 1+n].
+
+    The value is that of the global batch, the same on every process, and so is the gradient with respect to each
+    representation. `step` counts optimizer steps from 1, for the ramps.
+    """
+    lists = labels.shape[1]
+    scores = list_scores(queries, passages)  # [b, 1+n]
+    share = len(queries) / place.total
+    parts: dict[str, Tensor] = {}
+    for loss in train.losses:
+        value = _loss(loss, scores, queries, passages, labels, place) * share
+        _add(parts, loss.kind, sum_over_processes(value) * loss.weight)
+    for side, reps, per_query, terms in (("query", queries, 1, train.query_regularizers),
+                                         ("passage", passages, lists, train.passage_regularizers)):
+        for term in terms:
+            weight = term.weight * regularizers.ramp(term.ramp, step, term.ramp_steps)
+            value = _regularizer(term, reps, place.first * per_query, place.total * per_query)
+            _add(parts, f"{side}-{term.kind}", value * weight)
+    return Objective(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
+
+
+def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place
+          ) -> Tensor:
+    """Mean over the queries here."""
+    match loss:
+        case config.KlLoss():
+            return listwise.kl(scores, labels, loss.student_temperature, loss.teacher_temperature)
+        case config.MarginMseLoss():
+            return listwise.margin_mse(scores, labels, loss.pairs)
+        case config.InfoNceLoss(in_batch=False):
+            return listwise.infonce(scores, scores.new_zeros(len(scores), dtype=torch.int64), loss.temperature)
+        case config.InfoNceLoss():
+            positives = (place.first + torch.arange(len(queries), device=scores.device)) * labels.shape[1]
+            return listwise.infonce(all_scores(queries, gather(passages)), positives, loss.temperature)
+
+
+def _regularizer(term: config.Regularizer, reps: SparseReps, first: int, total: int) -> Tensor:
+    if term.threshold is not None:
+        reps = regularizers.above_threshold(reps, term.threshold)
+    match term.kind:
+        case "flops":
+            return regularizers.flops(reps, total, first, term.group_size)
+        case "l1":
+            return regularizers.l1(reps, total)
+        case "anti-zero":
+            return regularizers.anti_zero(reps)
+
+
+def _add(parts: dict[str, Tensor], name: str, value: Tensor) -> None:
+    """Two terms of one kind (say, two MarginMSE losses) are logged as one."""
+    parts[name] = parts[name] + value if name in parts else value

@@ -1,0 +1,151 @@
+"""Losses equal sentence-transformers' on the same scores; regularisers equal their dense formulas."""
+
+import pytest
+import torch
+from sentence_transformers.sparse_encoder import losses as st
+from torch.nn import functional as F
+
+from distill import config
+from distill.losses import listwise, regularizers
+from distill.losses.objective import Place, objective
+from distill.losses.sparse_products import all_scores, list_scores
+from distill.student.head import SparseReps
+
+B, LISTS, V = 5, 4, 50
+
+
+def sparse(dense: torch.Tensor) -> SparseReps:
+    active = dense > 0
+    return SparseReps(F.pad(active.sum(1).cumsum(0), (1, 0)), active.nonzero()[:, 1], dense[active], None, V)
+
+
+@pytest.fixture
+def batch():
+    """Dense queries [B, V] and passages [B * LISTS, V], non-negative, some empty, and teacher scores [B, LISTS]."""
+    torch.manual_seed(0)
+    queries = torch.rand(B, V).mul(torch.rand(B, V) < 0.2).requires_grad_()
+    passages = torch.rand(B * LISTS, V).mul(torch.rand(B * LISTS, V) < 0.4)
+    passages[3] = 0
+    return queries, passages.requires_grad_(), torch.randn(B, LISTS) * 3
+
+
+def columns(queries, passages):
+    """As sentence-transformers wants them: queries, positives, first negatives, ..."""
+    return [queries, *passages.view(B, LISTS, V).unbind(1)]
+
+
+def gradients(value, *inputs):
+    return torch.autograd.grad(value, inputs)
+
+
+def assert_same(ours, theirs, *inputs):
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    for mine, reference in zip(gradients(ours, *inputs), gradients(theirs, *inputs), strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_sparse_scores_are_dot_products(batch):
+    queries, passages, _ = batch
+    lists = (queries[:, None] * passages.view(B, LISTS, V)).sum(-1)
+    torch.testing.assert_close(list_scores(sparse(queries), sparse(passages)), lists)
+    torch.testing.assert_close(all_scores(sparse(queries), sparse(passages)), queries @ passages.T)
+
+
+def test_gradients_of_sparse_scores_are_the_dense_ones_at_active_terms(batch):
+    queries, passages, _ = batch
+    weight = torch.randn(B, B * LISTS)
+    for ours, theirs in [
+        (all_scores(sparse(queries), sparse(passages)), queries @ passages.T),
+        (list_scores(sparse(queries), sparse(passages)).repeat(1, B),
+         (queries[:, None] * passages.view(B, LISTS, V)).sum(-1).repeat(1, B)),
+    ]:
+        for x, mine, reference in zip((queries, passages), gradients((ours * weight).sum(), queries, passages),
+                                      gradients((theirs * weight).sum(), queries, passages), strict=True):
+            torch.testing.assert_close(mine, reference * (x > 0))
+
+
+@pytest.mark.parametrize(("student_temperature", "teacher_temperature"), [(1.0, 1.0), (2.0, 0.5)])
+def test_kl_equals_sentence_transformers(batch, student_temperature, teacher_temperature):
+    queries, passages, labels = batch
+    theirs = st.SparseDistillKLDivLoss(None, student_temperature=student_temperature,
+                                       teacher_temperature=teacher_temperature)
+    scores = (queries[:, None] * passages.view(B, LISTS, V)).sum(-1)
+    assert_same(listwise.kl(scores, labels, student_temperature, teacher_temperature),
+                theirs.compute_loss_from_embeddings(columns(queries, passages), labels), queries, passages)
+
+
+def test_margin_mse_equals_sentence_transformers(batch):
+    queries, passages, labels = batch
+    scores = (queries[:, None] * passages.view(B, LISTS, V)).sum(-1)
+    assert_same(listwise.margin_mse(scores, labels),
+                st.SparseMarginMSELoss(None).compute_loss_from_embeddings(columns(queries, passages), labels),
+                queries, passages)
+
+
+def test_margin_mse_over_all_pairs_takes_each_pair_once():
+    student, teacher = torch.tensor([[3.0, 1.0, 0.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+    by_hand = ((2 - 1) ** 2 + (3 + 1) ** 2 + (1 + 2) ** 2) / 3  # margins 01, 02, 12
+    assert listwise.margin_mse(student, teacher, "all").item() == pytest.approx(by_hand)
+
+
+def test_infonce_with_in_batch_negatives_equals_sentence_transformers(batch):
+    queries, passages, _ = batch
+    theirs = st.SparseMultipleNegativesRankingLoss(None, scale=4.0)
+    ours = listwise.infonce(queries @ passages.T, torch.arange(B) * LISTS, temperature=0.25)
+    assert_same(ours, theirs.compute_loss_from_embeddings(columns(queries, passages), None), queries, passages)
+
+
+@pytest.mark.parametrize("threshold", [None, 20])
+def test_flops_equals_sentence_transformers(batch, threshold):
+    _, passages, _ = batch
+    reps = sparse(passages)
+    ours = regularizers.flops(reps if threshold is None else regularizers.above_threshold(reps, threshold), len(reps))
+    theirs = st.FlopsLoss(None, threshold=threshold).compute_loss_from_embeddings(passages)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradients(ours, passages)[0], gradients(theirs, passages)[0] * (passages > 0))
+
+
+@pytest.mark.parametrize("group_size", [1, 4, 7, 100])
+def test_flops_in_groups_is_the_mean_over_groups_of_texts(batch, group_size):
+    _, passages, _ = batch
+    groups = passages.split(group_size)
+    by_hand = sum(group.mean(0).square().sum() * len(group) for group in groups) / len(passages)
+    torch.testing.assert_close(regularizers.flops(sparse(passages), len(passages), 0, group_size), by_hand)
+
+
+def test_l1_and_anti_zero_follow_the_published_formulas(batch):
+    queries, _, _ = batch
+    torch.testing.assert_close(regularizers.l1(sparse(queries), B), queries.abs().sum(-1).mean())
+    torch.testing.assert_close(regularizers.anti_zero(sparse(queries)), 1 / queries.sum() ** 2)
+
+
+def test_ramps_reach_the_full_weight_and_stay():
+    steps = (1, 5, 10, 20)
+    assert [regularizers.ramp("quadratic", step, 10) for step in steps] == pytest.approx([0.01, 0.25, 1, 1])
+    assert [regularizers.ramp("linear", step, 10) for step in steps] == [0.1, 0.5, 1, 1]
+    assert [regularizers.ramp("constant", step, 10) for step in steps] == [1, 1, 1, 1]
+    assert regularizers.ramp("quadratic", 1, 0) == 1
+
+
+def test_the_objective_is_the_weighted_sum_of_its_parts(batch):
+    queries, passages, labels = batch
+    train = config.Train.model_validate({
+        "losses": [{"kind": "kl", "weight": 0.99}, {"kind": "margin-mse", "weight": 0.05, "pairs": "all"},
+                   {"kind": "infonce", "weight": 0.1}, {"kind": "infonce", "weight": 0.2, "in_batch": False}],
+        "query_regularizers": [{"kind": "l1", "weight": 0.3, "ramp": "linear", "ramp_steps": 10}],
+        "passage_regularizers": [{"kind": "flops", "weight": 0.5, "ramp": "quadratic", "ramp_steps": 4}],
+    })
+    got = objective(train, sparse(queries), sparse(passages), labels, Place(0, B), step=2)
+    scores = (queries[:, None] * passages.view(B, LISTS, V)).sum(-1)
+    expected = {
+        "kl": 0.99 * F.kl_div(scores.log_softmax(1), labels.softmax(1), reduction="batchmean"),
+        "margin-mse": 0.05 * listwise.margin_mse(scores, labels, "all"),
+        "infonce": 0.1 * F.cross_entropy(queries @ passages.T, torch.arange(B) * LISTS)
+        + 0.2 * F.cross_entropy(scores, torch.zeros(B, dtype=torch.long)),
+        "query-l1": 0.3 * 0.2 * queries.sum(-1).mean(),
+        "passage-flops": 0.5 * 0.25 * passages.mean(0).square().sum(),
+    }
+    assert got.parts.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(got.parts[name], value.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(got.total, sum(expected.values()))
