@@ -1,0 +1,110 @@
+"""Effectiveness by ir-measures, cost by FLOPS and active dimensions, and a paired test between two systems.
+
+FLOPS is the expected number of products a query-passage pair costs, Σ_v p_q(v) p_d(v), with p the share of queries
+(passages) in which term v is active (Paria et al., ICLR 2020; Formal et al., SIGIR 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import ir_measures
+import numpy as np
+from scipy import sparse, stats
+
+from distill.errors import RecipeError
+
+
+def parse_measures(names: Iterable[str]) -> list[ir_measures.Measure]:
+    """ir-measures objects for names such as `nDCG@10`; `MRR@10` is taken for `RR@10`. Raises `RecipeError`."""
+    measures = []
+    for name in names:
+        try:
+            measure = ir_measures.parse_measure(name.removeprefix("M") if name.startswith("MRR") else name)
+            supported = any(p.supports(measure) and p.is_available() for p in ir_measures.DefaultPipeline.providers)
+        except (NameError, ValueError, SyntaxError, KeyError, AttributeError, AssertionError):
+            supported = False
+        if not supported:
+            raise RecipeError(f"evaluate.metrics: {name!r} is not a measure that ir-measures can compute; "
+                              "names are like nDCG@10, RR@10, R@100, AP, P@5, Success@10")
+        measures.append(measure)
+    return measures
+
+
+def per_query(
+    names: Sequence[str], judgements: Mapping[int, Mapping[int, int]], ranking: Mapping[int, Sequence[int]]
+) -> dict[str, np.ndarray]:
+    """Each measure's value for each judged query, in the order of `judgements`; a query without a ranking gets 0.
+
+    `judgements`: query -> passage -> grade (the gain of nDCG). `ranking`: query -> passages, best first.
+    Returns one float64 [queries] per name.
+    """
+    measures = parse_measures(names)
+    qrels = [
+        ir_measures.Qrel(str(query), str(passage), int(grade))
+        for query, graded in judgements.items()
+        for passage, grade in graded.items()
+    ]
+    # Scores made from ranks: trec_eval would break ties of real scores by passage id, not in the order found.
+    run = [
+        ir_measures.ScoredDoc(str(query), str(passage), float(-rank))
+        for query, passages in ranking.items()
+        if query in judgements
+        for rank, passage in enumerate(passages)
+    ]
+    column = {str(query): i for i, query in enumerate(judgements)}
+    values = {measure: np.zeros(len(column)) for measure in measures}
+    for metric in ir_measures.iter_calc(list(values), qrels, run):
+        values[metric.measure][column[metric.query_id]] = metric.value
+    return {name: values[measure] for name, measure in zip(names, measures, strict=True)}
+
+
+def depth_needed(names: Sequence[str], depth: int) -> int:
+    """How deep a ranking has to be for these measures: the largest cutoff, or `depth` where one has none."""
+    cutoffs = []
+    for measure in parse_measures(names):
+        try:
+            cutoffs.append(int(measure["cutoff"]))
+        except (KeyError, TypeError, ValueError):
+            return depth
+    return min(depth, max(cutoffs))
+
+
+def flops(queries: sparse.csr_matrix, passages: sparse.csr_matrix) -> float:
+    """Expected products per query-passage pair, from representations [n, vocabulary] and [N, vocabulary]."""
+    if 0 in (queries.shape[0], passages.shape[0]):
+        return 0.0
+    return float(activation_rates(queries) @ activation_rates(passages))
+
+
+def activation_rates(vectors: sparse.csr_matrix) -> np.ndarray:
+    """The share of rows in which each term is active: float64 [vocabulary]."""
+    active = vectors.indices[vectors.data != 0]
+    return np.bincount(active, minlength=vectors.shape[1]) / max(vectors.shape[0], 1)
+
+
+def active_dimensions(vectors: sparse.csr_matrix) -> float:
+    """Mean number of active terms a row."""
+    return float(np.count_nonzero(vectors.data)) / max(vectors.shape[0], 1)
+
+
+def paired_test(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | int]:
+    """Two-sided paired t-test on per-query values.
+
+    Returns `difference` (mean of ours - theirs), `p`, `wins`, `losses` and `queries`. Equal values everywhere, or
+    fewer than two queries, give p = 1.
+    """
+    difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    if len(difference) < 2 or not difference.any():
+        p = 1.0
+    elif np.ptp(difference) == 0:
+        p = 0.0  # the same non-zero difference for every query: t is infinite
+    else:
+        p = float(stats.ttest_rel(ours, theirs).pvalue)
+    return {
+        "difference": float(difference.mean()) if len(difference) else 0.0,
+        "p": p,
+        "wins": int((difference > 0).sum()),
+        "losses": int((difference < 0).sum()),
+        "queries": len(difference),
+    }

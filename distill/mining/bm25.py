@@ -1,0 +1,119 @@
+"""BM25 over the searchable collection: Lucene's formula, English stemming and stop words.
+
+Words come from bm25s's tokenizer with PyStemmer's stemmer. The weights are kept as one sparse matrix (passages ×
+stems), computed here because training variants of passages, which are not in the index, must be scored with the
+collection's statistics (Kamphuis et al., ECIR 2020, "Lucene (accurate)").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import Stemmer
+from bm25s.tokenization import Tokenizer
+from scipy import sparse
+
+from distill.data.texts import TextStore
+from distill.mining.search import search_sparse
+from distill.progress import progress
+
+_PAIRS = 200_000  # pairs scored at a time
+
+
+@dataclass(frozen=True)
+class Bm25Index:
+    """BM25 weights of the collection's passages; `build_index` makes one."""
+
+    store: TextStore
+    tokenizer: Tokenizer
+    weights: sparse.csr_matrix  # float32 [collection_size, stems]
+    idf: np.ndarray  # float32 [stems]
+    mean_length: float  # stems a passage
+    k1: float
+    b: float
+
+    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32.
+
+        Only passages that share a stem with the query are ranked: the rest of a row is -1, with score 0.
+        """
+        return search_sparse(self.query_vectors(queries), self.weights, k)
+
+    def score_pairs(self, queries: Sequence[str], passages: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Scores of chosen passages: `passages[i]` int64 [m_i] are rows of the store, for `queries[i]`.
+
+        Training variants (rows from `collection_size` on) are weighed on their own words, with the collection's
+        idf and mean length. Returns one float32 [m_i] per query.
+        """
+        counts = np.array([len(rows) for rows in passages], dtype=np.int64)
+        vectors = self.query_vectors(queries)
+        query_of = np.repeat(np.arange(len(queries)), counts)  # [pairs]
+        rows = np.concatenate([np.empty(0, np.int64), *passages]).astype(np.int64)  # [pairs]
+        scores = np.empty(len(rows), dtype=np.float32)
+        for start in range(0, len(rows), _PAIRS):
+            span = slice(start, start + _PAIRS)
+            distinct, at = np.unique(rows[span], return_inverse=True)
+            weights = self.passage_vectors(distinct)
+            scores[span] = np.asarray(vectors[query_of[span]].multiply(weights[at]).sum(axis=1)).ravel()
+        return np.split(scores, np.cumsum(counts)[:-1]) if len(counts) else []
+
+    def query_vectors(self, queries: Sequence[str]) -> sparse.csr_matrix:
+        """How often each known stem occurs in each query: float32 [n, stems]."""
+        return _count(self.tokenizer.streaming_tokenize(queries, update_vocab=False, allow_empty=False), len(self.idf))
+
+    def passage_vectors(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """BM25 weights of any rows of the store, indexed or not: float32 [len(rows), stems]."""
+        rows = np.asarray(rows, dtype=np.int64)
+        indexed = rows < self.store.collection_size
+        if indexed.all():
+            return self.weights[rows]
+        texts = self.store.texts(rows[~indexed])
+        own = _weigh(self.query_vectors(texts), self.idf, self.mean_length, self.k1, self.b)
+        stacked = sparse.vstack([self.weights[rows[indexed]], own], format="csr")
+        back = np.empty(len(rows), dtype=np.int64)
+        back[np.concatenate([np.flatnonzero(indexed), np.flatnonzero(~indexed)])] = np.arange(len(rows))
+        return stacked[back]
+
+
+def build_index(store: TextStore, k1: float = 1.5, b: float = 0.75) -> Bm25Index:
+    """Index the passages that can be searched, rows [0, collection_size) of `store`."""
+    tokenizer = Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))
+    parts = []
+    with progress("BM25 index", store.collection_size, "passages") as advance:
+        for texts in store.text_batches(stop=store.collection_size):
+            parts.append(_count(tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False), None))
+            advance(len(texts))
+    vocabulary = len(tokenizer.stem_to_sid)
+    for part in parts:
+        part.resize(part.shape[0], vocabulary)
+    counts = sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, vocabulary), dtype=np.float32)
+    n = counts.shape[0]
+    frequency = np.bincount(counts.indices, minlength=vocabulary)  # passages with the stem
+    idf = np.log1p((n - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
+    mean_length = float(counts.sum()) / max(n, 1)
+    weights = _weigh(counts, idf, mean_length, k1, b)
+    return Bm25Index(store, tokenizer, weights, idf, mean_length, k1, b)
+
+
+def _count(texts: Iterable[list[int]], vocabulary: int | None) -> sparse.csr_matrix:
+    """Stem counts: one row per text; `vocabulary` columns, or as many as are needed."""
+    stems = [np.asarray(text, dtype=np.int32) for text in texts]
+    indptr = np.concatenate([[0], np.cumsum([len(text) for text in stems])]).astype(np.int64)
+    indices = np.concatenate([np.empty(0, np.int32), *stems])
+    if vocabulary is None:
+        vocabulary = int(indices.max(initial=-1)) + 1
+    ones = np.ones(len(indices), dtype=np.float32)
+    counts = sparse.csr_matrix((ones, indices, indptr), shape=(len(stems), vocabulary))
+    counts.sum_duplicates()
+    return counts
+
+
+def _weigh(counts: sparse.csr_matrix, idf: np.ndarray, mean_length: float, k1: float, b: float) -> sparse.csr_matrix:
+    """idf · tf / (tf + k1 (1 - b + b · length / mean length)), on the non-zeros of `counts` [n, stems]."""
+    lengths = np.asarray(counts.sum(axis=1)).ravel()
+    norm = k1 * (1 - b + b * lengths / max(mean_length, 1e-9))
+    tf = counts.data
+    data = idf[counts.indices] * (tf / (tf + np.repeat(norm, np.diff(counts.indptr))))
+    return sparse.csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)

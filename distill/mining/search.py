@@ -1,0 +1,114 @@
+"""Exact top-k search, dense and sparse, by blocks.
+
+Rankings are by score, best first; ties go to the lower row, so a ranking does not depend on blocking, on
+threads or on the order in which scores were computed. Memory is bounded by the block, never by queries × passages.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from scipy import sparse
+
+_BLOCK_BYTES = 128 << 20  # of the scores held by one thread
+
+
+def search_sparse(
+    queries: sparse.csr_matrix, passages: sparse.csr_matrix, k: int, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` passages of each query with the largest dot product, among those that share a term with it.
+
+    `queries` [n, vocabulary] and `passages` [N, vocabulary] are sparse float32. Returns rows int64 [n, min(k, N)] and
+    scores float32 of the same shape; where fewer passages share a term, the row is -1 and the score 0.
+    """
+    width = min(k, passages.shape[0])
+    rows = np.full((queries.shape[0], width), -1, dtype=np.int64)
+    scores = np.zeros((queries.shape[0], width), dtype=np.float32)
+    if width == 0 or queries.shape[0] == 0:
+        return rows, scores
+    inverted = passages.T.tocsr()  # [vocabulary, N]: the posting lists
+    postings = np.diff(inverted.indptr)
+
+    def search_block(span: tuple[int, int]) -> None:
+        product = queries[span[0] : span[1]] @ inverted
+        for i in range(product.shape[0]):
+            hits = slice(product.indptr[i], product.indptr[i + 1])
+            best_rows, best_scores = _best(product.indices[hits], product.data[hits], width)
+            rows[span[0] + i, : len(best_rows)] = best_rows
+            scores[span[0] + i, : len(best_rows)] = best_scores
+
+    # A query's row of the product has at most as many entries as its posting lists together, at 12 bytes each.
+    entries = np.diff(np.concatenate([[0], np.cumsum(postings[queries.indices], dtype=np.int64)])[queries.indptr])
+    entries = np.minimum(entries, passages.shape[0])
+    spans = _spans(12 * entries + 1, _BLOCK_BYTES)
+    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:  # SciPy's product releases the GIL
+        list(pool.map(search_block, spans))
+    return rows, scores
+
+
+class TopK:
+    """The best `k` passages of each of `n` queries, over blocks of passages that come one after the other."""
+
+    def __init__(self, n: int, k: int):
+        self.k = k
+        self.rows = np.empty((n, 0), dtype=np.int64)
+        self.scores = np.empty((n, 0), dtype=np.float32)
+
+    def add(self, scores: np.ndarray, first_row: int) -> None:
+        """Take in `scores` float32 [n, block] of the passages `first_row`, `first_row + 1`, ..."""
+        width = min(self.k, self.rows.shape[1] + scores.shape[1])
+        rows = np.empty((len(scores), width), dtype=np.int64)
+        best = np.empty((len(scores), width), dtype=np.float32)
+        block = np.arange(first_row, first_row + scores.shape[1])
+        for i in range(len(scores)):
+            rows[i], best[i] = _best(
+                np.concatenate([self.rows[i], block]), np.concatenate([self.scores[i], scores[i]]), width
+            )
+        self.rows, self.scores = rows, best
+
+
+def search_dense(
+    queries: np.ndarray, passages: np.ndarray, k: int, block: int = 65536
+) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` passages of each query with the largest dot product.
+
+    `queries` float32 [n, d]; `passages` [N, d], which may be memory-mapped and is read in blocks. Returns rows
+    int64 [n, min(k, N)] and scores float32 of the same shape.
+    """
+    found_rows, found_scores = [], []
+    step = max(1, _BLOCK_BYTES // (4 * block))
+    for start in range(0, len(queries), step):
+        top = TopK(len(queries[start : start + step]), k)
+        for first in range(0, len(passages), block):
+            top.add(queries[start : start + step] @ np.asarray(passages[first : first + block]).T, first)
+        found_rows.append(top.rows)
+        found_scores.append(top.scores)
+    width = min(k, len(passages))
+    return (
+        np.concatenate([np.empty((0, width), np.int64), *found_rows]),
+        np.concatenate([np.empty((0, width), np.float32), *found_scores]),
+    )
+
+
+def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `k` best of one query, best first, ties to the lower row."""
+    if len(rows) > k:
+        threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
+        keep = scores >= threshold  # holds every tie at the boundary, so that the sort below decides
+        rows, scores = rows[keep], scores[keep]
+    order = np.lexsort((rows, -scores))[:k]
+    return rows[order], scores[order]
+
+
+def _spans(sizes: np.ndarray, limit: int) -> list[tuple[int, int]]:
+    """Cut [0, len(sizes)) into runs whose sizes sum to at most `limit` (a run of one may be larger)."""
+    spans, start, total = [], 0, 0
+    for i, size in enumerate(sizes.tolist()):
+        if total + size > limit and i > start:
+            spans.append((start, i))
+            start, total = i, 0
+        total += size
+    spans.append((start, len(sizes)))
+    return spans

@@ -1,0 +1,78 @@
+"""The table a run ends with: one row a system, effectiveness and cost beside each other.
+
+It is made once as headers and cells of text (`cells`), and shown on the terminal, in Markdown and in the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_COSTS = (("query_terms", "query terms", ".0f"), ("passage_terms", "passage terms", ".0f"), ("flops", "FLOPS", ".2f"))
+_MISSING = "–"
+
+
+def cells(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of text from what `evaluate` returned (metrics/evaluation.json)."""
+    headers = ["system", *(metric_title(name) for name in evaluation["metrics"]), *(title for _, title, _ in _COSTS)]
+    rows = []
+    for row in evaluation["rows"]:
+        values = [_number(row["metrics"].get(name), ".3f") for name in evaluation["metrics"]]
+        rows.append([row["title"], *values, *(_number(row.get(key), form) for key, _, form in _COSTS)])
+    return headers, rows
+
+
+def test_sentences(evaluation: Mapping[str, Any]) -> list[str]:
+    """The paired tests in words."""
+    return [
+        f"{test['ours']} − {test['theirs']}: {test['difference']:+.3f} {metric_title(test['metric'])}, "
+        f"p {_p_value(test['p'])} (paired t-test, {test['queries']} queries: {test['wins']} better, "
+        f"{test['losses']} worse)"
+        for test in evaluation["tests"]
+    ]
+
+
+def caption(evaluation: Mapping[str, Any]) -> str:
+    return f"{evaluation['queries']:,} {evaluation['split']} queries, {evaluation['passages']:,} passages"
+
+
+def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -> None:
+    """Show the table and the tests on the terminal."""
+    console = console or Console()
+    headers, rows = cells(evaluation)
+    table = Table(title=caption(evaluation), title_justify="left", title_style="bold", header_style="bold")
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row, values in zip(evaluation["rows"], rows, strict=True):
+        table.add_row(*values, style="bold green" if row["name"] == "student" else None)
+    console.print(table)
+    for sentence in test_sentences(evaluation):
+        console.print(sentence, highlight=False)
+
+
+def markdown_table(evaluation: Mapping[str, Any]) -> str:
+    """The table in GitHub's Markdown; the student's row is bold."""
+    headers, rows = cells(evaluation)
+    lines = ["| " + " | ".join(headers) + " |", "|---|" + "---:|" * (len(headers) - 1)]
+    for row, values in zip(evaluation["rows"], rows, strict=True):
+        shown = [f"**{value}**" for value in values] if row["name"] == "student" else values
+        lines.append("| " + " | ".join(value.replace("|", "\\|") for value in shown) + " |")
+    return "\n".join(lines)
+
+
+def metric_title(name: str) -> str:
+    """ir-measures' name as the field writes it: RR@10 -> MRR@10, R@100 -> recall@100."""
+    if name == "RR" or name.startswith("RR@"):
+        return "M" + name
+    return name.replace("R@", "recall@", 1) if name.startswith("R@") else name
+
+
+def _number(value: float | None, form: str) -> str:
+    return _MISSING if value is None else format(value, form)
+
+
+def _p_value(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"= {p:.2g}"

@@ -1,0 +1,89 @@
+"""BM25 against bm25s itself, and against a hand-worked formula for what bm25s cannot do."""
+
+import json
+import math
+from pathlib import Path
+
+import bm25s
+import ir_measures
+import numpy as np
+import pytest
+import Stemmer
+from small_run import PASSAGES, VARIANTS, write_passages
+
+from distill.mining.bm25 import build_index
+
+CRANFIELD = Path(__file__).resolve().parents[3] / "shared" / "data" / "cranfield"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return write_passages(tmp_path_factory.mktemp("store") / "passages.arrow", PASSAGES, VARIANTS)
+
+
+def test_scores_equal_bm25s(store):
+    queries = ["cats and dogs", "the market fell", "company rain wind wind"]
+    stemmer = Stemmer.Stemmer("english")
+    reference = bm25s.BM25()
+    reference.index(bm25s.tokenize(PASSAGES, stemmer=stemmer, show_progress=False), show_progress=False)
+    words = bm25s.tokenize(queries, stemmer=stemmer, return_ids=False, show_progress=False)
+    expected = np.stack([reference.get_scores(query) for query in words])
+    index = build_index(store)
+    every = np.arange(len(PASSAGES))
+    np.testing.assert_allclose(np.stack(index.score_pairs(queries, [every] * 3)), expected, rtol=1e-5, atol=1e-6)
+    rows, scores = index.search(queries, 4)
+    for i in range(3):
+        found = rows[i] >= 0
+        np.testing.assert_allclose(scores[i][found], np.sort(expected[i])[::-1][:4][found], rtol=1e-5)
+        np.testing.assert_allclose(expected[i][rows[i][found]], scores[i][found], rtol=1e-5)
+
+
+def test_a_variant_is_scored_on_its_own_words_with_the_collections_statistics(store):
+    """Variant "the fell in the wind" keeps 2 stems (fell, wind) of passage 6's "tree fell storm wind"."""
+    lengths = [len(words) for words in bm25s.tokenize(PASSAGES, stemmer=Stemmer.Stemmer("english"), return_ids=False,
+                                                      show_progress=False)]
+    mean = sum(lengths) / len(PASSAGES)
+
+    def weight(frequency, length):
+        idf = math.log(1 + (len(PASSAGES) - frequency + 0.5) / (frequency + 0.5))
+        return idf / (1 + 1.5 * (0.25 + 0.75 * length / mean))
+
+    index = build_index(store)
+    original, variant = index.score_pairs(["storm wind tree"], [np.array([6, 10])])[0]
+    assert original == pytest.approx(weight(1, 4) + weight(2, 4) + weight(2, 4), rel=1e-5)
+    assert variant == pytest.approx(weight(2, 2), rel=1e-5)
+
+
+def test_variants_and_empty_passages_are_never_found(store):
+    rows, scores = build_index(store).search(["wind", "", "zebra", "the of"], 50)
+    assert rows.shape == (4, len(PASSAGES))
+    assert sorted(rows[0][rows[0] >= 0]) == [4, 6]
+    assert (rows[1:] == -1).all() and (scores[1:] == 0).all()
+
+
+def test_ties_go_to_the_lower_row(tmp_path):
+    index = build_index(write_passages(tmp_path / "passages.arrow", ["same words"] * 5 + ["other"]))
+    assert index.search(["words"], 3)[0].tolist() == [[0, 1, 2]]
+
+
+def test_an_empty_collection_and_no_queries(tmp_path, store):
+    assert build_index(write_passages(tmp_path / "passages.arrow", [])).search(["word"], 3)[0].shape == (1, 0)
+    assert build_index(store).search([], 3)[0].shape == (0, 3)
+    assert build_index(store).score_pairs([], []) == []
+    pairs = build_index(store).score_pairs(["a", "cat"], [np.array([], int), np.array([0, 1])])
+    assert [len(scores) for scores in pairs] == [0, 2]
+
+
+@pytest.mark.skipif(not CRANFIELD.is_dir(), reason="Cranfield is not here")
+def test_cranfield_gives_the_published_figures(tmp_path):
+    corpus = [json.loads(line) for line in (CRANFIELD / "corpus.jsonl").open()]
+    queries = [json.loads(line) for line in (CRANFIELD / "queries.jsonl").open()]
+    lines = (CRANFIELD / "qrels" / "test.tsv").read_text().splitlines()[1:]
+    qrels = [ir_measures.Qrel(q, p, int(grade)) for q, p, grade in (line.split("\t") for line in lines)]
+    store = write_passages(tmp_path / "passages.arrow", [f"{p['title']} {p['text']}" for p in corpus])
+    rows, _ = build_index(store).search([query["text"] for query in queries], 100)
+    run = [ir_measures.ScoredDoc(query["_id"], corpus[row]["_id"], -rank)
+           for query, found in zip(queries, rows, strict=True) for rank, row in enumerate(found) if row >= 0]
+    found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.R @ 100], qrels, run)
+    assert found[ir_measures.nDCG @ 10] == pytest.approx(0.430, abs=0.005)
+    assert found[ir_measures.R @ 100] == pytest.approx(0.753, abs=0.005)

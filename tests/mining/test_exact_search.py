@@ -1,0 +1,50 @@
+"""Exact search against NumPy's dense product and full sort, at every blocking."""
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from distill.mining import search
+from distill.mining.search import search_dense, search_sparse
+
+
+def reference(scores: np.ndarray, k: int) -> np.ndarray:
+    return np.stack([np.lexsort((np.arange(scores.shape[1]), -row))[:k] for row in scores])
+
+
+@pytest.mark.parametrize("k", [1, 7, 400])
+@pytest.mark.parametrize("block_bytes", [1, 5_000, 1 << 27])
+def test_sparse_search_equals_the_dense_product(k, block_bytes, monkeypatch):
+    monkeypatch.setattr(search, "_BLOCK_BYTES", block_bytes)
+    rng = np.random.default_rng(0)
+    # small whole numbers: many ties, and products that are exact in float32
+    queries = sparse.random(30, 50, 0.1, "csr", np.float32, rng, data_rvs=lambda n: rng.integers(1, 4, n))
+    passages = sparse.random(200, 50, 0.1, "csr", np.float32, rng, data_rvs=lambda n: rng.integers(1, 4, n))
+    queries = sparse.vstack([queries, sparse.csr_matrix((1, 50), dtype=np.float32)], format="csr")  # one without terms
+    scores = (queries @ passages.T).toarray()
+    expected = reference(scores, k)
+    rows, found = search_sparse(queries, passages, k)
+    assert rows.shape == (31, min(k, 200))
+    best = np.take_along_axis(scores, expected, axis=1)
+    np.testing.assert_array_equal(found, best)
+    np.testing.assert_array_equal(rows, np.where(best > 0, expected, -1))
+
+
+@pytest.mark.parametrize("block", [1, 13, 1000])
+@pytest.mark.parametrize("k", [1, 10, 300])
+def test_dense_search_equals_the_full_sort(block, k):
+    rng = np.random.default_rng(1)
+    queries = rng.integers(-2, 3, (9, 4)).astype(np.float32)
+    passages = rng.integers(-2, 3, (100, 4)).astype(np.float32)
+    expected = reference(queries @ passages.T, k)
+    rows, scores = search_dense(queries, passages, k, block=block)
+    np.testing.assert_array_equal(rows, expected)
+    np.testing.assert_array_equal(scores, np.take_along_axis(queries @ passages.T, expected, axis=1))
+
+
+def test_nothing_to_search():
+    empty = sparse.csr_matrix((0, 5), dtype=np.float32)
+    one = sparse.csr_matrix(np.ones((1, 5), np.float32))
+    assert search_sparse(empty, one, 3)[0].shape == (0, 1)
+    assert search_sparse(one, empty, 3)[0].shape == (1, 0)
+    assert search_dense(np.ones((2, 3), np.float32), np.ones((0, 3), np.float32), 4)[0].shape == (2, 0)
