@@ -186,7 +186,7 @@ class Teacher(Section):
     revision: str | None = None
     dtype: Dtype = "auto"
     max_length: Positive = 256  # tokens of a pair (cross-encoder, llm) or of a text (the others)
-    batch_tokens: Positive = 16384
+    batch_tokens: Positive | None = None  # padded tokens a batch; None: what suits the device
     weight: float = 1.0  # in the ensemble
     template: str | None = None  # llm: prompt with {query} and {passage}
     cls: str | None = None  # custom: package.module:Class
@@ -243,8 +243,8 @@ class Student(Section):
     activation: Literal["relu", "log1p_relu"] = "relu"  # log1p(relu(x)), or log1p(log1p(relu(x)))
     query_max_length: Positive = 64
     passage_max_length: Positive = 128
-    query_top_k: Positive | None = None  # keep only the strongest terms when encoding
-    passage_top_k: Positive | None = None
+    top_k: Positive | None = None  # keep only the strongest terms of a text when encoding (saved: max_active_dims)
+    lower_case: bool = False  # for tokenizers that keep case
 
 
 class KlLoss(Section):

@@ -7,11 +7,13 @@ comes without an MLM head gets a calibrated one (`distill.student.calibrate`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
@@ -23,10 +25,14 @@ from distill.student.head import SparseReps, SpladeHead
 class SpladeStudent(nn.Module):
     """A masked language model with the sparse head in its decoder's place, and its tokenizer.
 
-    `mlm` keeps its class; its output layer is replaced in place.
+    `mlm` keeps its class; its output layer is replaced in place. `query_max_length`, `passage_max_length` (tokens,
+    special ones counted), `top_k` (terms that encoding keeps of a text) and `prompts` (prefixes of `query` and
+    `document`) are what encoding with this student goes by; they are saved and loaded with it.
     """
 
-    def __init__(self, mlm: nn.Module, tokenizer: Any, pooling: str = "max", activation: str = "relu"):
+    def __init__(self, mlm: nn.Module, tokenizer: Any, pooling: str = "max", activation: str = "relu", *,
+                 query_max_length: int, passage_max_length: int, top_k: int | None = None,
+                 prompts: Mapping[str, str] = MappingProxyType({})):
         super().__init__()
         decoder = mlm.get_output_embeddings()
         if decoder is None or not hasattr(decoder, "weight"):
@@ -34,6 +40,9 @@ class SpladeStudent(nn.Module):
         mlm.set_output_embeddings(SpladeHead(decoder.weight, decoder.bias, pooling, activation))
         self.mlm = mlm
         self.tokenizer = tokenizer
+        self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
+        self.top_k = top_k
+        self.prompts = dict(prompts)
         self._prefix, self._suffix = _special_tokens(tokenizer)
 
     @property
@@ -79,30 +88,64 @@ class SpladeStudent(nn.Module):
 def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = None) -> SpladeStudent:
     """The student that the recipe's section describes, in float32, not yet trained.
 
-    `calibration_texts`: passages that a calibrated start is measured on (`needs_calibration` says if one is due).
+    `calibration_texts`: passages that a calibrated start is measured on.
     Raises `StudentError`, in words, for what cannot be loaded or built.
     """
     name = config.resolve_model(cfg.model)
-    mlm, headless = _load_mlm(name, cfg.revision, cfg.layers)
-    tokenizer = load_tokenizer(cfg)
+    mlm, headless = load_mlm(name, cfg.revision, cfg.layers)
+    tokenizer = load_tokenizer(name, cfg.revision, cfg.lower_case)
+    longest = longest_input(mlm, tokenizer)
+    for field in ("query_max_length", "passage_max_length"):
+        if getattr(cfg, field) > longest:
+            raise StudentError(f"student.{field} is {getattr(cfg, field)}, but {cfg.model!r} takes at most {longest}")
     if cfg.start == "mlm" and headless:
         raise StudentError(f"student.model {cfg.model!r} has no MLM head; set student.start to calibrated or auto")
     if cfg.start == "calibrated" or headless:
-        from distill.student.calibrate import calibrate_head
-
         if not calibration_texts:
             raise StudentError(f"student.model {cfg.model!r} starts with a calibrated MLM head, which needs passages "
                                "to be measured on")
+        from distill.student.calibrate import calibrate_head
+
         calibrate_head(mlm, tokenizer, list(calibration_texts)[:cfg.calibration.passages], cfg.calibration)
-    return SpladeStudent(mlm, tokenizer, cfg.pooling, cfg.activation)
+    return SpladeStudent(mlm, tokenizer, cfg.pooling, cfg.activation, query_max_length=cfg.query_max_length,
+                         passage_max_length=cfg.passage_max_length, top_k=cfg.top_k)
 
 
-def load_tokenizer(cfg: config.Student) -> Any:
-    """The student's tokenizer (token stores are keyed by it), without loading the model."""
+def load_tokenizer(name: str, revision: str | None = None, lower_case: bool = False) -> Any:
+    """The tokenizer of a model (a path, or a name as in the recipe), without loading the model."""
     try:
-        return AutoTokenizer.from_pretrained(config.resolve_model(cfg.model), revision=cfg.revision)
+        tokenizer = AutoTokenizer.from_pretrained(config.resolve_model(name), revision=revision)
     except (OSError, ValueError) as error:
-        raise StudentError(f"student.model {cfg.model!r}: its tokenizer cannot be loaded: {error}") from None
+        raise StudentError(f"the tokenizer of {name!r} cannot be loaded: {error}") from None
+    if lower_case:
+        backend = tokenizer.backend_tokenizer
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
+    return tokenizer
+
+
+def load_mlm(name: str, revision: str | None = None, layers: int | None = None) -> tuple[nn.Module, bool]:
+    """A masked language model in float32, cut to its lower `layers`; and whether its checkpoint has no MLM head."""
+    try:
+        model_config = AutoConfig.from_pretrained(name, revision=revision)
+        if layers is not None:
+            _keep_layers(model_config, layers)
+        mlm, info = AutoModelForMaskedLM.from_pretrained(name, revision=revision, config=model_config,
+                                                         dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise StudentError(f"{name!r} cannot be loaded as a masked language model: {error}") from None
+    body = f"{mlm.base_model_prefix}."
+    lost = sorted(key for key in info["missing_keys"] if key.startswith(body))
+    if lost:
+        raise StudentError(f"{name!r} cannot be loaded: its checkpoint lacks weights of the encoder ({lost[0]}"
+                           + (f" and {len(lost) - 1} more)" if len(lost) > 1 else ")"))
+    return mlm, any(not key.startswith(body) for key in info["missing_keys"])
+
+
+def longest_input(mlm: nn.Module, tokenizer: Any) -> int:
+    """Tokens a text may have, special ones counted."""
+    positions = getattr(mlm.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    return min(tokenizer.model_max_length, positions)
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
@@ -113,24 +156,6 @@ def set_dropout(model: nn.Module, p: float) -> None:
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, p)
-
-
-def _load_mlm(name: str, revision: str | None, layers: int | None) -> tuple[nn.Module, bool]:
-    """The masked language model in float32, and whether its checkpoint came without an MLM head."""
-    try:
-        model_config = AutoConfig.from_pretrained(name, revision=revision)
-        if layers is not None:
-            _keep_layers(model_config, layers)
-        mlm, info = AutoModelForMaskedLM.from_pretrained(name, revision=revision, config=model_config,
-                                                         dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise StudentError(f"student.model {name!r} cannot be loaded as a masked language model: {error}") from None
-    body = f"{mlm.base_model_prefix}."
-    lost = sorted(key for key in info["missing_keys"] if key.startswith(body))
-    if lost:
-        raise StudentError(f"student.model {name!r}: its checkpoint lacks weights of the encoder ({lost[0]}"
-                           + (f" and {len(lost) - 1} more)" if len(lost) > 1 else ")"))
-    return mlm, any(not key.startswith(body) for key in info["missing_keys"])
 
 
 def _keep_layers(model_config: Any, layers: int) -> None:

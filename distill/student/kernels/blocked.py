@@ -7,6 +7,8 @@ float32 precision the product itself is rounded to the weights' dtype first, whi
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ def max_forward(tokens: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | 
     rows = torch.zeros((texts, vocabulary), dtype=torch.int64, device=tokens.device)
     bounds = offsets.tolist()
     for block, logits in _logit_blocks(tokens, weight, bias):
-        for text, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for text, (start, end) in enumerate(itertools.pairwise(bounds)):
             if end > start:
                 best = logits[start:end].max(dim=0)
                 maxima[text, block], rows[text, block] = best.values, best.indices + start

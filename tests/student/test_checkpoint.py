@@ -1,0 +1,93 @@
+"""What is saved is what sentence-transformers and transformers load, to the same vectors."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from sentence_transformers import SparseEncoder
+from transformers import AutoModelForMaskedLM
+
+from distill import config
+from distill.errors import StudentError
+from distill.student.checkpoint import load_checkpoint, save_student
+from distill.student.model import load_student
+
+TEXTS = ["the function returns a sorted list", "open the file for reading", "", "set " * 60]
+
+
+def vectors(student, texts, max_length):
+    ids = [student.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    with torch.no_grad():
+        reps = student.eval()(*student.assemble(ids, max_length))
+    return (reps if student.top_k is None else reps.top_k(student.top_k)).to_dense()
+
+
+@pytest.mark.parametrize("options", [{}, {"pooling": "sum"}, {"activation": "log1p_relu"}, {"top_k": 7}], ids=str)
+def test_sparse_encoder_loads_what_is_saved_to_the_same_vectors(tiny_mlm, tmp_path, options):
+    student = load_student(config.Student(model=str(tiny_mlm), query_max_length=16, passage_max_length=40, **options))
+    save_student(student, tmp_path / "model", model_card="# A student\n")
+    encoder = SparseEncoder(str(tmp_path / "model"), device="cpu")
+    close = {"rtol": 1e-5, "atol": 1e-5}
+    documents = encoder.encode_document(TEXTS, convert_to_sparse_tensor=False)
+    torch.testing.assert_close(documents, vectors(student, TEXTS, 40), **close)
+    queries = encoder.encode_query(TEXTS, convert_to_sparse_tensor=False)
+    torch.testing.assert_close(queries, vectors(student, TEXTS, 16), **close)
+    torch.testing.assert_close(encoder.encode(TEXTS, convert_to_sparse_tensor=False), documents)
+    assert encoder.max_seq_length == 40
+    assert (tmp_path / "model/README.md").read_text() == "# A student\n"
+    types = [module["type"] for module in json.loads((tmp_path / "model/modules.json").read_text())]
+    assert [kind.rsplit(".", 1)[-1] for kind in types] == ["Transformer", "SpladePooling"]
+
+    again = load_checkpoint(tmp_path / "model")
+    assert (again.query_max_length, again.passage_max_length, again.top_k) == (16, 40, options.get("top_k"))
+    torch.testing.assert_close(vectors(again, TEXTS, 40), vectors(student, TEXTS, 40), rtol=0, atol=0)
+
+
+def test_a_saved_folder_is_a_plain_masked_language_model_with_its_ties(tiny_mlm, tmp_path):
+    student = load_student(config.Student(model=str(tiny_mlm)))
+    save_student(student, tmp_path / "model")
+    plain, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert plain.get_output_embeddings().weight is plain.get_input_embeddings().weight
+    for name, parameter in plain.named_parameters():
+        assert torch.equal(parameter, student.mlm.get_parameter(name))
+
+
+def test_saving_replaces_a_checkpoint_and_takes_prompts_and_weights_from_elsewhere(tiny_mlm, tmp_path):
+    student = load_student(config.Student(model=str(tiny_mlm)))
+    save_student(student, tmp_path / "model")
+    doubled = {name: 2 * tensor for name, tensor in student.state_dict().items()}
+    save_student(student, tmp_path / "model", 8, 20, prompts={"query": "find: "}, state_dict=doubled)
+    again = load_checkpoint(tmp_path / "model")
+    assert again.prompts == {"query": "find: "} and again.query_max_length == 8
+    assert torch.equal(again.state_dict()["mlm.cls.predictions.decoder.weight"], 2 * student.head.weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_plain_masked_language_model_loads_as_a_splade_checkpoint(tiny_mlm):
+    student = load_checkpoint(tiny_mlm)
+    encoder = SparseEncoder(str(tiny_mlm), device="cpu")
+    torch.testing.assert_close(encoder.encode(TEXTS, convert_to_sparse_tensor=False),
+                               vectors(student, TEXTS, student.passage_max_length), rtol=1e-5, atol=1e-5)
+
+
+def test_the_older_layout_of_sentence_transformers_loads(tiny_mlm, tmp_path):
+    student = load_student(config.Student(model=str(tiny_mlm), pooling="sum"))
+    folder = tmp_path / "model"
+    save_student(student, folder)
+    (folder / "modules.json").write_text(json.dumps([
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.sparse_encoder.models.MLMTransformer"},
+        {"idx": 1, "name": "1", "path": "1_SpladePooling",
+         "type": "sentence_transformers.sparse_encoder.models.SpladePooling"}]))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
+    again = load_checkpoint(folder)
+    assert again.head.pooling == "sum" and again.passage_max_length == again.query_max_length == 24
+
+
+def test_other_models_are_refused_in_words(tiny_sentence, tmp_path):
+    with pytest.raises(StudentError, match="not a SPLADE checkpoint"):
+        load_checkpoint(tiny_sentence)
+    with pytest.raises(StudentError, match="cannot be loaded"):
+        load_checkpoint(tmp_path / "nothing")
