@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from distill.config import Recipe, parse_recipe
+from distill.config import Recipe, Student, parse_recipe
 from distill.data.arrow import write_ipc
 from distill.data.judgements import JUDGEMENT_SCHEMA
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
 from distill.data.texts import PASSAGE_SCHEMA, QUERY_SCHEMA, TextStore
+from distill.student.checkpoint import save_student
+from distill.student.model import load_student
 
 PASSAGES = [
     "the cat sat on the mat", "a dog chased the cat up a tree", "the stock market fell sharply today",
@@ -62,3 +64,10 @@ def small_recipe(root: Path, **sections) -> Recipe:
     tree = {"name": "small", "run_dir": str(root), "data": {"source": {"kind": "python-docs"}},
             "teachers": {"bm25": {"kind": "bm25"}}, "student": {"model": "none"}}
     return parse_recipe({**tree, **sections})
+
+
+def save_checkpoint(mlm: Path, path: Path, **options) -> Path:
+    """The masked language model `mlm` as a SPLADE checkpoint, saved as training saves one."""
+    student = load_student(Student(model=str(mlm), query_max_length=8, passage_max_length=12, **options))
+    save_student(student, path)
+    return path

@@ -7,38 +7,55 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from typing import Literal
 
 import numpy as np
 import torch
 from scipy import sparse
 
-from distill.data.tokens import TokenStore
+from distill.data.layout import RunFolder
+from distill.data.texts import TextStore
+from distill.data.tokens import TokenStore, build_token_store, token_key
 from distill.progress import progress
 from distill.student.model import SpladeStudent
 
+Side = Literal["query", "passage"]
 _SLAB = 65_536  # texts sorted by length together
 
 
-def encode_store(student: SpladeStudent, tokens: TokenStore, rows: np.ndarray, *, max_length: int,
-                 batch_tokens: int = 16384, top_k: int | None = None, description: str = "") -> sparse.csr_matrix:
+def token_store(student: SpladeStudent, texts: TextStore, folder: RunFolder, name: str) -> TokenStore:
+    """The run folder's token store of `texts` for this student, built where it is missing.
+
+    `name`: "passages" or "queries.<split>", as in `RunFolder.tokens`; it also decides the prompt and the length.
+    """
+    side = "passage" if name == "passages" else "query"
+    prefix, max_length = _conventions(student, side)
+    path = folder.tokens(token_key(student.tokenizer, prefix), name)
+    return build_token_store(texts, student.tokenizer, path, max_length, prefix)
+
+
+def encode_store(student: SpladeStudent, tokens: TokenStore, rows: np.ndarray, side: Side,
+                 batch_tokens: int = 16384, description: str = "") -> sparse.csr_matrix:
     """Vectors of the given rows of a token store: float32 [len(rows), vocabulary].
 
-    `max_length` counts special tokens; `batch_tokens` bounds a batch's padded tokens; `top_k` keeps only a text's
-    strongest terms; progress is shown under `description`. The student is in evaluation mode meanwhile, and stays on
-    the device where it is.
+    Lengths and top-k cap are the student's own for its `side`; the prompt is the token store's. `batch_tokens` bounds
+    a batch's padded tokens; progress is shown under `description`. The student is in evaluation mode meanwhile, and
+    stays on the device where it is.
     """
     rows = np.asarray(rows, dtype=np.int64)
     lengths = np.asarray(tokens.lengths)[rows]
-    return _encode(student, lambda at: tokens.take(rows[at]), lengths, max_length, batch_tokens, top_k, description)
+    return _encode(student, lambda at: tokens.take(rows[at]), lengths, side, batch_tokens, description)
 
 
-def encode_texts(student: SpladeStudent, texts: Sequence[str], *, max_length: int, batch_tokens: int = 16384,
-                 top_k: int | None = None, description: str = "") -> sparse.csr_matrix:
-    """Vectors of texts at hand: float32 [len(texts), vocabulary]; as `encode_store`, without a token store."""
-    ids = student.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if len(texts) else []
+def encode_texts(student: SpladeStudent, texts: Sequence[str], side: Side,
+                 batch_tokens: int = 16384) -> sparse.csr_matrix:
+    """Vectors of texts at hand, prompt included: float32 [len(texts), vocabulary]."""
+    prefix, max_length = _conventions(student, side)
+    prompted = [prefix + text for text in texts]
+    ids = student.tokenizer(prompted, add_special_tokens=False, verbose=False)["input_ids"] if prompted else []
     arrays = [np.asarray(text[:max_length], dtype=np.int32) for text in ids]
     lengths = np.array([len(text) for text in arrays], dtype=np.int64)
-    return _encode(student, lambda at: [arrays[i] for i in at], lengths, max_length, batch_tokens, top_k, description)
+    return _encode(student, lambda at: [arrays[i] for i in at], lengths, side, batch_tokens, "")
 
 
 def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
@@ -55,7 +72,8 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray
 
 
 def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray]], lengths: np.ndarray,
-            max_length: int, batch_tokens: int, top_k: int | None, description: str) -> sparse.csr_matrix:
+            side: Side, batch_tokens: int, description: str) -> sparse.csr_matrix:
+    _, max_length = _conventions(student, side)
     device = next(student.parameters()).device
     special = student.assemble([np.empty(0, np.int32)], max_length)[0].shape[1]
     padded = np.minimum(lengths.astype(np.int64) + special, max_length)
@@ -71,7 +89,7 @@ def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray
                 for batch in batches:
                     input_ids, mask = student.assemble(take(first + batch), max_length)
                     reps = student(input_ids.to(device), mask.to(device))
-                    reps = reps if top_k is None else reps.top_k(top_k)
+                    reps = reps if student.top_k is None else reps.top_k(student.top_k)
                     parts.append(sparse.csr_matrix(
                         (reps.values.float().cpu().numpy(), reps.terms.cpu().numpy().astype(np.int32),
                          reps.indptr.cpu().numpy()), shape=(len(batch), reps.vocab_size)))
@@ -83,3 +101,10 @@ def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray
     if not slabs:
         return sparse.csr_matrix((0, student.vocab_size), dtype=np.float32)
     return slabs[0] if len(slabs) == 1 else sparse.vstack(slabs, format="csr")
+
+
+def _conventions(student: SpladeStudent, side: Side) -> tuple[str, int]:
+    """The prompt put before texts of a side, and their greatest length in tokens."""
+    if side == "query":
+        return student.prompts.get("query", ""), student.query_max_length
+    return student.prompts.get("document", ""), student.passage_max_length

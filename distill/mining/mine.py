@@ -93,7 +93,7 @@ def mine_split(recipe: Recipe, folder: RunFolder, split: str, searchers: dict[st
             if shard is None:
                 for name, miner in miners.items():
                     if name not in searchers:
-                        searchers[name] = open_searcher(miner, folder, passages, recipe)
+                        searchers[name] = open_searcher(miner, passages, folder)
                 texts = queries.texts(rows)
                 if split == "train":
                     candidates = _training_candidates(recipe, rows, texts, judgements, passages, searchers)
@@ -111,7 +111,7 @@ def mine_split(recipe: Recipe, folder: RunFolder, split: str, searchers: dict[st
     return manifest
 
 
-def open_searcher(miner: Miner, folder: RunFolder, passages: TextStore, recipe: Recipe) -> Searcher:
+def open_searcher(miner: Miner, passages: TextStore, folder: RunFolder) -> Searcher:
     """The index that a miner searches, built over the collection."""
     if miner.kind == "bm25":
         return build_index(passages)
@@ -121,7 +121,7 @@ def open_searcher(miner: Miner, folder: RunFolder, passages: TextStore, recipe: 
         return DenseIndex(miner.model, miner.revision, passages, folder.candidates("train"))
     from distill.mining.splade import SpladeIndex
 
-    return SpladeIndex(miner.model, miner.revision, folder, recipe)
+    return SpladeIndex(miner.model, miner.revision, passages, folder)
 
 
 def choose_negatives(
