@@ -48,14 +48,14 @@ def encode_store(student: SpladeStudent, tokens: TokenStore, rows: np.ndarray, s
 
 
 def encode_texts(student: SpladeStudent, texts: Sequence[str], side: Side,
-                 batch_tokens: int = 16384) -> sparse.csr_matrix:
+                 batch_tokens: int = 16384, description: str = "") -> sparse.csr_matrix:
     """Vectors of texts at hand, prompt included: float32 [len(texts), vocabulary]."""
     prefix, max_length = _conventions(student, side)
     prompted = [prefix + text for text in texts]
     ids = student.tokenizer(prompted, add_special_tokens=False, verbose=False)["input_ids"] if prompted else []
     arrays = [np.asarray(text[:max_length], dtype=np.int32) for text in ids]
     lengths = np.array([len(text) for text in arrays], dtype=np.int64)
-    return _encode(student, lambda at: [arrays[i] for i in at], lengths, side, batch_tokens, "")
+    return _encode(student, lambda at: [arrays[i] for i in at], lengths, side, batch_tokens, description)
 
 
 def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:

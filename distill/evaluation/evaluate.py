@@ -1,0 +1,228 @@
+"""The evaluate stage: the saved student beside BM25, its teachers and its own start, on the judged queries.
+
+The searched collection is rows [0, collection_size) of the passage store; all search is exact. Everything about the
+student is measured on the checkpoint as it lies on disk, not on the model that training holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from distill.config import Recipe
+from distill.data.arrow import Shard
+from distill.data.candidates import iterate_candidates
+from distill.data.files import read_json, write_atomic, write_json, xxh128_file
+from distill.data.fingerprint import check_same, fingerprint
+from distill.data.judgements import load_judgements
+from distill.data.layout import RunFolder
+from distill.data.manifest import FORMAT, Manifest, read_manifest, require_manifest, write_manifest
+from distill.data.texts import TextStore
+from distill.errors import RecipeError
+from distill.evaluation import metrics
+from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank, scored_teachers, top
+from distill.mining.bm25 import build_index
+from distill.mining.encode import encode_store, token_store
+from distill.mining.search import search_sparse
+from distill.student.checkpoint import load_checkpoint
+from distill.student.model import SpladeStudent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What a split is evaluated on. Grades of passage variants stand at the collection rows they were cut from."""
+
+    passages: TextStore
+    queries: TextStore
+    split: str
+    grades: dict[int, dict[int, int]]  # query row -> passage row -> grade; queries with a positive only
+
+    @property
+    def query_rows(self) -> np.ndarray:
+        return np.fromiter(self.grades, np.int64, len(self.grades))
+
+
+def open_collection(folder: RunFolder, split: str) -> Collection:
+    """The stores and judgements of a split. Raises `RecipeError` where it has no judged query."""
+    grades: dict[int, dict[int, int]] = {}
+    if folder.judgements(split).exists():
+        judgements = load_judgements(folder, split)
+        passages = TextStore.open(folder.passages)
+        origins = passages.origin(judgements.passages)
+        rows = np.where(origins >= 0, origins, judgements.passages)
+        for i, query in enumerate(judgements.queries.tolist()):
+            at = slice(judgements.offsets[i], judgements.offsets[i + 1])
+            graded = dict(zip(rows[at].tolist(), judgements.grades[at].tolist(), strict=True))
+            if any(grade > 0 for grade in graded.values()):
+                grades[query] = graded
+    if not grades:
+        raise RecipeError(f"evaluate.split is {split!r}, but the data in {folder.data} has no judged {split} queries")
+    return Collection(passages, TextStore.open(folder.queries(split)), split, grades)
+
+
+def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """What the evaluation depends on: the hashed part of its manifest."""
+    cfg = recipe.evaluate
+    fields = {"stage": "evaluate", "format": FORMAT, "split": cfg.split, "metrics": list(cfg.metrics),
+              "depth": cfg.depth, "baselines": cfg.baselines, "model": checkpoint_digest(folder.model),
+              "data": require_manifest(folder.data, "import").fingerprint}
+    if cfg.baselines:
+        teachers = scored_teachers(recipe, folder, cfg.split)
+        fields["start"] = checkpoint_digest(folder.start)
+        fields["normalise"] = recipe.label.normalise
+        fields["weights"] = {name: recipe.teachers[name].weight for name in teachers}
+        fields["scores"] = {name: read_manifest(folder.scores(name, cfg.split)).fingerprint for name in teachers}
+    return fields
+
+
+def checkpoint_digest(path: Path) -> str:
+    """Hash of all files of a checkpoint but its model card; empty where there is none."""
+    left_out = ("README.md", "manifest.json")  # written after, and about, the evaluation
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in left_out)
+    return fingerprint({str(file.relative_to(path)): xxh128_file(file) for file in files}) if files else ""
+
+
+def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Evaluate, and write metrics/evaluation.json and a TREC run a system; returns what the JSON holds.
+
+    `rows` has one entry a system: `name`, `title`, `metrics`, and for first stages `query_terms`, `passage_terms`
+    (mean active dimensions) and `flops`; `tests` compares the student with BM25 and with its start, query by query.
+    An evaluation that is there already is read, not repeated. Raises `FingerprintError` if it was of other inputs.
+    """
+    fields = evaluation_fields(recipe, folder)
+    done = read_manifest(folder.metrics)
+    if done is not None:
+        check_same(folder.metrics, done.fields, fields)
+        return read_json(folder.evaluation)
+    began = time.monotonic()
+    cfg, collection = recipe.evaluate, open_collection(folder, recipe.evaluate.split)
+    metrics.parse_measures(cfg.metrics)  # refuse a misspelt one before the work
+    table = _Table(recipe, folder, collection)
+    if cfg.baselines:
+        table.add("BM25", "BM25", *_bm25(recipe, collection))
+        rankings = rerank(recipe, folder, cfg.split)
+        for name, ranking in rankings.items():
+            title = f"{name}, reranking" if name != ENSEMBLE else "teacher ensemble, reranking"
+            table.add(f"rerank-{name}", title, ranking)
+        if folder.start.exists():
+            table.add("start", "student before training", *_checkpoint(folder.start, recipe, folder, collection))
+    table.add("student", "student", *_checkpoint(folder.model, recipe, folder, collection))
+    result = {
+        "split": cfg.split, "queries": len(collection.grades), "passages": collection.passages.collection_size,
+        "rerank_depth": max((top(ranking) for ranking in rankings.values()), default=0) if cfg.baselines else 0,
+        "reranked": next(iter(recipe.mine.miners)), "metrics": list(cfg.metrics), "rows": table.rows,
+        "tests": table.tests(), "seconds": round(time.monotonic() - began, 1),
+    }
+    write_json(folder.evaluation, result)
+    files = [folder.evaluation, *(folder.trec_run(row["name"]) for row in table.rows)]
+    shards = [Shard(file.name, len(collection.grades), file.stat().st_size, xxh128_file(file)) for file in files]
+    write_manifest(folder.metrics, Manifest(fields, tuple(shards), {"queries": len(collection.grades)}))
+    return result
+
+
+def evaluate_student(student: SpladeStudent, folder: RunFolder, split: str, recipe: Recipe) -> dict[str, float]:
+    """The metrics and costs of a student in memory, as flat names: for a look during training.
+
+    It is searched among at most `evaluate.dev_passages` passages: judged ones first, then candidates by rank.
+    """
+    collection = open_collection(folder, split)
+    rows = _development_rows(recipe, folder, collection)
+    vectors = _encode(student, recipe, folder, collection, rows, progress=False)
+    found, _ = search_sparse(*vectors, metrics.depth_needed(recipe.evaluate.metrics, recipe.evaluate.depth))
+    ranking = {query: rows[row[row >= 0]] for query, row in zip(collection.grades, found, strict=True)}
+    values = metrics.per_query(recipe.evaluate.metrics, collection.grades, ranking)
+    return {**{name: float(value.mean()) for name, value in values.items()}, **_costs(*vectors)}
+
+
+class _Table:
+    """The rows of the table so far, with the per-query values that the tests need."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, collection: Collection):
+        self.recipe, self.folder, self.collection = recipe, folder, collection
+        self.rows: list[dict[str, Any]] = []
+        self.values: dict[str, dict[str, np.ndarray]] = {}
+
+    def add(self, name: str, title: str, ranking: Ranking, costs: dict[str, float] | None = None) -> None:
+        depth = metrics.depth_needed(self.recipe.evaluate.metrics, self.recipe.evaluate.depth)
+        cut = {query: rows[:depth].tolist() for query, rows in ranking.items()}
+        values = metrics.per_query(self.recipe.evaluate.metrics, self.collection.grades, cut)
+        means = {metric: float(value.mean()) for metric, value in values.items()}
+        self.values[name] = values
+        self.rows.append({"name": name, "title": title, "metrics": means, **(costs or {})})
+        write_run(self.folder.trec_run(name), ranking, self.collection, tag=name)
+        log.info("%s: %s", title, ", ".join(f"{metric} {value:.3f}" for metric, value in means.items()))
+
+    def tests(self) -> list[dict[str, Any]]:
+        titles = {row["name"]: row["title"] for row in self.rows}
+        return [
+            {"metric": metric, "ours": "student", "theirs": titles[other],
+             **metrics.paired_test(self.values["student"][metric], self.values[other][metric])}
+            for metric in self.recipe.evaluate.metrics for other in ("BM25", "start") if other in self.values
+        ]
+
+
+def write_run(path: Path, ranking: Ranking, collection: Collection, tag: str) -> None:
+    """A ranking in TREC's format. Scores are made from ranks, so that every reader keeps the order."""
+    with write_atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for query, rows in ranking.items():
+            name = collection.queries.ids(np.array([query]))[0]
+            for rank, passage in enumerate(collection.passages.ids(rows), start=1):
+                file.write(f"{name} Q0 {passage} {rank} {len(rows) - rank + 1} {tag}\n")
+
+
+def _bm25(recipe: Recipe, collection: Collection) -> tuple[Ranking, dict[str, float]]:
+    index = build_index(collection.passages)
+    vectors = index.query_vectors(collection.queries.texts(collection.query_rows))
+    found, _ = search_sparse(vectors, index.weights, recipe.evaluate.depth)
+    return _ranking(collection, found), _costs(vectors, index.weights)
+
+
+def _checkpoint(path: Path, recipe: Recipe, folder: RunFolder, collection: Collection
+                ) -> tuple[Ranking, dict[str, float]]:
+    student = load_checkpoint(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    rows = np.arange(collection.passages.collection_size)
+    queries, passages = _encode(student, recipe, folder, collection, rows, progress=True)
+    found, _ = search_sparse(queries, passages, recipe.evaluate.depth)
+    return _ranking(collection, found), _costs(queries, passages)
+
+
+def _encode(student: SpladeStudent, recipe: Recipe, folder: RunFolder, collection: Collection, rows: np.ndarray,
+            progress: bool) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Vectors of the judged queries and of the passages `rows`."""
+    queries = token_store(student, collection.queries, folder, f"queries.{collection.split}")
+    passages = token_store(student, collection.passages, folder, "passages")
+    budget = recipe.evaluate.batch_tokens
+    return (encode_store(student, queries, collection.query_rows, "query", budget),
+            encode_store(student, passages, rows, "passage", budget, "encode passages" if progress else ""))
+
+
+def _ranking(collection: Collection, found: np.ndarray) -> Ranking:
+    return {query: rows[rows >= 0] for query, rows in zip(collection.grades, found, strict=True)}
+
+
+def _costs(queries: sparse.csr_matrix, passages: sparse.csr_matrix) -> dict[str, float]:
+    return {"query_terms": metrics.active_dimensions(queries), "passage_terms": metrics.active_dimensions(passages),
+            "flops": metrics.flops(queries, passages)}
+
+
+def _development_rows(recipe: Recipe, folder: RunFolder, collection: Collection) -> np.ndarray:
+    """Ascending collection rows to search in during training."""
+    size, limit = collection.passages.collection_size, recipe.evaluate.dev_passages
+    if size <= limit:
+        return np.arange(size)
+    judged = np.unique([row for graded in collection.grades.values() for row in graded])
+    shards = [shard for _, shard in iterate_candidates(folder.candidates(collection.split))]
+    rows = np.concatenate([np.empty(0, np.int64), *(shard.passages for shard in shards)])
+    ranks = np.concatenate([np.empty(0, np.int32), *(shard.rank for shard in shards)])
+    ordered = np.concatenate([judged, rows[np.lexsort((rows, ranks))]])
+    first = np.sort(np.unique(ordered, return_index=True)[1])[: max(limit, len(judged))]
+    return np.sort(ordered[first])

@@ -1,0 +1,74 @@
+"""Why a SPLADE checkpoint finds what it finds: the terms of a text, and the terms that a query and a passage share.
+
+Plain functions that return data; showing it is the caller's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from distill.data.layout import RunFolder
+from distill.data.texts import TextStore
+from distill.mining.encode import Side, encode_store, encode_texts, token_store
+from distill.mining.search import search_sparse
+from distill.student.checkpoint import load_checkpoint
+from distill.student.model import SpladeStudent
+
+
+@dataclass(frozen=True)
+class Term:
+    """A term of the vocabulary, as the tokenizer writes it, and its weight (or what it adds to a score)."""
+
+    text: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A passage found for a query. `matches`: shared terms by contribution, which sum to `score`."""
+
+    row: int
+    score: float
+    matches: tuple[Term, ...]
+
+
+def open_model(checkpoint: str | Path) -> SpladeStudent:
+    """A checkpoint, ready to encode, on the GPU where there is one."""
+    return load_checkpoint(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def explain(model: SpladeStudent, text: str, side: Side = "passage") -> list[Term]:
+    """All active terms of a text, strongest first."""
+    return _terms(model, encode_texts(model, [text], side))
+
+
+def encode_collection(model: SpladeStudent, passages: RunFolder | Sequence[str],
+                      batch_tokens: int = 16384) -> sparse.csr_matrix:
+    """Vectors of a run folder's searchable passages, or of texts at hand: float32 [n, vocabulary]."""
+    if not isinstance(passages, RunFolder):
+        return encode_texts(model, passages, "passage", batch_tokens, "encode passages")
+    store = TextStore.open(passages.passages)
+    tokens = token_store(model, store, passages, "passages")
+    return encode_store(model, tokens, np.arange(store.collection_size), "passage", batch_tokens, "encode passages")
+
+
+def search_and_explain(model: SpladeStudent, vectors: sparse.csr_matrix, query: str, k: int = 5) -> list[Hit]:
+    """The `k` best of the encoded passages (`encode_collection`) for a query, and why each was found."""
+    query_vector = encode_texts(model, [query], "query")
+    rows, scores = search_sparse(query_vector, vectors, k)
+    return [
+        Hit(row, score, tuple(_terms(model, query_vector.multiply(vectors[row]).tocsr())))
+        for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True) if row >= 0
+    ]
+
+
+def _terms(model: SpladeStudent, vector: sparse.csr_matrix) -> list[Term]:
+    order = np.lexsort((vector.indices, -vector.data))
+    names = model.tokenizer.convert_ids_to_tokens(vector.indices[order].tolist())
+    return [Term(name, float(weight)) for name, weight in zip(names, vector.data[order], strict=True)]

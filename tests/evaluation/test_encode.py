@@ -1,0 +1,61 @@
+"""Encoding against `SparseEncoder.encode` of the same checkpoint, and the batches it goes in."""
+
+import numpy as np
+import pytest
+from sentence_transformers import SparseEncoder
+from small_run import PASSAGES, QUERIES, save_checkpoint, write_run
+
+from distill.data.texts import TextStore
+from distill.mining import encode
+from distill.mining.encode import encode_store, encode_texts, token_batches, token_store
+from distill.student.checkpoint import load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_mlm, tmp_path_factory):
+    return save_checkpoint(tiny_mlm, tmp_path_factory.mktemp("checkpoint") / "model")
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 40, 100_000])
+@pytest.mark.parametrize("slab", [3, 1000])
+def test_vectors_equal_sparse_encoders(checkpoint, tmp_path, batch_tokens, slab, monkeypatch):
+    monkeypatch.setattr(encode, "_SLAB", slab)
+    folder = write_run(tmp_path)
+    student, reference = load_checkpoint(checkpoint), SparseEncoder(str(checkpoint), device="cpu")
+    passages, queries = TextStore.open(folder.passages), TextStore.open(folder.queries("test"))
+    rows = np.array([7, 0, 5, 5, 9, 1])  # long, short, empty and repeated
+    ours = encode_store(student, token_store(student, passages, folder, "passages"), rows, "passage", batch_tokens)
+    expected = reference.encode_document([PASSAGES[row] for row in rows]).to_dense().numpy()
+    np.testing.assert_allclose(ours.toarray(), expected, atol=1e-5)
+    tokens = token_store(student, queries, folder, "queries.test")
+    ours = encode_store(student, tokens, np.arange(4), "query", batch_tokens)
+    expected = reference.encode_query(QUERIES["test"]).to_dense().numpy()
+    np.testing.assert_allclose(ours.toarray(), expected, atol=1e-5)
+    np.testing.assert_allclose(encode_texts(student, QUERIES["test"], "query", batch_tokens).toarray(), expected,
+                               atol=1e-5)
+
+
+def test_prompts_and_top_k_are_the_checkpoints(tiny_mlm, tmp_path):
+    path = save_checkpoint(tiny_mlm, tmp_path / "model", top_k=5)
+    student = load_checkpoint(path)
+    student.prompts = {"query": "find: ", "document": "text: "}
+    reference = SparseEncoder(str(path), device="cpu", prompts=student.prompts)
+    for side, encode_side in (("query", reference.encode_query), ("passage", reference.encode_document)):
+        ours = encode_texts(student, PASSAGES[:4], side)
+        np.testing.assert_allclose(ours.toarray(), encode_side(PASSAGES[:4]).to_dense().numpy(), atol=1e-5)
+        assert ours.getnnz(axis=1).max() == 5
+
+
+def test_nothing_to_encode_and_the_mode_is_put_back(checkpoint):
+    student = load_checkpoint(checkpoint).train()
+    assert encode_texts(student, [], "query").shape == (0, student.vocab_size)
+    encode_texts(student, ["text"], "query")
+    assert student.training
+
+
+def test_batches_hold_every_text_once_within_the_budget():
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+    batches = list(token_batches(lengths, 120))
+    assert sorted(np.concatenate(batches)) == list(range(300))
+    assert all(len(batch) * lengths[batch].max() <= 120 for batch in batches)
+    assert all(len(batch) == 1 for batch in token_batches(lengths, 1))
