@@ -190,7 +190,7 @@ class Teacher(Section):
     weight: float = 1.0  # in the ensemble
     template: str | None = None  # llm: prompt with {query} and {passage}
     cls: str | None = None  # custom: package.module:Class
-    options: dict[str, Any] = {}  # custom: keyword arguments of the class
+    options: dict[str, Any] = {}  # custom: keyword arguments of the class; llm: its answers, `yes` and `no`
     fine_tune: FineTune | None = None
 
     @model_validator(mode="after")
@@ -324,6 +324,7 @@ class Evaluate(Section):
     split: Split = "test"
     metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")  # names of ir-measures
     depth: Positive = 1000  # of the ranking
+    dev_passages: Positive = 20_000  # searched in during training: judged ones, then candidates by rank
     batch_tokens: Positive = 16384
     baselines: bool = True  # BM25, the student's start, each teacher and the ensemble reranking
 
