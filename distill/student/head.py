@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.student.kernels import blocked as kernels
+from distill.student.kernels import blocked, cpu
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,8 @@ class SpladeHead(nn.Module):
         if self.pooling == "max":
             rows = reps.texts * hidden.shape[1] + reps.argmax  # of hidden.view(B * L, H)
             coefficients = grad_values * _slope(reps.values, twice)
-            return _MaxSurrogate.apply(hidden, self.weight, self.bias, rows, reps.terms, coefficients, value)
+            return _MaxSurrogate.apply(hidden, self.weight, self.bias, reps.indptr, rows, reps.terms,
+                                       coefficients, value)
         d_sums = replace(reps, values=grad_values).to_dense()
         return _SumSurrogate.apply(hidden, self.weight, self.bias, attention_mask.bool(), twice, d_sums, value)
 
@@ -158,70 +159,62 @@ class _Call:
     reps: SparseReps | None = None
 
 
-def _activate(maxima: Tensor, twice: bool) -> Tensor:
-    return maxima.log1p().log1p() if twice else maxima.log1p()
-
-
 def _slope(values: Tensor, twice: bool) -> Tensor:
     """f'(m) by y = f(m): exp(-y), or for the double log exp(1 - y - exp(y))."""
     return torch.exp(1 - values - values.exp()) if twice else torch.exp(-values)
 
 
-def _real_tokens(hidden: Tensor, mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens without padding [T, H] in `dtype`, offsets [B+1] of the texts, and their rows in the padded layout [T]."""
-    rows = mask.reshape(-1).nonzero()[:, 0]
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    tokens = flat if rows.numel() == flat.shape[0] else flat[rows]
-    return tokens.to(dtype), F.pad(mask.sum(1).cumsum(0), (1, 0)), rows
+def _real_tokens(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows [T] of the tokens that are no padding, of B * L, and the offsets [B+1] of the texts among them."""
+    return mask.reshape(-1).nonzero()[:, 0], F.pad(mask.sum(1).cumsum(0), (1, 0))
+
+
+def _flat(hidden: Tensor, weight: Tensor) -> Tensor:
+    return hidden.detach().reshape(-1, hidden.shape[-1]).to(weight.dtype)  # [B * L, H]
 
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, mask, twice):
-        tokens, offsets, padded_rows = _real_tokens(hidden, mask, weight.dtype)
-        indptr, terms, maxima, rows = kernels.max_forward(tokens, offsets, weight, bias)
-        rows = padded_rows[rows]
-        values = _activate(maxima, twice)
-        ctx.save_for_backward(hidden, weight, bias, values, rows, terms)
-        ctx.twice = twice
+        indptr, terms, maxima, rows = _max_kernels(hidden).max_forward(
+            _flat(hidden, weight), *_real_tokens(mask), weight, bias)
+        values = maxima.log1p().log1p() if twice else maxima.log1p()
         argmax = rows % hidden.shape[1]
+        ctx.save_for_backward(hidden, weight, bias, indptr, rows, terms, values)
+        ctx.twice = twice
         ctx.mark_non_differentiable(indptr, terms, argmax)
         return values, indptr, terms, argmax
 
     @staticmethod
     def backward(ctx, d_values, *_):
-        hidden, weight, bias, values, rows, terms = ctx.saved_tensors
-        coefficients = d_values * _slope(values, ctx.twice)
-        return *_max_gradients(ctx, hidden, weight, bias, rows, terms, coefficients), None, None
+        *saved, values = ctx.saved_tensors
+        return *_max_gradients(ctx, *saved, d_values * _slope(values, ctx.twice)), None, None
 
 
 class _MaxSurrogate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, rows, terms, coefficients, value):
-        ctx.save_for_backward(hidden, weight, bias, rows, terms, coefficients)
+    def forward(ctx, hidden, weight, bias, indptr, rows, terms, coefficients, value):
+        ctx.save_for_backward(hidden, weight, bias, indptr, rows, terms, coefficients)
         return value.clone()
 
     @staticmethod
     def backward(ctx, scale):
-        hidden, weight, bias, rows, terms, coefficients = ctx.saved_tensors
-        gradients = _max_gradients(ctx, hidden, weight, bias, rows, terms, coefficients * scale)
-        return *gradients, None, None, None, None
+        *saved, coefficients = ctx.saved_tensors
+        return *_max_gradients(ctx, *saved, coefficients * scale), None, None, None, None, None
 
 
-def _max_gradients(ctx, hidden, weight, bias, rows, terms, coefficients):
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    d_hidden, d_weight, d_bias = kernels.max_backward(rows, terms, coefficients, flat, weight,
-                                                      ctx.needs_input_grad[:3])
-    return _in_dtypes_of(hidden, weight, bias, d_hidden, d_weight, d_bias)
+def _max_gradients(ctx, hidden, weight, bias, indptr, rows, terms, coefficients):
+    gradients = _max_kernels(hidden).max_backward(indptr, rows, terms, coefficients, _flat(hidden, weight), weight,
+                                                  ctx.needs_input_grad[:3])
+    return _shaped_as(gradients, hidden, weight, bias)
 
 
 class _SumPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, mask, twice):
-        tokens, offsets, _ = _real_tokens(hidden, mask, weight.dtype)
         ctx.save_for_backward(hidden, weight, bias, mask)
         ctx.twice = twice
-        return kernels.sum_forward(tokens, offsets, weight, bias, twice)
+        return blocked.sum_forward(_flat(hidden, weight), *_real_tokens(mask), weight, bias, twice)
 
     @staticmethod
     def backward(ctx, d_sums):
@@ -242,16 +235,15 @@ class _SumSurrogate(torch.autograd.Function):
 
 
 def _sum_gradients(ctx, hidden, weight, bias, mask, d_sums):
-    tokens, offsets, rows = _real_tokens(hidden, mask, weight.dtype)
-    d_tokens, d_weight, d_bias = kernels.sum_backward(d_sums, tokens, offsets, weight, bias, ctx.twice,
-                                                      ctx.needs_input_grad[:3])
-    d_hidden = None
-    if d_tokens is not None:
-        d_hidden = d_tokens.new_zeros(mask.numel(), d_tokens.shape[1]).index_copy_(0, rows, d_tokens)
-    return _in_dtypes_of(hidden, weight, bias, d_hidden, d_weight, d_bias)
+    gradients = blocked.sum_backward(d_sums, _flat(hidden, weight), *_real_tokens(mask), weight, bias, ctx.twice,
+                                     ctx.needs_input_grad[:3])
+    return _shaped_as(gradients, hidden, weight, bias)
 
 
-def _in_dtypes_of(hidden, weight, bias, d_hidden, d_weight, d_bias):
-    return (None if d_hidden is None else d_hidden.to(hidden.dtype).view_as(hidden),
-            None if d_weight is None else d_weight.to(weight.dtype),
-            None if d_bias is None else d_bias.to(bias.dtype))
+def _shaped_as(gradients, *tensors):
+    return tuple(None if gradient is None else gradient.to(tensor.dtype).view_as(tensor)
+                 for gradient, tensor in zip(gradients, tensors, strict=True))
+
+
+def _max_kernels(hidden: Tensor):
+    return cpu if hidden.device.type == "cpu" else blocked

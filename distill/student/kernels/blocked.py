@@ -1,8 +1,8 @@
 """The head's products in plain torch, one block of the vocabulary at a time, on any device.
 
-This is the reference the faster kernels agree with, and what runs where they cannot. Tokens come flat, without
-padding: `tokens` [T, H] with `offsets` [B+1] (text i is rows offsets[i]:offsets[i+1]). Logits are float32; below
-float32 precision the product itself is rounded to the weights' dtype first, which the C++ and Triton kernels avoid.
+This is the reference the faster kernels agree with, and what runs where they cannot. Hidden states come as [R, H],
+with `rows` [T] of those that are no padding and `offsets` [B+1]: text i is rows[offsets[i]:offsets[i+1]]. Logits
+are float32; below that precision the product is rounded to the weights' dtype first, which other kernels avoid.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from torch.nn import functional as F
 TILE_BYTES = 64 << 20  # of one block of float32 logits
 
 
-def max_forward(tokens: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
+def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
                 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Maximum over each text's tokens of `tokens @ weight.T + bias`, where it is above zero (or NaN).
+    """Maximum over each text's tokens of `hidden[rows] @ weight.T + bias`, where it is above zero (or NaN).
 
-    Returns `indptr` int64 [B+1], `terms` int64 [nnz] ascending in each text, `maxima` float32 [nnz] and `rows`
-    int64 [nnz]: the first row of `tokens` that attains the maximum.
+    Returns `indptr` int64 [B+1], `terms` int64 [nnz] ascending in each text, `maxima` float32 [nnz] and the first
+    row of `hidden`, int64 [nnz], that attains the maximum.
     """
+    tokens = hidden[rows]
     texts, vocabulary = offsets.numel() - 1, weight.shape[0]
     maxima = torch.full((texts, vocabulary), -torch.inf, device=tokens.device)  # [B, V]
-    rows = torch.zeros((texts, vocabulary), dtype=torch.int64, device=tokens.device)
+    arguments = torch.zeros((texts, vocabulary), dtype=torch.int64, device=tokens.device)
     bounds = offsets.tolist()
     for block, logits in _logit_blocks(tokens, weight, bias):
         for text, (start, end) in enumerate(itertools.pairwise(bounds)):
             if end > start:
                 best = logits[start:end].max(dim=0)
-                maxima[text, block], rows[text, block] = best.values, best.indices + start
+                maxima[text, block], arguments[text, block] = best.values, best.indices + start
     active = ~(maxima <= 0)  # keeps NaN, so that a broken model shows in the loss
     indptr = F.pad(active.sum(1).cumsum(0), (1, 0))
-    return indptr, active.nonzero()[:, 1], maxima[active], rows[active]
+    return indptr, active.nonzero()[:, 1], maxima[active], rows[arguments[active]]
 
 
-def max_backward(rows: Tensor, terms: Tensor, coefficients: Tensor, hidden: Tensor, weight: Tensor,
+def max_backward(indptr: Tensor, rows: Tensor, terms: Tensor, coefficients: Tensor, hidden: Tensor, weight: Tensor,
                  needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The two sparse-dense products: dh[row] += c W[term], dW[term] += c h[row], db[term] += c; float32.
 
-    `rows`, `terms`, `coefficients` [nnz]; `hidden` [R, H]; `needs`: which of dh [R, H], dW [V, H], db [V] to make.
+    `indptr` [B+1], with the texts' rows lying in order in `hidden` [R, H]; `rows`, `terms`, `coefficients` [nnz];
+    `needs`: which of dh [R, H], dW [V, H], db [V] to make.
     """
     d_hidden = d_weight = d_bias = None
     if needs[0]:
@@ -53,8 +55,10 @@ def max_backward(rows: Tensor, terms: Tensor, coefficients: Tensor, hidden: Tens
     return d_hidden, d_weight, d_bias
 
 
-def sum_forward(tokens: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None, twice: bool) -> Tensor:
-    """Sum over each text's tokens of f(tokens @ weight.T + bias): dense float32 [B, V]."""
+def sum_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None,
+                twice: bool) -> Tensor:
+    """Sum over each text's tokens of f(hidden[rows] @ weight.T + bias): dense float32 [B, V]."""
+    tokens = hidden[rows]
     text = _text_of_row(offsets, tokens.shape[0])
     sums = torch.zeros((offsets.numel() - 1, weight.shape[0]), device=tokens.device)
     for block, logits in _logit_blocks(tokens, weight, bias):
@@ -65,9 +69,10 @@ def sum_forward(tokens: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | 
     return sums
 
 
-def sum_backward(d_sums: Tensor, tokens: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None, twice: bool,
-                 needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def sum_backward(d_sums: Tensor, hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None,
+                 twice: bool, needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `sum_forward` given `d_sums` [B, V]; the logits are computed again, block by block; float32."""
+    tokens = hidden[rows]
     text = _text_of_row(offsets, tokens.shape[0])
     d_tokens = torch.zeros(tokens.shape, device=tokens.device) if needs[0] else None
     d_weight = torch.empty(weight.shape, device=tokens.device) if needs[1] else None
@@ -84,7 +89,10 @@ def sum_backward(d_sums: Tensor, tokens: Tensor, offsets: Tensor, weight: Tensor
             d_weight[block] = d_logits.T @ tokens.float()
         if d_bias is not None:
             d_bias[block] = d_logits.sum(0)
-    return d_tokens, d_weight, d_bias
+    d_hidden = None
+    if d_tokens is not None:
+        d_hidden = torch.zeros(hidden.shape, device=hidden.device).index_copy_(0, rows, d_tokens)
+    return d_hidden, d_weight, d_bias
 
 
 def _logit_blocks(tokens: Tensor, weight: Tensor, bias: Tensor | None):

@@ -1,0 +1,379 @@
+// The max-pooling head on CPUs: the vocabulary product whose tiles never leave the registers before they are
+// reduced, and the two sparse-dense products of its backward. Plain C++17 with a C interface (see cpu.py); threads
+// are started by each call, so that no second OpenMP runtime meets torch's. Results do not depend on their number.
+//
+// The product is blocked as in BLIS: ROWS tokens times TERMS terms of accumulators in registers, a packed group of
+// the vocabulary in the L2 cache, tokens packed once so that a block of them streams through the L1 cache.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16, ROWS = 8, VECTORS = 3;  // 24 of 32 registers accumulate
+#elif defined(__AVX__)
+constexpr int LANES = 8, ROWS = 6, VECTORS = 2;  // 12 of 16
+#else
+constexpr int LANES = 4, ROWS = 8, VECTORS = 2;  // NEON: 16 of 32
+#endif
+constexpr int TERMS = LANES * VECTORS;
+constexpr int64_t GROUP_BYTES = 320 << 10;  // of packed weights, to stay in L2
+
+typedef float Floats __attribute__((vector_size(LANES * 4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4), may_alias));
+
+// bf16 is handled as uint16_t: the upper half of a float32.
+inline float to_float(float x) { return x; }
+inline float to_float(uint16_t x) {
+    uint32_t bits = uint32_t(x) << 16;
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+}
+
+// Runs work(item) for every item below `count`, each on whichever thread is free.
+template <class Work>
+void parallel(int64_t count, int threads, Work work) {
+    std::atomic<int64_t> next{0};
+    std::exception_ptr failure;
+    std::mutex mutex;
+    auto loop = [&] {
+        try {
+            for (int64_t item; (item = next.fetch_add(1)) < count;) work(item);
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(mutex);
+            failure = std::current_exception();
+        }
+    };
+    std::vector<std::thread> pool;
+    try {
+        for (int i = 1; i < std::min<int64_t>(threads, count); ++i) pool.emplace_back(loop);
+    } catch (const std::system_error&) {  // the system grants no more threads: those there are do the work
+    }
+    loop();
+    for (auto& thread : pool) thread.join();
+    if (failure) std::rethrow_exception(failure);
+}
+
+// ---------------------------------------------------------------------------------------------- forward
+
+// How many values of the hidden dimension one step of the inner loop takes: bf16 comes in pairs.
+template <class T> constexpr int STEP = sizeof(T) == 4 ? 1 : 2;
+
+template <class T>
+inline void multiply(const T* tokens, const T* terms, int64_t steps, Floats (&acc)[ROWS][VECTORS]);
+
+template <>
+inline void multiply<float>(const float* tokens, const float* terms, int64_t steps,
+                            Floats (&acc)[ROWS][VECTORS]) {
+    for (int64_t k = 0; k < steps; ++k, tokens += ROWS, terms += TERMS) {
+        Floats w[VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) w[j] = *(const Floats*)(terms + j * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+            for (int j = 0; j < VECTORS; ++j) acc[i][j] += tokens[i] * w[j];
+        }
+    }
+}
+
+#ifdef __AVX512BF16__
+template <>
+inline void multiply<uint16_t>(const uint16_t* tokens, const uint16_t* terms, int64_t steps,
+                               Floats (&acc)[ROWS][VECTORS]) {
+    for (int64_t k = 0; k < steps; ++k, tokens += 2 * ROWS, terms += 2 * TERMS) {
+        __m512bh w[VECTORS];
+#pragma GCC unroll 8
+        for (int j = 0; j < VECTORS; ++j) w[j] = (__m512bh)_mm512_load_si512(terms + 2 * j * LANES);
+#pragma GCC unroll 8
+        for (int i = 0; i < ROWS; ++i) {
+            int32_t pair;
+            std::memcpy(&pair, tokens + 2 * i, 4);
+            __m512bh t = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 8
+            for (int j = 0; j < VECTORS; ++j) acc[i][j] = (Floats)_mm512_dpbf16_ps((__m512)acc[i][j], t, w[j]);
+        }
+    }
+}
+#endif
+
+// Packs rows[0:count] of a [*, width] matrix as [steps][size][STEP]; what lies outside is zero.
+template <class T, int size, class Row>
+void pack(T* out, const T* matrix, int64_t width, int64_t count, Row row) {
+    constexpr int step = STEP<T>;
+    const int64_t steps = (width + step - 1) / step;
+    std::fill_n(out, steps * size * step, T(0));
+    for (int64_t i = 0; i < std::min<int64_t>(count, size); ++i) {
+        const T* source = matrix + row(i) * width;
+        for (int64_t k = 0; k < width; ++k) out[(k / step * size + i) * step + k % step] = source[k];
+    }
+}
+
+template <class T>
+struct Aligned {  // memory on a cache line's boundary
+    std::vector<char> bytes;
+    T* data;
+    explicit Aligned(int64_t count) : bytes(count * sizeof(T) + 64) {
+        data = (T*)((uintptr_t(bytes.data()) + 63) / 64 * 64);
+    }
+};
+
+struct Active {
+    int32_t term, row;
+    float value;
+};
+
+struct Found {  // of one group of the vocabulary: the active terms text by text
+    std::vector<Active> entries;
+    std::vector<int64_t> starts;  // [texts + 1]
+};
+
+struct Forward {
+    int64_t texts;
+    std::vector<Found> groups;
+};
+
+template <class T>
+Forward* max_forward(const T* hidden, const int64_t* rows, const int64_t* offsets, int64_t texts, const T* weight,
+                     const T* bias, int64_t vocabulary, int64_t width, int threads) {
+    const int64_t tokens = offsets[texts], steps = (width + STEP<T> - 1) / STEP<T>;
+    const int64_t blocks = (tokens + ROWS - 1) / ROWS, block_size = steps * STEP<T> * ROWS;
+    Aligned<T> packed(blocks * block_size);
+    parallel(blocks, threads, [&](int64_t block) {
+        const int64_t* first = rows + block * ROWS;
+        pack<T, ROWS>(packed.data + block * block_size, hidden, width, tokens - block * ROWS,
+                      [=](int64_t i) { return first[i]; });
+    });
+    std::vector<int32_t> text_of(tokens);
+    for (int64_t b = 0; b < texts; ++b) std::fill(&text_of[0] + offsets[b], &text_of[0] + offsets[b + 1], int32_t(b));
+
+    const int64_t panel_size = steps * STEP<T> * TERMS;
+    const int64_t panels = std::clamp<int64_t>(GROUP_BYTES / (panel_size * sizeof(T)), 1, 8), span = panels * TERMS;
+    auto* result = new Forward{texts, {}};
+    result->groups.resize((vocabulary + span - 1) / span);
+    parallel(result->groups.size(), threads, [&](int64_t group) {
+        const int64_t first = group * span, count = std::min(span, vocabulary - first);
+        Aligned<T> terms(panels * panel_size);
+        Aligned<float> offset(span);
+        for (int64_t p = 0; p * TERMS < count; ++p)
+            pack<T, TERMS>(terms.data + p * panel_size, weight, width, count - p * TERMS,
+                           [=](int64_t i) { return first + p * TERMS + i; });
+        std::fill_n(offset.data, span, 0.0f);
+        if (bias)
+            for (int64_t v = 0; v < count; ++v) offset.data[v] = to_float(bias[first + v]);
+        Aligned<float> best(texts * span);
+        Aligned<int32_t> at(texts * span);
+        std::fill_n(best.data, texts * span, -std::numeric_limits<float>::infinity());
+        for (int64_t block = 0; block < blocks; ++block) {
+            const int valid = int(std::min<int64_t>(ROWS, tokens - block * ROWS));
+            for (int64_t p = 0; p * TERMS < count; ++p) {
+                Floats acc[ROWS][VECTORS] = {};
+                multiply<T>(packed.data + block * block_size, terms.data + p * panel_size, steps, acc);
+#pragma GCC unroll 8
+                for (int i = 0; i < ROWS; ++i) {
+                    if (i >= valid) break;
+                    const int32_t token = int32_t(block * ROWS + i);
+                    const int64_t place = text_of[token] * span + p * TERMS;
+#pragma GCC unroll 8
+                    for (int j = 0; j < VECTORS; ++j) {
+                        auto& old = *(Floats*)(best.data + place + j * LANES);
+                        auto& old_at = *(Ints*)(at.data + place + j * LANES);
+                        Floats logit = acc[i][j] + *(const Floats*)(offset.data + p * TERMS + j * LANES);
+                        // the first of equals stays; NaN replaces anything and stays
+                        Ints better = ~(Ints)(logit <= old) & (Ints)(old == old);
+                        old = better ? logit : old;
+                        old_at = better ? (Ints{} + token) : old_at;
+                    }
+                }
+            }
+        }
+        Found& found = result->groups[group];
+        found.starts.assign(texts + 1, 0);
+        for (int64_t b = 0; b < texts; ++b) {
+            for (int64_t v = 0; v < count; ++v)
+                if (float value = best.data[b * span + v]; !(value <= 0))
+                    found.entries.push_back({int32_t(first + v), at.data[b * span + v], value});
+            found.starts[b + 1] = found.entries.size();
+        }
+    });
+    return result;
+}
+
+// --------------------------------------------------------------------------------------------- backward
+
+// out += sum of coefficients[order[k]] * table[source[order[k]]] over k < count, four rows at a time
+template <class T>
+void accumulate(float* __restrict out, const int32_t* order, int64_t count, const float* coefficients,
+                const int64_t* source, const T* table, int64_t width) {
+    int64_t k = 0;
+    for (; k + 4 <= count; k += 4) {
+        const int32_t *o = order + k;
+        const T* __restrict r0 = table + source[o[0]] * width;
+        const T* __restrict r1 = table + source[o[1]] * width;
+        const T* __restrict r2 = table + source[o[2]] * width;
+        const T* __restrict r3 = table + source[o[3]] * width;
+        const float c0 = coefficients[o[0]], c1 = coefficients[o[1]];
+        const float c2 = coefficients[o[2]], c3 = coefficients[o[3]];
+        for (int64_t j = 0; j < width; ++j)
+            out[j] += (c0 * to_float(r0[j]) + c1 * to_float(r1[j])) + (c2 * to_float(r2[j]) + c3 * to_float(r3[j]));
+    }
+    for (; k < count; ++k) {
+        const T* __restrict r = table + source[order[k]] * width;
+        const float c = coefficients[order[k]];
+        for (int64_t j = 0; j < width; ++j) out[j] += c * to_float(r[j]);
+    }
+}
+
+// dh[row] += c W[term]; the entries of a text are grouped by row with a counting sort
+template <class T>
+void hidden_gradient(const int64_t* indptr, int64_t texts, const int64_t* rows, const int64_t* terms,
+                     const float* coefficients, const T* weight, int64_t width, float* d_hidden, int threads) {
+    parallel(texts, threads, [&](int64_t b) {
+        const int64_t first = indptr[b], count = indptr[b + 1] - first;
+        if (!count) return;
+        const auto [low, high] = std::minmax_element(rows + first, rows + first + count);
+        const int64_t base = *low;
+        std::vector<int32_t> starts(*high - base + 2), order(count);
+        for (int64_t k = 0; k < count; ++k) ++starts[rows[first + k] - base + 1];
+        for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
+        auto place = starts;
+        for (int64_t k = 0; k < count; ++k) order[place[rows[first + k] - base]++] = int32_t(k);
+        for (size_t i = 0; i + 1 < starts.size(); ++i)
+            accumulate(d_hidden + (base + i) * width, &order[0] + starts[i], starts[i + 1] - starts[i],
+                       coefficients + first, terms + first, weight, width);
+    });
+}
+
+// dW[term] += c h[row], db[term] += c; a range of the vocabulary at a time, found in each text by binary search
+template <class T>
+void weight_gradient(const int64_t* indptr, int64_t texts, const int64_t* rows, const int64_t* terms,
+                     const float* coefficients, const T* hidden, int64_t vocabulary, int64_t width,
+                     float* d_weight, float* d_bias, int threads) {
+    constexpr int64_t RANGE = 256;
+    parallel((vocabulary + RANGE - 1) / RANGE, threads, [&](int64_t range) {
+        const int64_t low = range * RANGE, high = std::min(low + RANGE, vocabulary);
+        std::vector<std::pair<int64_t, int64_t>> spans(texts);
+        std::vector<int32_t> starts(high - low + 1), order;
+        for (int64_t b = 0; b < texts; ++b) {
+            const int64_t *from = terms + indptr[b], *to = terms + indptr[b + 1];
+            from = std::lower_bound(from, to, low);
+            to = std::lower_bound(from, to, high);
+            spans[b] = {from - terms, to - terms};
+            for (; from < to; ++from) ++starts[*from - low + 1];
+        }
+        for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
+        order.resize(starts.back());
+        auto place = starts;
+        for (auto [k, end] : spans)
+            for (; k < end; ++k) order[place[terms[k] - low]++] = int32_t(k);
+        for (int64_t v = low; v < high; ++v) {
+            const int64_t from = starts[v - low], to = starts[v - low + 1];
+            if (d_weight) {
+                std::fill_n(d_weight + v * width, width, 0.0f);
+                accumulate(d_weight + v * width, order.data() + from, to - from, coefficients, rows, hidden, width);
+            }
+            if (d_bias) {
+                d_bias[v] = 0;
+                for (int64_t k = from; k < to; ++k) d_bias[v] += coefficients[order[k]];
+            }
+        }
+    });
+}
+
+}  // namespace
+
+// C interface. `half` says that matrices hold bf16 instead of float32. Functions return false (or null) when memory
+// runs out.
+extern "C" {
+
+int multiplies_bf16() {
+#ifdef __AVX512BF16__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// hidden [R, width]; rows [tokens] of it, text b having rows[offsets[b]:offsets[b+1]]; weight [vocabulary, width];
+// bias [vocabulary] or null. Writes indptr [texts + 1] and returns what `max_collect` takes.
+void* max_forward(const void* hidden, const int64_t* rows, const int64_t* offsets, int64_t texts, const void* weight,
+                  const void* bias, int64_t vocabulary, int64_t width, int half, int threads, int64_t* indptr) {
+    try {
+        Forward* result;
+#ifdef __AVX512BF16__
+        if (half)
+            result = max_forward((const uint16_t*)hidden, rows, offsets, texts, (const uint16_t*)weight,
+                                 (const uint16_t*)bias, vocabulary, width, threads);
+        else
+#endif
+            result = max_forward((const float*)hidden, rows, offsets, texts, (const float*)weight,
+                                 (const float*)bias, vocabulary, width, threads);
+        indptr[0] = 0;
+        for (int64_t b = 0; b < texts; ++b) {
+            indptr[b + 1] = indptr[b];
+            for (const Found& found : result->groups) indptr[b + 1] += found.starts[b + 1] - found.starts[b];
+        }
+        return result;
+    } catch (const std::exception&) {
+        return nullptr;
+    }
+}
+
+// Writes terms, maxima and arg-max (as indices into `rows`) in the order of indptr, and frees the handle.
+void max_collect(void* handle, const int64_t* indptr, int64_t* terms, float* maxima, int64_t* tokens) {
+    auto* result = (Forward*)handle;
+    for (int64_t b = 0; b < result->texts; ++b) {
+        int64_t out = indptr[b];
+        for (const Found& found : result->groups)
+            for (int64_t k = found.starts[b]; k < found.starts[b + 1]; ++k, ++out) {
+                terms[out] = found.entries[k].term;
+                maxima[out] = found.entries[k].value;
+                tokens[out] = found.entries[k].row;
+            }
+    }
+    delete result;
+}
+
+// d_hidden [R, width] must be zero; d_weight [vocabulary, width] and d_bias [vocabulary] are overwritten; any of the
+// three may be null. The rows of a text lie together in `hidden`, and texts in order.
+int max_backward(const int64_t* indptr, int64_t texts, const int64_t* rows, const int64_t* terms,
+                 const float* coefficients, const void* hidden, const void* weight, int64_t vocabulary,
+                 int64_t width, int half, int threads, float* d_hidden, float* d_weight, float* d_bias) {
+    try {
+        if (d_hidden) {
+            if (half)
+                hidden_gradient(indptr, texts, rows, terms, coefficients, (const uint16_t*)weight, width, d_hidden,
+                                threads);
+            else
+                hidden_gradient(indptr, texts, rows, terms, coefficients, (const float*)weight, width, d_hidden,
+                                threads);
+        }
+        if (d_weight || d_bias) {
+            if (half)
+                weight_gradient(indptr, texts, rows, terms, coefficients, (const uint16_t*)hidden, vocabulary, width,
+                                d_weight, d_bias, threads);
+            else
+                weight_gradient(indptr, texts, rows, terms, coefficients, (const float*)hidden, vocabulary, width,
+                                d_weight, d_bias, threads);
+        }
+        return 1;
+    } catch (const std::exception&) {
+        return 0;
+    }
+}
+}
