@@ -74,11 +74,11 @@ class Jsonl(Section):
 
 
 class NaverScores(Section):
-    """A BEIR or MS MARCO folder with hard negatives scored by naver's tools: `{qid: {did: score}}`."""
+    """A BEIR or MS MARCO folder with scored hard negatives: naver's `{qid: {did: score}}`, or a TREC run."""
 
     kind: Literal["naver"]
     collection: Annotated[Union[Beir, MsMarco], Field(discriminator="kind")]
-    scores: Path  # .json or .json.gz
+    scores: Path  # .json or .json.gz; by any other name, a TREC run
 
 
 class HuggingFace(Section):
@@ -133,6 +133,7 @@ class Data(Section):
     source: Source
     generate: GenerateQueries | None = None
     train_queries: Positive | None = None  # use the first N of a seeded shuffle; None: all
+    limit: Positive | None = None  # a rehearsal: at most so many queries of every split
     sizes: Sizes | None = None
 
 
@@ -179,9 +180,12 @@ class FineTune(Section):
 
 
 class Teacher(Section):
-    """Who scores. `model`: hub name, path, or package:<module>/<folder>; `cls`: import path of an own class."""
+    """Who scores; kind `imported`: the source's own scores, nothing runs.
 
-    kind: Literal["cross-encoder", "llm", "bi-encoder", "splade", "bm25", "custom"]
+    `model`: hub name, path, or package:<module>/<folder>; `cls`: import path of an own class.
+    """
+
+    kind: Literal["cross-encoder", "llm", "bi-encoder", "splade", "bm25", "imported", "custom"]
     model: str | None = None
     revision: str | None = None
     dtype: Dtype = "auto"
@@ -197,7 +201,7 @@ class Teacher(Section):
     def _fields_fit_kind(self) -> Teacher:
         if self.kind == "custom" and self.cls is None:
             raise ValueError("a custom teacher needs cls (package.module:Class)")
-        if self.kind not in ("bm25", "custom") and self.model is None:
+        if self.kind not in ("bm25", "imported", "custom") and self.model is None:
             raise ValueError(f"a {self.kind} teacher needs a model")
         if self.fine_tune is not None and self.kind != "cross-encoder":
             raise ValueError("fine_tune is for cross-encoders")

@@ -20,12 +20,7 @@ def fingerprint(fields: dict[str, Any]) -> str:
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first field, by dotted name, in which two trees of fields differ, as "field old -> new"; None if equal."""
-    before, after = _flatten(json.loads(_canonical(old))), _flatten(json.loads(_canonical(new)))
-    for name in sorted(before.keys() | after.keys()):
-        was, now = before.get(name, _ABSENT), after.get(name, _ABSENT)
-        if was != now:
-            return f"{name} {_short(was)} -> {_short(now)}"
-    return None
+    return _difference(json.loads(_canonical(old, False)), json.loads(_canonical(new, False)), "")
 
 
 def check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -36,15 +31,18 @@ def check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
                                f"{fingerprint(new)}): {difference}")
 
 
-def _canonical(fields: dict[str, Any]) -> str:
-    return json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+def _canonical(fields: dict[str, Any], sort_keys: bool = True) -> str:
+    return json.dumps(fields, sort_keys=sort_keys, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, dict) and tree:
-        return {name: leaf for key, value in tree.items()
-                for name, leaf in _flatten(value, f"{prefix}.{key}" if prefix else key).items()}
-    return {prefix: tree}
+def _difference(old: Any, new: Any, name: str) -> str | None:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return None if old == new else f"{name} {_short(old)} -> {_short(new)}"
+    for key in {**new, **old}:
+        inner = f"{name}.{key}" if name else key
+        if (found := _difference(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)) is not None:
+            return found
+    return None
 
 
 def _short(value: Any) -> str:

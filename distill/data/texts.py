@@ -35,7 +35,7 @@ class TextStore:
         self._reader = reader
         self.path = reader.path
         self.is_passages = "origin" in reader.schema.names
-        self.collection_size = int(reader.metadata["collection_size"]) if self.is_passages else len(reader)
+        self.collection_size = _collection_size(reader) if self.is_passages else len(reader)
 
     @classmethod
     def open(cls, path: Path) -> TextStore:
@@ -107,3 +107,12 @@ class TextStore:
         if not self.is_passages:
             return batch.column("text")
         return passage_text(batch.column("title"), batch.column("text"))
+
+
+def _collection_size(reader: RowReader) -> int:
+    """Rows before the first variant, looking at one batch only: variants stand after the whole collection."""
+    for start, batch in zip(reader.starts[-2::-1], reader.batches[::-1], strict=True):
+        origin = batch.column("origin")
+        if origin[0].as_py() < 0:
+            return int(start + np.searchsorted(origin.to_numpy(), 0))  # -1, ..., -1, then rows >= 0
+    return 0

@@ -1,0 +1,63 @@
+"""Rows of texts in one file: JSONL, or CSV/TSV with a header line, plain or gzipped."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distill import config
+from distill.data.readers.base import Collection, json_lines, lines_of
+from distill.data.readers.rows import Row, collection_from_rows, row_parser
+from distill.errors import DataError
+
+csv.field_size_limit(1 << 30)  # the default refuses passages of more than 128 KiB
+
+
+def read_jsonl(source: config.Jsonl, seed: int, spool: Path) -> Collection:
+    return collection_from_rows(_parsed(source), source.path, spool, seed, source.dev_queries, source.test_queries)
+
+
+def raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, row) of a JSONL, CSV or TSV file, told apart by its name (.csv, .tsv, else JSONL; .gz after it)."""
+    suffixes = Path(path).suffixes
+    if ".csv" in suffixes:
+        return _separated(path, ",")
+    if ".tsv" in suffixes:
+        return _separated(path, "\t")
+    return json_lines(path)
+
+
+def _parsed(source: config.Jsonl) -> Iterator[tuple[int, Row]]:
+    parse = None
+    for line, row in raw_rows(source.path):
+        if parse is None:
+            parse = row_parser(source.layout, source.columns, row, source.path)
+        yield line, parse(row, line)
+    if parse is None:
+        raise DataError("the file has no rows", path=source.path)
+
+
+def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    last = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal last
+        for number, line in lines_of(path):
+            last = number
+            yield line + "\n"
+
+    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE  # TSV dumps hold bare quotes
+    reader = csv.reader(lines(), delimiter=separator, quoting=quoting, strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            if header is None:
+                header = [cell.strip() for cell in cells]
+                continue
+            if len(cells) != len(header):
+                raise DataError(f"{len(cells)} columns, the header line has {len(header)}", path=path, line=last)
+            yield last, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(f"not valid {'CSV' if separator == ',' else 'TSV'}: {error}", path=path, line=last) from None
