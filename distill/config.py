@@ -358,7 +358,7 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     run_dir: Path | None = None  # None: runs/<name>
-    seed: int = 17
+    seed: Annotated[int, Field(ge=0)] = 17
     data: Data
     mine: Mine = Mine()
     teachers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Teacher]

@@ -1,0 +1,120 @@
+"""Training batches: which queries come next, and one positive and `n` negatives for each.
+
+The order depends on (seed, epoch) and a query's draws on (seed, epoch, query) alone, so any number of processes gets
+the same global batches, and a position is a state of three numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from distill.data.labels import Labels, read_labels
+from distill.data.layout import RunFolder
+from distill.data.manifest import require_manifest
+
+_ORDER, _DRAW = 0, 1  # streams of random numbers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A global batch of B queries with 1 + n passages each, the positive first."""
+
+    query_rows: np.ndarray  # int64 [B], in queries.train
+    passage_rows: np.ndarray  # int64 [B, 1 + n], in passages
+    labels: np.ndarray  # float32 [B, 1 + n]
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    def part(self, rank: int, world_size: int) -> Batch:
+        """The queries of one process: a contiguous slice, of equal size where the world size divides B."""
+        bounds = [len(self) * r // world_size for r in (rank, rank + 1)]
+        piece = slice(*bounds)
+        return Batch(self.query_rows[piece], self.passage_rows[piece], self.labels[piece])
+
+
+class TrainingData:
+    """The label shards of a run, addressed by one running number per labelled query."""
+
+    def __init__(self, shards: list[Labels], fingerprint: str):
+        self._shards = shards
+        self._starts = np.cumsum([0] + [len(shard.query) for shard in shards])
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def open(cls, folder: RunFolder) -> TrainingData:
+        """Map the finished label shards; `StorageError` where labelling hasn't finished."""
+        path = folder.labels()
+        manifest = require_manifest(path, "label")
+        return cls([read_labels(path / shard.name) for shard in manifest.shards], manifest.fingerprint)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def query(self, item: int) -> tuple[int, np.ndarray, np.ndarray, int]:
+        """Query row, passage rows, labels, and how many of the passages (the first ones) are positives."""
+        s = int(np.searchsorted(self._starts, item, side="right")) - 1
+        shard, i = self._shards[s], item - int(self._starts[s])
+        piece = slice(int(shard.offsets[i]), int(shard.offsets[i + 1]))
+        return int(shard.query[i]), shard.passages[piece], shard.labels[piece], int(shard.positive[piece].sum())
+
+
+class Sampler:
+    """Endless global batches over `TrainingData`, epoch after epoch, each in its own shuffled order.
+
+    A batch may reach over the end of an epoch: every query is seen once an epoch and every batch is full.
+    """
+
+    def __init__(self, data: TrainingData, negatives: int, seed: int):
+        self._data, self._negatives, self._seed = data, negatives, seed
+        self._epoch, self._position = 0, 0
+        self._order = self._shuffled()
+
+    @property
+    def epoch(self) -> float:
+        """Epochs done, as a fraction."""
+        return self._epoch + self._position / len(self._data)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": self._seed, "epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, over the same data."""
+        self._seed, self._epoch, self._position = state["seed"], state["epoch"], state["position"]
+        self._order = self._shuffled()
+
+    def next_batch(self, batch_size: int) -> Batch:
+        """The next `batch_size` queries of the global order, whoever asks."""
+        queries = np.empty(batch_size, np.int64)
+        passages = np.empty((batch_size, 1 + self._negatives), np.int64)
+        labels = np.empty((batch_size, 1 + self._negatives), np.float32)
+        for row in range(batch_size):
+            if self._position == len(self._order):
+                self._epoch, self._position = self._epoch + 1, 0
+                self._order = self._shuffled()
+            item = int(self._order[self._position])
+            self._position += 1
+            queries[row], rows, values, positives = self._data.query(item)
+            drawn = draw(positives, len(rows), self._negatives, (self._seed, self._epoch, int(queries[row])))
+            passages[row], labels[row] = rows[drawn], values[drawn]
+        return Batch(queries, passages, labels)
+
+    def _shuffled(self) -> np.ndarray:
+        return np.random.default_rng([self._seed, self._epoch, _ORDER]).permutation(len(self._data))
+
+
+def draw(positives: int, candidates: int, negatives: int, seed: tuple[int, int, int]) -> np.ndarray:
+    """Positions in a list of `candidates`, the first `positives` of which are positive: one positive, then negatives.
+
+    Negatives are drawn without replacement; a list with too few is used whole, again and again.
+    """
+    rng = np.random.default_rng([*seed, _DRAW])
+    positive = rng.integers(positives) if positives > 1 else 0
+    pool = candidates - positives
+    rounds = [rng.permutation(pool) for _ in range(negatives // pool)]
+    if negatives % pool:
+        rounds.append(rng.choice(pool, negatives % pool, replace=False))
+    return np.concatenate([[positive], *(positives + taken for taken in rounds)]).astype(np.int64)

@@ -1,0 +1,137 @@
+"""What a folder or file holds, for `distill init`: the data section of a recipe, and words to tell it."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill import config
+from distill.data.readers.base import find_file
+from distill.data.readers.jsonl import raw_rows
+from distill.data.readers.rows import detect_layout, row_parser
+from distill.errors import DataError
+
+_COUNT_BYTES = 1 << 28  # larger files are not read through, their rows are estimated
+_ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+_SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "dev.small"),
+                "test": ("test", "dev.small", "dev")}
+
+
+@dataclass(frozen=True)
+class Found:
+    """`data`: the recipe's section; `lines`: what was seen, a line each."""
+
+    data: config.Data
+    lines: tuple[str, ...]
+
+
+def sniff(path: Path) -> Found:
+    """Recognise BEIR and MS MARCO folders, saved Hugging Face datasets, and JSONL/CSV/TSV files of rows with texts.
+
+    Raises `DataError` that says what was looked for where nothing is recognised.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if find_file(path, "corpus.jsonl"):
+            return _beir(path)
+        if find_file(path, "collection.tsv"):
+            return _msmarco(path)
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            return _huggingface(path)
+        files = [file for file in sorted(path.iterdir()) if _is_rows(file)]
+        if len(files) == 1:
+            return _rows(files[0])
+        inside = ", ".join(file.name for file in sorted(path.iterdir())[:8]) or "nothing"
+        raise DataError("not recognised; looked for corpus.jsonl (BEIR), collection.tsv (MS MARCO), a dataset saved "
+                        f"by `datasets`, or one JSONL, CSV or TSV file. There is: {inside}", path=path)
+    if not path.exists():
+        raise DataError("no such file or folder", path=path)
+    if not _is_rows(path):
+        raise DataError(f"not recognised; expected a folder, or a file named {', '.join(_ROW_SUFFIXES)} (or .gz)",
+                        path=path)
+    return _rows(path)
+
+
+def _is_rows(path: Path) -> bool:
+    name = path.name.removesuffix(".gz")
+    return path.is_file() and name.endswith(_ROW_SUFFIXES)
+
+
+def _beir(path: Path) -> Found:
+    names = {file.name.removesuffix(".gz").removesuffix(".tsv") for file in (path / "qrels").glob("*.tsv*")}
+    splits = {split: name for split, options in _SPLIT_NAMES.items()
+              for name in itertools.islice((option for option in options if option in names), 1)}
+    corpus, queries = find_file(path, "corpus.jsonl"), find_file(path, "queries.jsonl")
+    if queries is None:
+        raise DataError("a BEIR folder has queries.jsonl beside corpus.jsonl; it is missing", path=path)
+    lines = [f"BEIR folder: {_rows_in(corpus)} passages, {_rows_in(queries)} queries"]
+    lines += [f"{split}: judgements in qrels/{name}.tsv, {_rows_in(find_file(path / 'qrels', f'{name}.tsv'))} lines"
+              for split, name in splits.items()]
+    generate = None
+    if "train" not in splits:
+        generate = config.GenerateQueries()
+        lines.append("no judgements for training: training queries will be made from titles and sentences")
+    if "test" not in splits:
+        lines.append("no judgements for a test split: evaluation needs some in qrels/test.tsv")
+    return Found(config.Data(source=config.Beir(kind="beir", path=path, splits=splits), generate=generate),
+                 tuple(lines))
+
+
+def _msmarco(path: Path) -> Found:
+    names = {file.name.removesuffix(".gz").removeprefix("qrels.").removesuffix(".tsv")
+             for file in path.glob("qrels.*.tsv*")}
+    splits = {split: name for split, options in _SPLIT_NAMES.items()
+              for name in itertools.islice((option for option in options if option in names), 1)}
+    lines = [f"MS MARCO folder: {_rows_in(find_file(path, 'collection.tsv'))} passages"]
+    lines += [f"{split}: queries and judgements of {name}" for split, name in splits.items()]
+    if not splits:
+        raise DataError("collection.tsv is there, but no qrels.<split>.tsv", path=path)
+    return Found(config.Data(source=config.MsMarco(kind="msmarco", path=path, splits=splits)), tuple(lines))
+
+
+def _huggingface(path: Path) -> Found:
+    source = config.HuggingFace(kind="huggingface", dataset=str(path), test_queries=200, dev_queries=100)
+    return Found(config.Data(source=source), (
+        "a dataset saved by `datasets`, taken for rows of triples; 200 queries are set aside for test, 100 for "
+        "development",))
+
+
+def _rows(path: Path) -> Found:
+    line, first = next(raw_rows(path), (0, None))
+    if first is None:
+        raise DataError("the file has no rows", path=path)
+    layout = detect_layout(first)
+    row = row_parser(layout, {}, first, path)(first, line)
+    _, count = _count(path)
+    held_out = {"test_queries": min(500, count // 10), "dev_queries": min(200, count // 20)}
+    source = config.Jsonl(kind="jsonl", path=path, layout=layout, **held_out)
+    told = f"{_rows_in(path)} rows of the layout {layout!r}: columns {', '.join(first)}"
+    lists = f"the first row has {sum(row.positive)} positive and {len(row.passages) - sum(row.positive)} negatives" \
+        + (", with scores" if row.scores is not None else "")
+    return Found(config.Data(source=source), (told, lists, f"{held_out['test_queries']} queries are set aside for "
+                                              f"test, {held_out['dev_queries']} for development"))
+
+
+def _rows_in(path: Path) -> str:
+    exact, count = _count(path)
+    return f"{count:,}" if exact else f"about {count:,}"
+
+
+def _count(path: Path) -> tuple[bool, int]:
+    """(whether exact, rows): lines with something on them; the mean of the first thousand tells for a large file."""
+    with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as file:
+        if path.stat().st_size <= _COUNT_BYTES:
+            lines = sum(1 for line in file if not line.isspace())
+            return True, lines - _has_header(path)
+        head = list(itertools.islice(file, 1000))
+        size = path.stat().st_size * (3 if path.suffix == ".gz" else 1)  # text shrinks to about a third
+        return False, int(size / max(1.0, sum(map(len, head)) / len(head)))
+
+
+def _has_header(path: Path) -> int:
+    name = path.name.removesuffix(".gz")
+    return int(name.endswith(".csv") or (name.endswith(".tsv") and not name.startswith(("collection", "queries"))))
+
+
