@@ -1,17 +1,30 @@
-"""The head against the materialised formula, computed plainly here by autograd in float32."""
+"""The head against the materialised formula, computed plainly here by autograd, on every kernel a CPU may run."""
 
 from __future__ import annotations
+
+import platform
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from distill.student.head import SpladeHead
+from distill.student.head import SparseReps, SpladeHead
+from distill.student.kernels import cpu
 
-VOCABULARY, WIDTH = 173, 24
+VOCABULARY, WIDTH = 173, 27
+POOLINGS, ACTIVATIONS = ("max", "sum"), ("relu", "log1p_relu")
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86 processors")
 
 
-def materialised(hidden, mask, weight, bias, pooling, activation):
+@pytest.fixture(params=["native", pytest.param("x86-64-v3", marks=X86), pytest.param("x86-64", marks=X86), "torch"])
+def kernel(request, monkeypatch):
+    """Compiled for this processor, for AVX2, for SSE; and what runs without a compiler."""
+    library = None if request.param == "torch" else cpu.load_library(f"-march={request.param}")
+    monkeypatch.setattr(cpu, "_library", lambda: library)
+    return request.param
+
+
+def materialised(hidden, mask, weight, bias, pooling="max", activation="relu"):
     """sentence-transformers' SpladePooling on the decoder's logits: dense [B, V]."""
     logits = F.linear(hidden, weight, bias)  # [B, L, V]
     scores = (logits * mask.unsqueeze(-1)).relu().log1p()
@@ -34,24 +47,189 @@ def leaves(hidden, weight, bias):
     return hidden.clone().requires_grad_(), torch.nn.Parameter(weight.clone()), torch.nn.Parameter(bias.clone())
 
 
-def close(ours, reference):
-    torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5 * max(1e-30, float(reference.abs().max())))
+def close(ours, reference, tolerance=1e-5):
+    """Within `tolerance`, relative to each value and to the largest."""
+    scale = float(reference.abs().max()) if reference.numel() else 0.0
+    torch.testing.assert_close(ours, reference, rtol=tolerance, atol=tolerance * scale + 1e-30)
+
+
+def check(hidden, mask, weight, bias, pooling="max", activation="relu"):
+    """Values and gradients of the plain route and of the surrogate; returns the representations."""
+    upstream = torch.randn(len(hidden), len(weight), generator=torch.Generator().manual_seed(1))
+    reference = leaves(hidden, weight, bias)
+    expected = materialised(reference[0], mask, *reference[1:], pooling, activation)
+    expected.mul(upstream).sum().backward()
+
+    ours = leaves(hidden, weight, bias)
+    head = SpladeHead(*ours[1:], pooling, activation)
+    reps = head(ours[0], mask)
+    close(reps.to_dense(), expected.detach())
+    assert reps.terms.numel() == int((expected > 0).sum())
+    assert reps.indptr.tolist() == [0, *(expected > 0).sum(1).cumsum(0).tolist()]
+    reps.to_dense().mul(upstream).sum().backward()
+    for mine, theirs in zip(ours, reference, strict=True):
+        close(mine.grad, theirs.grad)
+
+    again = leaves(hidden, weight, bias)
+    head = SpladeHead(*again[1:], pooling, activation)
+    grad_values = upstream[reps.texts, reps.terms]
+    scalar = head.surrogate(again[0], mask, reps.detach(), grad_values)
+    close(scalar.detach(), (expected * upstream).sum().detach(), 1e-4)
+    (scalar * 1024).backward()  # as fp16 loss scaling does
+    for mine, theirs in zip(again, reference, strict=True):
+        close(mine.grad / 1024, theirs.grad)
+    return reps
 
 
 @pytest.mark.parametrize("shift", [-100.0, -2.0, 0.0, 100.0], ids=["nothing", "sparse", "half", "dense"])
-@pytest.mark.parametrize("activation", ["relu", "log1p_relu"])
-@pytest.mark.parametrize("pooling", ["max", "sum"])
-def test_values_and_gradients_equal_the_materialised_formula(pooling, activation, shift):
-    hidden, mask, weight, bias = problem(shift)
-    upstream = torch.randn(len(hidden), VOCABULARY)
-    h, w, b = leaves(hidden, weight, bias)
-    expected = materialised(h, mask, w, b, pooling, activation)
-    expected.mul(upstream).sum().backward()
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_max_pooling_equals_the_materialised_formula_at_every_density(kernel, activation, shift):
+    check(*problem(shift), activation=activation)
 
-    h2, w2, b2 = leaves(hidden, weight, bias)
-    reps = SpladeHead(w2, b2, pooling, activation)(h2, mask)
-    close(reps.to_dense(), expected.detach())
-    assert (reps.values > 0).all() and reps.terms.numel() == int((expected > 0).sum())
-    reps.to_dense().mul(upstream).sum().backward()
-    for ours, reference in ((h2, h), (w2, w), (b2, b)):
-        close(ours.grad, reference.grad)
+
+@pytest.mark.parametrize("shift", [-100.0, -2.0, 0.0, 100.0], ids=["nothing", "sparse", "half", "dense"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_sum_pooling_equals_the_materialised_formula_at_every_density(activation, shift):
+    check(*problem(shift), "sum", activation)
+
+
+def test_arg_max_is_the_token_that_gave_the_value(kernel):
+    hidden, mask, weight, bias = problem()
+    reps = SpladeHead(torch.nn.Parameter(weight), torch.nn.Parameter(bias))(hidden, mask)
+    logits = F.linear(hidden, weight, bias).masked_fill(mask[..., None] == 0, -torch.inf)
+    assert torch.equal(reps.argmax, logits.argmax(1)[reps.texts, reps.terms])
+
+
+def test_the_first_of_equal_positions_wins_and_takes_the_whole_gradient(kernel):
+    hidden, mask, weight, bias = problem(lengths=(20, 9))
+    hidden[0, 3:] = hidden[0, 2]
+    hidden[1] = 0  # all logits of this text are the bias
+    reps = check(hidden, mask, weight, bias)
+    assert reps.argmax[:reps.indptr[1]].max() == 2 and not reps.argmax[reps.indptr[1]:].any()
+
+
+def test_padding_may_be_anywhere(kernel):
+    hidden, mask, weight, bias = problem(lengths=(12, 12, 12))
+    mask[0, :5], mask[1, 3:9], mask[2, ::2] = 0, 0, 0
+    check(hidden, mask, weight, bias)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (3, 1, 1, 2), (64,), (0, 1, 0)], ids=str)
+def test_small_batches(kernel, lengths):
+    check(*problem(lengths=lengths))
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0), (2, 4)], ids=str)
+def test_batches_without_any_token(kernel, shape, pooling):
+    _, _, weight, bias = problem()
+    hidden = torch.zeros(*shape, WIDTH, requires_grad=True)
+    reps = SpladeHead(torch.nn.Parameter(weight), torch.nn.Parameter(bias), pooling)(hidden, torch.zeros(shape))
+    assert reps.indptr.tolist() == [0] * (shape[0] + 1)
+    reps.values.sum().backward()
+    assert not hidden.grad.any()
+
+
+def test_vocabularies_and_widths_that_fill_no_block(kernel):
+    generator = torch.Generator().manual_seed(2)
+    for vocabulary, width in ((1, 1), (47, 5), (48, 16), (1000, 33)):
+        hidden, mask, *_ = problem()
+        check(torch.randn(*hidden.shape[:2], width, generator=generator), mask,
+              torch.randn(vocabulary, width, generator=generator), torch.randn(vocabulary, generator=generator))
+
+
+def test_no_bias_and_frozen_parameters(kernel):
+    hidden, mask, weight, _ = problem()
+    h = hidden.clone().requires_grad_()
+    SpladeHead(torch.nn.Parameter(weight, requires_grad=False), None)(h, mask).values.sum().backward()
+    reference = hidden.clone().requires_grad_()
+    materialised(reference, mask, weight, None).sum().backward()
+    close(h.grad, reference.grad)
+
+
+def test_a_broken_model_shows(kernel):
+    hidden, mask, weight, bias = problem()
+    hidden[1, 2, 0] = torch.nan
+    dense = SpladeHead(torch.nn.Parameter(weight), torch.nn.Parameter(bias))(hidden, mask).to_dense()
+    assert dense[1].isnan().all() and not dense[0].isnan().any()
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_keeps_float32_values_and_its_own_gradient_dtype(kernel, dtype, pooling):
+    hidden, mask, weight, bias = (x.to(dtype) if x.is_floating_point() else x for x in problem())
+    reference = [x.float().requires_grad_() for x in (hidden, weight, bias)]
+    expected = materialised(reference[0], mask, *reference[1:], pooling)
+    expected.sum().backward()
+    ours = leaves(hidden, weight, bias)
+    reps = SpladeHead(*ours[1:], pooling)(ours[0], mask)
+    assert reps.values.dtype == torch.float32
+    close(reps.to_dense(), expected.detach(), 1e-4)
+    reps.values.sum().backward()
+    for mine, theirs in zip(ours, reference, strict=True):
+        assert mine.grad.dtype == dtype
+        close(mine.grad.float(), theirs.grad, 1e-2)
+
+
+def test_tied_weights_gather_both_gradients(kernel):
+    _, mask, weight, bias = problem()
+    ids = torch.randint(0, VOCABULARY, mask.shape)
+    tied, expected = torch.nn.Parameter(weight.clone()), torch.nn.Parameter(weight.clone())
+    SpladeHead(tied, torch.nn.Parameter(bias))(F.embedding(ids, tied), mask).values.sum().backward()
+    materialised(F.embedding(ids, expected), mask, expected, bias).sum().backward()
+    close(tied.grad, expected.grad)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(kernel):
+    hidden, mask, weight, bias = problem(lengths=tuple(range(1, 30)))
+    results, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            h, w, b = leaves(hidden, weight, bias)
+            reps = SpladeHead(w, b)(h, mask)
+            reps.values.square().sum().backward()
+            results.append((reps.terms, reps.argmax, reps.values.detach(), h.grad, w.grad, b.grad))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*results, strict=True):
+        assert torch.equal(one, three) if kernel != "torch" else torch.allclose(one, three, atol=1e-4)
+
+
+def test_a_missing_compiler_leaves_the_plain_kernels_and_one_warning(monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    cpu._library.cache_clear()
+    hidden, mask, weight, bias = problem()
+    try:
+        for _ in range(2):
+            reps = SpladeHead(torch.nn.Parameter(weight), torch.nn.Parameter(bias))(hidden, mask)
+        close(reps.to_dense(), materialised(hidden, mask, weight, bias))
+        assert len(caplog.records) == 1 and "slower" in caplog.text
+    finally:
+        cpu._library.cache_clear()
+
+
+def reps_of(dense):
+    indptr = F.pad((dense > 0).sum(1).cumsum(0), (1, 0))
+    return SparseReps(indptr, dense.nonzero()[:, 1], dense[dense > 0], torch.arange(int(indptr[-1])), dense.shape[1])
+
+
+def test_representations_are_cut_joined_and_capped_like_dense_ones():
+    dense = torch.rand(5, 11).sub(0.4).relu()
+    dense[3] = 0
+    reps = reps_of(dense)
+    assert len(reps) == 5 and torch.equal(reps.active, (dense > 0).sum(1))
+    assert torch.equal(reps.rows(1, 4).to_dense(), dense[1:4])
+    joined = SparseReps.cat([reps.rows(0, 2), reps.rows(2, 5)])
+    assert torch.equal(joined.to_dense(), dense) and torch.equal(joined.argmax, reps.argmax)
+    capped = reps.top_k(3)
+    kept = torch.zeros_like(dense).scatter(1, dense.topk(3).indices, dense.topk(3).values)
+    assert torch.equal(capped.to_dense(), kept) and capped.active.max() <= 3
+
+
+def test_gradient_flows_through_cutting_joining_and_capping():
+    dense = torch.rand(4, 9).sub(0.3).relu().requires_grad_()
+    reps = reps_of(dense)
+    SparseReps.cat([reps.rows(2, 4), reps.rows(0, 2)]).top_k(2).values.sum().backward()
+    assert torch.equal(dense.grad != 0, torch.zeros(4, 9).scatter(1, dense.topk(2).indices, 1.0) * dense > 0)
+    assert not reps.detach().values.requires_grad

@@ -2,7 +2,7 @@
 
 This is the reference the faster kernels agree with, and what runs where they cannot. Hidden states come as [R, H],
 with `rows` [T] of those that are no padding and `offsets` [B+1]: text i is rows[offsets[i]:offsets[i+1]]. Logits
-are float32; below that precision the product is rounded to the weights' dtype first, which other kernels avoid.
+are float32 whatever the weights' dtype.
 """
 
 from __future__ import annotations
@@ -99,8 +99,15 @@ def _logit_blocks(tokens: Tensor, weight: Tensor, bias: Tensor | None):
     width = max(64, TILE_BYTES // (4 * max(1, tokens.shape[0])))
     for start in range(0, weight.shape[0], width):
         block = slice(start, min(start + width, weight.shape[0]))
-        logits = (tokens @ weight[block].T).float()  # [T, block]
+        logits = _product(tokens, weight[block])  # [T, block]
         yield block, logits if bias is None else logits.add_(bias[block].float())
+
+
+def _product(tokens: Tensor, weight: Tensor) -> Tensor:
+    """tokens @ weight.T with a float32 result that is never rounded to the operands' dtype."""
+    if tokens.dtype != torch.float32 and tokens.is_cuda:
+        return torch.mm(tokens, weight.T, out_dtype=torch.float32)
+    return tokens.float() @ weight.float().T
 
 
 def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tensor, size: int) -> Tensor:

@@ -7,6 +7,7 @@ the plain torch kernels (`blocked`) do the work, and one warning says so.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -16,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from distill.student.kernels import blocked
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 
 
 def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
@@ -82,11 +84,31 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 def _library() -> ctypes.CDLL | None:
     """The compiled library, built if it is not there; None, with a warning, where it cannot be."""
     try:
-        library = ctypes.CDLL(str(_build()))
+        return load_library("-march=native")
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or error
         logger.warning("the CPU head's fast kernel could not be built, a slower one takes its place: %s", output)
         return None
+
+
+def load_library(architecture: str) -> ctypes.CDLL:
+    """The library compiled for `architecture` (a compiler flag), from the cache or built now."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise OSError("no C++ compiler found (install g++, or name one in CXX)")
+    command = [compiler, *FLAGS, architecture, str(SOURCE)]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *command[:-1], version, _processor()])
+    with _cache_folder() as folder:
+        path = Path(folder) / f"head-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        if not path.exists():
+            built = path.with_suffix(f".{os.getpid()}")
+            try:
+                subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True, timeout=300)
+                os.replace(built, path)
+            finally:
+                built.unlink(missing_ok=True)
+        library = ctypes.CDLL(str(path))
     library.max_forward.restype = ctypes.c_void_p
     size, address, flag = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
     library.max_forward.argtypes = [*[address] * 3, size, *[address] * 2, size, size, flag, flag, address]
@@ -96,27 +118,17 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _build() -> Path:
-    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise OSError("no C++ compiler found (install g++, or name one in CXX)")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = "\n".join([SOURCE.read_text(encoding="utf-8"), *FLAGS, compiler, version, _processor()])
+@contextlib.contextmanager
+def _cache_folder() -> Iterator[str]:
+    """A folder for compiled libraries: the user's cache, or where that cannot be written one for the moment."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splade-distill"
-    library = folder / f"head-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if not library.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            workplace = tempfile.TemporaryDirectory(dir=folder)
-        except OSError:  # a home that cannot be written: build for this process alone
-            folder = Path(tempfile.mkdtemp(prefix="splade-distill-"))
-            library, workplace = folder / library.name, tempfile.TemporaryDirectory(dir=folder)
-        with workplace as temporary:
-            built = Path(temporary) / library.name
-            subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(built)], capture_output=True, text=True,
-                           check=True, timeout=300)
-            os.replace(built, library)
-    return library
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        yield str(folder)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:  # a loaded library outlives its file
+            yield temporary
 
 
 def _processor() -> str:
