@@ -124,7 +124,9 @@ class Sizes(Section):
     """Declared sizes, used by `--dry-run` where the data is not there yet."""
 
     passages: int
-    queries: int
+    queries: int  # for training
+    dev_queries: int = 0
+    test_queries: int = 0
     passage_tokens: float = 80.0  # mean
     query_tokens: float = 9.0
 
