@@ -36,5 +36,5 @@ def margin_mse(student: Tensor, teacher: Tensor, pairs: str = "positive") -> Ten
 
 
 def infonce(scores: Tensor, positives: Tensor, temperature: float = 1.0) -> Tensor:
-    """Cross-entropy of picking a query's positive; scores [b, N], index of the positive int64 [b] (arXiv 1807.03748)."""
+    """Cross-entropy of picking a query's positive; scores [b, N], index of the positive int64 [b] (1807.03748)."""
     return F.cross_entropy(scores / temperature, positives)

@@ -1,0 +1,1 @@
+"""Distilling teacher scores into a student: the cached step, the DeepSpeed engine, the loop, resume, preemption."""

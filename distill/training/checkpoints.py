@@ -1,0 +1,66 @@
+"""Checkpoints of a run: all that is needed to go on as if nothing had happened, at any world size.
+
+One folder a checkpoint, written by rank 0 under a temporary name, its marker last, then renamed. State is kept whole
+and by parameter name, so that another number of processes or another ZeRO stage can take it up.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.data.files import read_json, storage_errors, sync, write_json, xxh128_file
+from distill.data.fingerprint import check_same
+from distill.data.layout import RunFolder
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+STATE, MARKER = "state.pt", "complete.json"
+
+
+def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, Any], keep_last: int) -> Path:
+    """Commit `state` as the checkpoint of `step`, then remove all but the newest `keep_last`. For rank 0 alone."""
+    path = folder.checkpoint(step)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    with storage_errors(path):
+        temporary.mkdir(parents=True)
+        try:
+            torch.save(state, temporary / STATE)
+            sync(temporary / STATE)
+            write_json(temporary / MARKER, {"format": FORMAT, "step": step, "fields": fields,
+                                            "xxh128": xxh128_file(temporary / STATE)})
+            if path.exists():  # the same step again: after an abandoned one
+                shutil.rmtree(path)
+            temporary.rename(path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    for old in _finished(folder)[:-keep_last]:
+        shutil.rmtree(old)
+    return path
+
+
+def latest(folder: RunFolder, fields: dict[str, Any]) -> dict[str, Any] | None:
+    """The newest checkpoint's state; None where there is none. A damaged one is passed over, with a warning.
+
+    Raises `FingerprintError` where it belongs to another recipe.
+    """
+    for path in reversed(_finished(folder)):
+        marker = read_json(path / MARKER)
+        check_same(folder.checkpoints, marker["fields"], fields)
+        if xxh128_file(path / STATE) == marker["xxh128"]:
+            return torch.load(path / STATE, map_location="cpu", weights_only=True)
+        log.warning("%s is damaged (its checksum differs); going back to the one before it", path)
+    return None
+
+
+def _finished(folder: RunFolder) -> list[Path]:
+    """Committed checkpoints, oldest first."""
+    if not folder.checkpoints.is_dir():
+        return []
+    return sorted(path for path in folder.checkpoints.glob("step-*") if (path / MARKER).exists())

@@ -1,0 +1,375 @@
+"""The training loop: batches, cached steps, log, checkpoints, evaluation on the development set, the saved model.
+
+`train` is the stage; `train_process` is what each of its processes runs. A run that was killed goes on from its last
+checkpoint when it is started again, with the same batches, draws and numbers as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.config import KlLoss, Recipe
+from distill.data.batches import Batch, Sampler, TrainingData
+from distill.data.files import write_atomic
+from distill.data.layout import RunFolder
+from distill.data.manifest import Manifest, read_manifest, write_manifest
+from distill.data.texts import TextStore
+from distill.data.tokens import TokenStore, build_token_store, token_key
+from distill.errors import Preempted, RecipeError, TrainingError
+from distill.evaluation.evaluate import evaluate_student, open_collection
+from distill.losses.objective import Place, objective
+from distill.progress import progress
+from distill.student.checkpoint import load_checkpoint, save_student
+from distill.student.model import SpladeStudent, load_student, set_dropout
+from distill.training import checkpoints, launch, measure, metrics, preemption
+from distill.training.alarms import alarms
+from distill.training.engine import HALF, Engine, LossScale, Update, resolve_precision
+from distill.training.rng import rng_state, set_rng_state
+from distill.training.schedules import lr_factor
+from distill.training.step import Step, Texts, cached_step, plan
+from distill.training.world import World, join
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+# fields of `train` that decide how a run is carried out, not what it learns
+EXECUTION = {"chunk_tokens", "activation_budget", "processes", "checkpoints", "max_bad_steps",
+             "activation_checkpointing", "precision", "deepspeed"}
+OUT_OF_MEMORY, ASKED_TO_STOP = 1, 2  # what ranks tell each other between chunks; the larger wins
+SMALLEST_CHUNK = 64  # tokens; below this, halving is no remedy
+
+
+def train(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """Distil the labels in `folder` into the recipe's student; writes folder.start, folder.model and the log.
+
+    Starts processes itself where the recipe or the machine's GPUs ask for several and no launcher has done so.
+    Returns the counts of the model's manifest. A model that is there already is not trained again. Raises
+    `Preempted` when asked to stop, `FingerprintError` where the folder belongs to another recipe.
+    """
+    done = read_manifest(folder.model)
+    if done is not None and done.fields == training_fields(recipe, folder):
+        return done.counts
+    if launch.placed() or launch.processes_here(recipe) == 1:
+        return train_process(recipe, folder)
+    return launch.start(recipe, folder, launch.processes_here(recipe))
+
+
+def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """What the trained model depends on: the hashed part of its manifest."""
+    labels = read_manifest(folder.labels())
+    if labels is None:
+        raise TrainingError(f"{folder.labels()}: no labels to train on; run `distill label` first")
+    return {"stage": "train", "format": FORMAT, "labels": labels.fingerprint, "seed": recipe.seed,
+            "student": recipe.student.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json", exclude=EXECUTION)}
+
+
+def train_process(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """This process's part of `train`."""
+    world = join()
+    if recipe.train.batch_size < world.size:
+        raise RecipeError(f"train.batch_size is {recipe.train.batch_size}, less than a query for each of the "
+                          f"{world.size} processes")
+    if world.rank == 0:
+        preemption.unmark(folder)
+    with preemption.watching() as asked_to_stop:
+        while True:
+            run = Run(recipe, folder, world, asked_to_stop)
+            try:
+                return run.finish()
+            except _SmallerChunks:
+                continue
+            finally:
+                run.engine.close()
+
+
+@dataclass
+class Standing:
+    """Where a run stands: all of a checkpoint that is not tensors. `step` counts optimizer steps, bad ones included."""
+
+    chunk_tokens: int
+    precision: str
+    graph_bytes: float = 0.0  # that a kept graph holds per padded token
+    step: int = 0
+    bad_steps: int = 0
+    seconds: float = 0.0
+    best_step: int | None = None
+    best_score: float = -math.inf  # on the development set
+    loss_scale: dict[str, Any] | None = None  # fp16
+
+
+class _Abandoned(Exception):
+    """The ranks have agreed to leave the step under way; `flag` says why."""
+
+    def __init__(self, flag: int):
+        self.flag = flag
+
+
+class _SmallerChunks(Exception):
+    """A chunk ran out of memory; a checkpoint with half the token budget is there to go on from."""
+
+
+class Run:
+    """One attempt: from the newest checkpoint, or the start, to the end or the next interruption."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, world: World, asked_to_stop: Callable[[], bool]):
+        self.recipe, self.cfg, self.folder, self.world = recipe, recipe.train, folder, world
+        self.asked_to_stop = asked_to_stop
+        self.fields = training_fields(recipe, folder)
+        self.data = TrainingData.open(folder)
+        self.total_steps = self.cfg.steps or math.ceil(self.cfg.epochs * len(self.data) / self.cfg.batch_size)
+        self.sampler = Sampler(self.data, self.cfg.negatives, recipe.seed)
+        if self.cfg.evaluate_every is not None:
+            open_collection(folder, "dev")  # says so now, not after an hour, if there is none
+        self.student = self._start()
+        self.special_tokens = self.student.assemble([np.zeros(0, np.int64)], 8)[0].shape[1]
+        self.flops_per_token = measure.flops_per_token(self.student)
+        self.texts = self._token_stores()
+        saved = checkpoints.latest(folder, self.fields)
+        self.standing = Standing(**saved["standing"]) if saved else Standing(
+            self.cfg.chunk_tokens, world.from_first(resolve_precision(self.cfg.precision, world.device)))
+        self.engine = self._engine(saved)
+        self.peak_flops = measure.peak_flops(world.device, HALF.get(self.standing.precision, torch.float32))
+        self.note, self.alarmed = "", set()
+        self.log = metrics.TrainLog(folder.train_log, self.standing.step, enabled=world.rank == 0)
+
+    # ------------------------------------------------------------------------------------------------- opening
+
+    def _start(self) -> SpladeStudent:
+        """The untrained student: made once, by rank 0, and read back from folder.start by all."""
+        if self.world.rank == 0 and not self.folder.start.exists():
+            passages = TextStore.open(self.folder.passages)
+            size = min(self.recipe.student.calibration.passages, passages.collection_size)
+            rows = np.random.default_rng(self.recipe.seed).choice(passages.collection_size, size, replace=False)
+            save_student(load_student(self.recipe.student, passages.texts(np.sort(rows))), self.folder.start)
+        self.world.barrier()
+        student = load_checkpoint(self.folder.start)
+        if self.cfg.dropout is not None:
+            set_dropout(student, self.cfg.dropout)
+        return student
+
+    def _token_stores(self) -> tuple[TokenStore, TokenStore]:
+        stores = []
+        for name, path, prompt, max_length in (
+                ("queries.train", self.folder.queries("train"), "query", self.student.query_max_length),
+                ("passages", self.folder.passages, "document", self.student.passage_max_length)):
+            prefix = self.student.prompts.get(prompt, "")
+            tokens = self.folder.tokens(token_key(self.student.tokenizer, prefix), name)
+            if self.world.rank == 0:
+                build_token_store(TextStore.open(path), self.student.tokenizer, tokens, max_length, prefix)
+            self.world.barrier()
+            stores.append(TokenStore.open(tokens))
+        return stores[0], stores[1]
+
+    def _engine(self, saved: dict[str, Any] | None) -> Engine:
+        standing = self.standing
+        if saved:
+            load_parameters(self.student, saved["parameters"])
+        engine = Engine(self.student, self.cfg, self.world, standing.precision)
+        seeds = np.random.SeedSequence([self.recipe.seed, self.world.rank, standing.step])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
+        if saved:
+            engine.load_optimizer_state(saved["optimizer"], saved["updates"])
+            self.sampler.load_state_dict(saved["sampler"])
+            if len(saved["rng"]) == self.world.size:
+                set_rng_state(saved["rng"][self.world.rank], self.world.device)
+            if engine.loss_scale is not None and standing.loss_scale is not None:
+                engine.loss_scale = LossScale(**standing.loss_scale)
+            log.info("going on from step %d", standing.step)
+        elif self.cfg.activation_budget:
+            measured = measure.graph_bytes_per_token(engine, self.student.passage_max_length, standing.chunk_tokens)
+            standing.graph_bytes = max(self.world.gather(measured))
+        return engine
+
+    # ------------------------------------------------------------------------------------------------- stepping
+
+    def finish(self) -> dict[str, Any]:
+        """Train to the end and save the model; returns the counts of its manifest."""
+        standing = self.standing
+        with progress("train", self.total_steps, "steps") if self.world.rank == 0 else nullcontext(_silent) as advance:
+            advance(standing.step)
+            while standing.step < self.total_steps:
+                before = self.sampler.state_dict(), rng_state(self.world.device)
+                try:
+                    self._check()
+                    self._step()
+                except _Abandoned as abandoned:
+                    self._leave(abandoned.flag, *before)
+                advance(1, self.note)
+                if self.cfg.evaluate_every and (standing.step % self.cfg.evaluate_every == 0
+                                                or standing.step == self.total_steps):
+                    self._evaluate()
+                if standing.step % self.cfg.checkpoints.every == 0 and standing.step < self.total_steps:
+                    self._save(self.sampler.state_dict(), rng_state(self.world.device))
+        return self._save_model()
+
+    def _step(self) -> None:
+        began = time.perf_counter()
+        standing, cfg = self.standing, self.cfg
+        number = standing.step + 1
+        batch = self.sampler.next_batch(cfg.batch_size)
+        place, sides, labels = self._mine(batch)
+        kept_tokens = cfg.activation_budget * 2**30 / standing.graph_bytes if standing.graph_bytes else 0.0
+        step = cached_step(self.engine, sides, plan(sides, standing.chunk_tokens, self.world, kept_tokens),
+                           lambda queries, passages: objective(cfg, queries, passages, labels, place, number),
+                           self._check)
+        warmup = math.ceil(cfg.warmup_ratio * self.total_steps)
+        update = self.engine.step(lr_factor(cfg.schedule, number, self.total_steps, warmup)) if step.finite else None
+        standing.step = number
+        seconds = time.perf_counter() - began
+        standing.seconds += seconds
+        self.note = f"loss {float(step.objective.total):.4g}"
+        if update is None or not (update.applied or self._overflow_is_routine()):
+            self._count_bad(batch, step)
+        if number % self.recipe.tracking.log_every == 0 or number in (1, self.total_steps):
+            self._log(step, update, labels, seconds)
+
+    def _mine(self, batch: Batch) -> tuple[Place, tuple[Texts, Texts], torch.Tensor]:
+        """This rank's slice of the global batch."""
+        total, rank, size = len(batch.query_rows), self.world.rank, self.world.size
+        here = slice(rank * total // size, (rank + 1) * total // size)
+        student = self.student
+        queries = Texts(self.texts[0].take(batch.query_rows[here]), student.query_max_length, self.special_tokens)
+        passages = Texts(self.texts[1].take(batch.passage_rows[here].reshape(-1)), student.passage_max_length,
+                         self.special_tokens)
+        return Place(here.start, total), (queries, passages), torch.from_numpy(batch.labels[here]).to(self.world.device)
+
+    def _check(self, out_of_memory: bool = False) -> None:
+        """Between chunks: leave the step if any rank has to."""
+        if out_of_memory and self.engine.stage == 3 and self.world.size > 1:
+            # the others wait for this rank's partitions inside their forward, and cannot be told
+            raise TrainingError("out of memory under ZeRO-3 with several processes; start again with a smaller "
+                                f"train.chunk_tokens (now {self.standing.chunk_tokens})")
+        flag = OUT_OF_MEMORY if out_of_memory else ASKED_TO_STOP if self.asked_to_stop() else 0
+        if agreed := self.world.agree(flag):
+            raise _Abandoned(agreed)
+
+    def _leave(self, flag: int, sampler: dict[str, Any], rng: list[torch.Tensor]) -> None:
+        """Save the state before the step that was abandoned, and leave."""
+        standing = self.standing
+        if flag == OUT_OF_MEMORY:
+            halved = standing.chunk_tokens // 2
+            if halved < SMALLEST_CHUNK:
+                raise TrainingError(f"out of memory with chunks of {standing.chunk_tokens} tokens; use a smaller "
+                                    "model or train.batch_size")
+            log.warning("out of memory: train.chunk_tokens goes from %d to %d for this run", standing.chunk_tokens,
+                        halved)
+            self.log.write(step=standing.step, event="out of memory", chunk_tokens=halved)
+            standing.chunk_tokens = halved
+            self._save(sampler, rng)
+            raise _SmallerChunks
+        self._save(sampler, rng)
+        if self.world.rank == 0:
+            preemption.mark(self.folder, standing.step)
+        raise Preempted(f"asked to stop: training is saved at step {standing.step} of {self.total_steps}; start it "
+                        "again to go on")
+
+    def _overflow_is_routine(self) -> bool:
+        """fp16 finds its loss scale by overflowing now and then."""
+        return self.engine.loss_scale is not None and self.engine.loss_scale.scale > 1
+
+    def _count_bad(self, batch: Batch, step: Step) -> None:
+        standing = self.standing
+        standing.bad_steps += 1
+        ids = TextStore.open(self.folder.queries("train")).ids(batch.query_rows[:5])
+        what = "gradient" if step.finite else "loss"
+        where = f"non-finite {what} at step {standing.step}, batch of queries {', '.join(ids)}" + \
+            (", ..." if len(batch.query_rows) > 5 else "")
+        log.warning("%s: step skipped", where)
+        self.log.write(step=standing.step, event=f"non-finite {what}", queries=batch.query_rows.tolist())
+        if standing.bad_steps >= self.cfg.max_bad_steps:
+            raise TrainingError(f"{where}; that is {standing.bad_steps} of at most {self.cfg.max_bad_steps} "
+                                "(train.max_bad_steps): lower train.lr, or look at the labels of these queries")
+
+    # ---------------------------------------------------------------------------------- log, evaluation, saving
+
+    def _log(self, step: Step, update: Update | None, labels: torch.Tensor, seconds: float) -> None:
+        tokens = metrics.total(step.tokens, self.world.device)
+        temperature = next((loss.teacher_temperature for loss in self.cfg.losses if isinstance(loss, KlLoss)), 1.0)
+        line: dict[str, Any] = {
+            "loss": float(step.objective.total),
+            **{name: float(part) for name, part in step.objective.parts.items()},
+            **metrics.sparsity(*step.sides), "teacher_confidence": metrics.teacher_confidence(labels, temperature),
+            "grad_norm": update.grad_norm if update else math.nan, "lr": self.engine.lr, "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "mfu": tokens / seconds * self.flops_per_token / self.world.size / self.peak_flops,
+            "padding": 1 - step.tokens / step.padded, "chunks": step.chunks, "kept_graphs": step.kept,
+            "peak_memory_gib": metrics.peak_memory_gib(self.world.device), "bad_steps": self.standing.bad_steps,
+        }
+        said = alarms(self.cfg, line, self.standing.step, self.total_steps, self.student.vocab_size)
+        for name, sentence in said.items():
+            if name not in self.alarmed and self.world.rank == 0:  # once; the log has them all
+                log.warning("step %d: %s", self.standing.step, sentence)
+            self.alarmed.add(name)
+        self.log.write(step=self.standing.step, **line, **({"alarms": list(said.values())} if said else {}))
+
+    def _evaluate(self) -> None:
+        """nDCG@10, or whatever the recipe's first metric is, on the development set; the best parameters are kept."""
+        standing = self.standing
+        parameters = self.engine.parameters()
+        score = None
+        if self.world.rank == 0:
+            student = load_checkpoint(self.folder.start).to(self.world.device).eval()
+            load_parameters(student, parameters)
+            measured = evaluate_student(student, self.folder, "dev", self.recipe)
+            score = measured[self.recipe.evaluate.metrics[0]]
+            self.log.write(step=standing.step, event="evaluation", **measured)
+            log.info("step %d: %s", standing.step, ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+            if score > standing.best_score:
+                with write_atomic(self._best_file) as temporary:
+                    torch.save(parameters, temporary)
+        score = self.world.from_first(score)
+        if score > standing.best_score:
+            standing.best_step, standing.best_score = standing.step, score
+
+    @property
+    def _best_file(self) -> Path:
+        return self.folder.checkpoints / "best.pt"
+
+    def _save(self, sampler: dict[str, Any], rng: list[torch.Tensor]) -> None:
+        """A checkpoint; collective. `sampler` and `rng`: those that the next step starts from."""
+        if self.engine.loss_scale is not None:
+            self.standing.loss_scale = asdict(self.engine.loss_scale)
+        state = {"standing": asdict(self.standing), "sampler": sampler, "rng": self.world.gather(rng),
+                 "parameters": self.engine.parameters(), "optimizer": self.engine.optimizer_state(),
+                 "updates": self.engine.updates()}
+        if self.world.rank == 0:
+            checkpoints.save(self.folder, self.standing.step, state, self.fields, self.cfg.checkpoints.keep_last)
+        self.world.barrier()
+
+    def _save_model(self) -> dict[str, Any]:
+        standing = self.standing
+        parameters = self.engine.parameters()
+        counts = {"steps": standing.step, "seconds": round(standing.seconds, 1), "bad_steps": standing.bad_steps,
+                  "processes": self.world.size, "precision": standing.precision}
+        if standing.best_step is not None:
+            counts |= {"best_step": standing.best_step, f"dev {self.recipe.evaluate.metrics[0]}": standing.best_score}
+        if self.world.rank == 0:
+            if standing.best_step not in (None, standing.step):
+                parameters = torch.load(self._best_file, map_location="cpu", weights_only=True)
+            student = load_checkpoint(self.folder.start)
+            load_parameters(student, parameters)
+            save_student(student, self.folder.model)
+            write_manifest(self.folder.model, Manifest(self.fields, counts=counts))
+        self.world.barrier()
+        return counts
+
+
+def _silent(n: float = 1, note: str = "") -> None:
+    """The progress display of the ranks that show none."""
+
+
+def load_parameters(student: SpladeStudent, parameters: dict[str, torch.Tensor]) -> None:
+    """Copy whole parameters, by name, into a student whose own are whole."""
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            parameter.copy_(parameters[name])

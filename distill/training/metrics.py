@@ -1,0 +1,71 @@
+"""The training log: one JSON object a line in metrics/train.jsonl, and what is measured on a step."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.data.files import write_atomic
+from distill.losses.collective import sum_over_processes
+from distill.student.head import SparseReps
+
+
+class TrainLog:
+    """Appends lines; `enabled` on rank 0 only. Lines of steps after `resumed_at` are those of a lost attempt and go."""
+
+    def __init__(self, path: Path, resumed_at: int, enabled: bool):
+        self.path, self.enabled = path, enabled
+        if enabled:
+            kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= resumed_at]
+            with write_atomic(path) as temporary:
+                temporary.write_text("".join(kept), encoding="utf-8")
+
+    def write(self, **values: Any) -> None:
+        if self.enabled:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(values) + "\n")
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines: one that a killed process left unfinished is dropped."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def sparsity(queries: SparseReps, passages: SparseReps) -> dict[str, float]:
+    """Over the texts of all processes: mean active terms, share of texts without any, and FLOPS: expected products
+    of a query and a passage, the sum over terms of the two shares of texts in which the term is active."""
+    measured: dict[str, float] = {}
+    shares = []
+    for side, reps in (("query", queries), ("passage", passages)):
+        counts = torch.bincount(reps.terms, minlength=reps.vocab_size).double()  # [V]
+        sums = sum_over_processes(torch.cat([counts, counts.new_tensor([len(reps), (reps.active == 0).sum()])]))
+        texts = sums[-2]
+        shares.append(sums[:-2] / texts)
+        measured[f"{side}_active"] = float(shares[-1].sum())
+        measured[f"{side}_empty"] = float(sums[-1] / texts)
+    measured["flops"] = float((shares[0] * shares[1]).sum())
+    return measured
+
+
+def total(value: float, device: torch.device) -> float:
+    """The sum over processes."""
+    return float(sum_over_processes(torch.tensor(value, dtype=torch.float64, device=device)))
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Of this process: on the GPU, or else resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def teacher_confidence(labels: Tensor, temperature: float) -> float:
+    """Mean probability of the teacher's favourite passage: 1 means that its distribution has collapsed."""
+    return float((labels / temperature).softmax(1).max(1).values.mean())

@@ -1,0 +1,19 @@
+"""Learning-rate schedules, as pure functions of the step: nothing to save, nothing to restore."""
+
+from __future__ import annotations
+
+import math
+
+
+def lr_factor(schedule: str, step: int, total: int, warmup: int) -> float:
+    """What the learning rate is multiplied by at optimizer step `step` (1 for the first) of `total`.
+
+    Linear warm-up over `warmup` steps, whose last has the full rate; then `linear` or `cosine` decay towards zero,
+    which the step after the last would reach, or `constant`.
+    """
+    if step <= warmup:
+        return step / warmup
+    if schedule == "constant":
+        return 1.0
+    done = min((step - 1 - warmup) / max(total - warmup, 1), 1.0)
+    return 1.0 - done if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))

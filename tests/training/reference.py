@@ -1,0 +1,83 @@
+"""A plain single-process reference of a training step: materialised logits, dense representations, plain autograd."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import BertForMaskedLM
+
+from distill import config
+
+BATCH, LISTS = 6, 3
+QUERY_LENGTH, PASSAGE_LENGTH = 12, 24
+
+
+def make_batch(seed: int, vocab_size: int):
+    """Token ids of queries [6] and passages [6 * 3] of very unequal lengths (one empty), and labels [6, 3]."""
+    rng = np.random.default_rng(seed)
+    queries = [rng.integers(20, vocab_size, rng.integers(1, 9)) for _ in range(BATCH)]
+    passages = [rng.integers(20, vocab_size, rng.integers(2, 30)) for _ in range(BATCH * LISTS)]
+    passages[1] = passages[1][:0]
+    return queries, passages, torch.from_numpy(rng.normal(size=(BATCH, LISTS)).astype(np.float32) * 4)
+
+
+def dense_reps(model: BertForMaskedLM, ids: list[np.ndarray], max_length: int) -> torch.Tensor:
+    """[n, V], a text at a time: [CLS] ids [SEP], no padding."""
+    reps = []
+    for text in ids:
+        row = torch.tensor([[2, *text[:max_length - 2].tolist(), 3]])
+        reps.append(torch.log1p(model(input_ids=row).logits[0].max(dim=0).values.relu()))
+    return torch.stack(reps)
+
+
+def dense_objective(train: config.Train, queries, passages, labels) -> torch.Tensor:
+    """The losses and regularisers of `train_section`, on dense representations of the whole batch."""
+    lists = passages.view(len(queries), labels.shape[1], -1)
+    scores = (queries[:, None] * lists).sum(-1)
+    total = 0.0
+    for loss in train.losses:
+        if loss.kind == "kl":
+            value = F.kl_div(scores.log_softmax(1), labels.softmax(1), reduction="batchmean")
+        elif loss.kind == "margin-mse":
+            value = ((scores[:, :1] - scores[:, 1:]) - (labels[:, :1] - labels[:, 1:])).square().mean()
+        else:
+            value = F.cross_entropy(queries @ passages.T, torch.arange(len(queries)) * labels.shape[1])
+        total = total + loss.weight * value
+    for terms, reps in ((train.query_regularizers, queries), (train.passage_regularizers, passages)):
+        for term in terms:
+            groups = reps.split(term.group_size or len(reps))
+            if term.kind == "flops":
+                value = sum(group.mean(0).square().sum() * len(group) for group in groups) / len(reps)
+            else:
+                value = reps.sum(1).mean()
+            total = total + term.weight * value
+    return total
+
+
+def train_section(**changes) -> config.Train:
+    return config.Train.model_validate({
+        "batch_size": BATCH, "negatives": LISTS - 1, "lr": 0.01, "optimizer": "sgd", "weight_decay": 0.0,
+        "max_grad_norm": 1.0, "precision": "fp32",
+        "losses": [{"kind": "kl"}, {"kind": "margin-mse", "weight": 0.05}, {"kind": "infonce", "weight": 0.5}],
+        "query_regularizers": [{"kind": "l1", "weight": 0.01, "ramp": "constant"}],
+        "passage_regularizers": [{"kind": "flops", "weight": 0.05, "ramp": "constant"},
+                                 {"kind": "flops", "weight": 0.03, "ramp": "constant", "group_size": 4}],
+        **changes})
+
+
+def reference_steps(path, train: config.Train, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Weights after so many SGD steps on the whole batch, and the gradient norms before clipping."""
+    model = BertForMaskedLM.from_pretrained(path).eval()
+    norms = []
+    for step in range(steps):
+        queries, passages, labels = make_batch(step, model.config.vocab_size)
+        objective = dense_objective(train, dense_reps(model, queries, QUERY_LENGTH),
+                                    dense_reps(model, passages, PASSAGE_LENGTH), labels)
+        model.zero_grad()
+        objective.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm or 1e9)))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= train.lr * parameter.grad
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}, norms

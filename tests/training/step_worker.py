@@ -1,0 +1,56 @@
+"""One process of a real DeepSpeed run: three steps for each case, weights and norms written by rank 0.
+
+python step_worker.py MODEL OUT CASES.json; the place comes from the environment, as under torchrun.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, train_section
+from transformers import AutoTokenizer, BertForMaskedLM
+
+from distill.losses.objective import Place, objective
+from distill.student.model import SpladeStudent, set_dropout
+from distill.training.engine import Engine
+from distill.training.step import Texts, cached_step, plan
+from distill.training.world import World, join
+
+
+def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
+    student = SpladeStudent(BertForMaskedLM.from_pretrained(model), AutoTokenizer.from_pretrained(model),
+                            query_max_length=QUERY_LENGTH, passage_max_length=PASSAGE_LENGTH)
+    set_dropout(student, 0.0)
+    zero = {"stage": case["stage"], "stage3_param_persistence_threshold": 0, **case.get("zero", {})}
+    train = train_section(deepspeed={"zero_optimization": zero}, **case.get("train", {}))
+    engine = Engine(student, train, world, train.precision)
+    norms = []
+    for step in range(3):
+        queries, passages, labels = make_batch(step, student.mlm.config.vocab_size)
+        total, lists = labels.shape
+        here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
+        sides = (Texts(queries[here], QUERY_LENGTH, 2),
+                 Texts(passages[here.start * lists:here.stop * lists], PASSAGE_LENGTH, 2))
+        cached_step(engine, sides, plan(sides, case["chunk_tokens"], world, case["kept_tokens"]),
+                    lambda q, p, labels=labels[here], place=Place(here.start, total), step=step:
+                    objective(train, q, p, labels, place, step + 1), lambda out_of_memory: None)
+        norms.append(engine.step(1.0).grad_norm)
+    parameters = {name.removeprefix("mlm."): value for name, value in engine.parameters().items()}
+    engine.close()
+    return parameters, norms
+
+
+def main(model: str, out: str, cases: str) -> None:
+    torch.set_num_threads(1)
+    world = join()
+    for name, case in json.loads(Path(cases).read_text()).items():
+        parameters, norms = run(model, case, world)
+        if world.rank == 0:
+            torch.save({"parameters": parameters, "norms": norms}, Path(out) / f"{name}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
