@@ -38,7 +38,7 @@ def write_passages(path: Path, texts: list[str], variants: list[tuple[str, int]]
     origins = [-1] * size + [origin for _, origin in variants]
     batch = pa.RecordBatch.from_pydict({"id": [f"p{i}" for i in range(len(every))], "title": [""] * len(every),
                                         "text": every, "origin": origins}, schema=PASSAGE_SCHEMA)
-    write_ipc(path, PASSAGE_SCHEMA, [batch], {"fingerprint": "test", "collection_size": str(size)})
+    write_ipc(path, PASSAGE_SCHEMA, [batch] if every else [], {"fingerprint": "test"})
     return TextStore.open(path)
 
 

@@ -27,7 +27,7 @@ from distill.data.manifest import FORMAT, Manifest, read_manifest, require_manif
 from distill.data.texts import TextStore
 from distill.errors import RecipeError
 from distill.evaluation import metrics
-from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank, scored_teachers, top
+from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank, scored_teachers
 from distill.mining.bm25 import build_index
 from distill.mining.encode import encode_store, token_store
 from distill.mining.search import search_sparse
@@ -109,18 +109,20 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     table = _Table(recipe, folder, collection)
     if cfg.baselines:
         table.add("BM25", "BM25", *_bm25(recipe, collection))
-        rankings = rerank(recipe, folder, cfg.split)
-        for name, ranking in rankings.items():
-            title = f"{name}, reranking" if name != ENSEMBLE else "teacher ensemble, reranking"
-            table.add(f"rerank-{name}", title, ranking)
+        for name, ranking in rerank(recipe, folder, cfg.split).items():
+            table.add(f"rerank-{name}", "ensemble, reranking" if name == ENSEMBLE else f"{name}, reranking", ranking)
         if folder.start.exists():
             table.add("start", "student before training", *_checkpoint(folder.start, recipe, folder, collection))
     table.add("student", "student", *_checkpoint(folder.model, recipe, folder, collection))
     result = {
-        "split": cfg.split, "queries": len(collection.grades), "passages": collection.passages.collection_size,
-        "rerank_depth": max((top(ranking) for ranking in rankings.values()), default=0) if cfg.baselines else 0,
-        "reranked": next(iter(recipe.mine.miners)), "metrics": list(cfg.metrics), "rows": table.rows,
-        "tests": table.tests(), "seconds": round(time.monotonic() - began, 1),
+        "split": cfg.split,
+        "queries": len(collection.grades),
+        "passages": collection.passages.collection_size,
+        "reranked": {"miner": next(iter(recipe.mine.miners)), "depth": recipe.mine.rerank_depth},
+        "metrics": list(cfg.metrics),
+        "rows": table.rows,
+        "tests": table.tests(),
+        "seconds": round(time.monotonic() - began, 1),
     }
     write_json(folder.evaluation, result)
     files = [folder.evaluation, *(folder.trec_run(row["name"]) for row in table.rows)]

@@ -1,18 +1,15 @@
 """What the teachers make of the candidates: each one's own order, and the ensemble's.
 
-Scores come from the score shards; nothing is scored here. The ensemble is the one that labels are made of: per-query
-normalised scores, weighted mean (`distill.data.labels`).
+Scores come from the score shards; nothing is scored here. The ensemble is the one that labels are made of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from distill.config import Recipe
-from distill.data.candidates import iterate_candidates
-from distill.data.labels import ensemble, normalise
+from distill.data.candidates import Candidates, iterate_candidates
+from distill.data.labels import ensemble_scores
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
 from distill.data.scores import read_scores
@@ -27,30 +24,28 @@ def scored_teachers(recipe: Recipe, folder: RunFolder, split: str) -> list[str]:
 
 
 def rerank(recipe: Recipe, folder: RunFolder, split: str) -> dict[str, Ranking]:
-    """The candidates in each scored teacher's order and, with two teachers or more, in the ensemble's.
+    """The candidates in the order of each scored teacher and, where two teachers or more are all there, the ensemble.
 
     A missing score (NaN) ranks last; ties keep the order of the miner.
     """
     teachers = scored_teachers(recipe, folder, split)
-    weights = np.array([recipe.teachers[name].weight for name in teachers])
-    names = [*teachers, ENSEMBLE] if len(teachers) > 1 else teachers
-    rankings: dict[str, Ranking] = {name: {} for name in names}
-    shards = {name: dict(read_scores(folder, name, split)) for name in teachers}
-    for shard, candidates in iterate_candidates(folder.candidates(split)) if teachers else ():
-        raw = {name: shards[name][shard].values for name in teachers}
-        scores = raw if len(teachers) < 2 else {**raw, ENSEMBLE: ensemble(
-            np.stack([normalise(raw[name], candidates.offsets, recipe.label.normalise) for name in teachers]), weights)}
-        for name in names:
-            for i, query in enumerate(candidates.query.tolist()):
-                at = slice(candidates.offsets[i], candidates.offsets[i + 1])
-                rankings[name][query] = candidates.passages[at][_order(scores[name][at], candidates.rank[at])]
+    rankings: dict[str, Ranking] = {name: {} for name in teachers}
+    for name in teachers:
+        candidates = iterate_candidates(folder.candidates(split))
+        for (_, shard), (_, scores) in zip(candidates, read_scores(folder, name, split), strict=True):
+            rankings[name].update(_ranked(shard, scores.values))
+    if len(teachers) == len(recipe.teachers) > 1:
+        rankings[ENSEMBLE] = {}
+        for _, shard, values in ensemble_scores(recipe, folder, split):
+            rankings[ENSEMBLE].update(_ranked(shard, values))
     return rankings
 
 
-def _order(scores: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    return np.lexsort((ranks, -np.nan_to_num(scores, nan=-np.inf)))
-
-
-def top(rankings: Mapping[int, np.ndarray]) -> int:
-    """The longest of the rankings: how deep the candidates go."""
-    return max(map(len, rankings.values()), default=0)
+def _ranked(candidates: Candidates, scores: np.ndarray) -> Ranking:
+    ranking = {}
+    for i, query in enumerate(candidates.query.tolist()):
+        at = slice(candidates.offsets[i], candidates.offsets[i + 1])
+        # positives stand first in a shard, so that the place in the list must not decide ties: the rank does
+        order = np.lexsort((candidates.rank[at], -np.nan_to_num(scores[at], nan=-np.inf)))
+        ranking[query] = candidates.passages[at][order]
+    return ranking

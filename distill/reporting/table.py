@@ -26,17 +26,21 @@ def cells(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def test_sentences(evaluation: Mapping[str, Any]) -> list[str]:
-    """The paired tests in words."""
+    """The paired tests on the first metric, in words."""
     return [
         f"{test['ours']} − {test['theirs']}: {test['difference']:+.3f} {metric_title(test['metric'])}, "
         f"p {_p_value(test['p'])} (paired t-test, {test['queries']} queries: {test['wins']} better, "
         f"{test['losses']} worse)"
-        for test in evaluation["tests"]
+        for test in evaluation["tests"] if test["metric"] == evaluation["metrics"][0]
     ]
 
 
 def caption(evaluation: Mapping[str, Any]) -> str:
-    return f"{evaluation['queries']:,} {evaluation['split']} queries, {evaluation['passages']:,} passages"
+    """What was measured on; and, where teachers are in the table, what they reranked."""
+    text = f"{evaluation['queries']:,} {evaluation['split']} queries, {evaluation['passages']:,} passages"
+    if any(row["name"].startswith("rerank-") for row in evaluation["rows"]):
+        text += f"; reranked: the {evaluation['reranked']['depth']} best of {evaluation['reranked']['miner']}"
+    return text
 
 
 def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -> None:

@@ -1,0 +1,63 @@
+"""Training curves as small SVG charts, one a logged number, drawn without any global state of matplotlib.
+
+Colours are mid-tones on a transparent ground, so that a chart reads on light and dark pages alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from distill.reporting import run_facts
+
+_LINE, _FAINT, _TEXT = "#3b82c4", "#3b82c455", "#8a8f98"
+
+
+def training_curves(log: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(name, data URI of an SVG) for every number that the log gives at two steps or more, in order of appearance."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for line in log:
+        if "step" not in line:
+            continue
+        for name, value in run_facts.logged_numbers(line).items():
+            if np.isfinite(value):
+                series.setdefault(name, []).append((float(line["step"]), value))
+    return [(name, _chart(np.array(points))) for name, points in series.items() if len(points) > 1]
+
+
+def _chart(points: np.ndarray) -> str:
+    """`points` [n, 2] of step and value; many points get a running mean over the raw line."""
+    figure = Figure(figsize=(3.4, 2.0), layout="constrained")
+    figure.patch.set_alpha(0)
+    axes = figure.add_subplot()
+    axes.patch.set_alpha(0)
+    steps, values = points.T
+    if len(values) >= 30:
+        window = max(2, len(values) // 20)
+        axes.plot(steps, values, color=_FAINT, linewidth=0.8)
+        axes.plot(steps, _running_mean(values, window), color=_LINE, linewidth=1.6)
+    else:
+        axes.plot(steps, values, color=_LINE, linewidth=1.6, marker="o", markersize=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_TEXT)
+    axes.tick_params(colors=_TEXT, labelsize=8, length=3)
+    axes.grid(axis="y", color=_TEXT, alpha=0.2, linewidth=0.6)
+    axes.locator_params(axis="both", nbins=5)
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "distill", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean of each value and the up to `window - 1` before it."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    return (sums[ends] - sums[starts]) / (ends - starts)
