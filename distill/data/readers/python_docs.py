@@ -69,10 +69,8 @@ def python_docs(source: config.PythonDocs, seed: int) -> Collection:
 def read_docstrings(root: Path) -> Iterator[Docstring]:
     """Every docstring below `root` that has a body, in the order of the paths; names made unique by `#2`, `#3`..."""
     named: Counter[str] = Counter()
-    for path in sorted(root.rglob("*.py"), key=lambda path: path.parts):
+    for path in _sources(root):
         parts = path.relative_to(root).with_suffix("").parts
-        if not NOT_THE_LIBRARY.isdisjoint(parts):
-            continue
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # invalid escapes in old sources
@@ -107,6 +105,14 @@ def split_by_module(docs: list[Docstring], sizes: dict[str, int], seed: int) -> 
                 if len(group) <= min(size - len(splits[split]), max(1, int(LARGEST_MODULE * size))))
         splits[next(room, "train")].extend(group)
     return splits
+
+
+def _sources(folder: Path) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and path.name not in NOT_THE_LIBRARY:
+            yield from _sources(path)
+        elif path.suffix == ".py":
+            yield path
 
 
 def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
