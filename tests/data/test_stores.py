@@ -1,0 +1,140 @@
+"""Text and token stores, candidate and score shards: what goes in comes out."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from distill.data.arrow import write_ipc
+from distill.data.candidates import (
+    Candidates,
+    candidate_shards,
+    from_lists,
+    iterate_candidates,
+    read_candidates,
+    write_candidates,
+)
+from distill.data.judgements import from_triples
+from distill.data.layout import RunFolder
+from distill.data.manifest import Manifest, write_manifest
+from distill.data.scores import read_scores, write_scores
+from distill.data.texts import PASSAGE_SCHEMA, TextStore
+from distill.data.tokens import TokenStore, build_token_store, token_key
+from distill.errors import DataError, StorageError
+
+
+@pytest.fixture
+def passages(tmp_path) -> TextStore:
+    rows = [{"id": f"p{i}", "title": "Title" if i % 2 else "", "text": f"text {i}" if i % 3 else "", "origin": -1}
+            for i in range(30)]
+    rows += [{"id": "p4#title", "title": "", "text": "cut", "origin": 4},
+             {"id": "p1#s0", "title": "", "text": "too", "origin": 1}]
+    table = pa.Table.from_pylist(rows, schema=PASSAGE_SCHEMA)
+    write_ipc(tmp_path / "passages.arrow", PASSAGE_SCHEMA, iter(table.to_batches(max_chunksize=7)),
+              {"fingerprint": "f"})
+    return TextStore.open(tmp_path / "passages.arrow")
+
+
+def test_a_passage_reads_as_title_and_text_with_one_space_between(passages):
+    assert passages.texts([1, 2, 3, 0, 31]) == ["Title text 1", "text 2", "Title", "", "too"]
+    assert passages.titles_and_texts([1]) == [("Title", "text 1")]
+    assert [text for batch in passages.text_batches(stop=9) for text in batch] == passages.texts(np.arange(9))
+
+
+def test_the_collection_ends_where_the_variants_begin(passages):
+    assert len(passages) == 32 and passages.collection_size == 30
+    assert passages.origin([29, 30, 31]).tolist() == [-1, 4, 1]
+    assert sum(map(len, passages.id_batches())) == 30
+
+
+def test_ids_are_found_whatever_their_order_and_repeats(passages):
+    asked = ["p29", "nowhere", "p0", "p29", "p4#title"]  # a variant isn't part of the collection
+    assert passages.rows_of(asked).tolist() == [29, -1, 0, 29, -1]
+    assert passages.rows_of([]).tolist() == []
+    assert passages.ids(passages.rows_of(["p7", "p3"])) == ["p7", "p3"]
+
+
+def test_tokens_are_the_tokenizers_own_without_special_ones(passages, tiny_mlm, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
+    store = build_token_store(passages, tokenizer, tmp_path / "tokens" / "passages.arrow", 5, prefix="the ")
+    texts = passages.texts(np.arange(len(passages)))
+    expected = [tokenizer("the " + text, add_special_tokens=False)["input_ids"][:5] for text in texts]
+    rows = np.array([31, 0, 8, 8, 17])
+    assert [ids.tolist() for ids in store.take(rows)] == [expected[row] for row in rows]
+    assert store.lengths.tolist() == [len(ids) for ids in expected]
+    assert store.take(rows)[0].dtype == np.int32 and len(store) == len(passages)
+
+
+def test_a_token_store_is_built_once_and_serves_shorter_lengths(passages, tiny_mlm, tmp_path):
+    path = tmp_path / "passages.arrow.tokens"
+    build_token_store(passages, str(tiny_mlm), path, 4)
+    written = path.stat().st_mtime_ns
+    assert build_token_store(passages, str(tiny_mlm), path, 3).max_tokens == 4
+    assert path.stat().st_mtime_ns == written
+    assert build_token_store(passages, str(tiny_mlm), path, 9).max_tokens == 9 == TokenStore.open(path).max_tokens
+
+
+def test_a_token_key_depends_on_content_and_prefix_not_on_calls(tiny_mlm):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
+    before = token_key(tokenizer)
+    tokenizer(["a text"], truncation=True, max_length=3, padding=True)
+    assert token_key(tokenizer) == before == token_key(tiny_mlm) != token_key(tiny_mlm, "query: ")
+
+
+def candidates() -> Candidates:
+    return from_lists([3, 5, 9], [[1, 2, 3], [4], [5, 6]], [1, 0, 2], ("judgement", "bm25"),
+                      source=[[0, 1, 1], [1], [0, 0]], rank=[[0, 1, 2], [1], [0, 0]])
+
+
+def test_candidates_survive_the_disk(tmp_path):
+    shard = write_candidates(tmp_path / "part-00000.arrow", candidates(), "f")
+    write_manifest(tmp_path, Manifest({}, [shard]))
+    assert candidate_shards(tmp_path) == (shard,)
+    (name, back), = iterate_candidates(tmp_path)
+    assert name == shard.name and back.sources == ("judgement", "bm25")
+    for field in ("query", "offsets", "passages", "positive", "source", "rank"):
+        want, got = getattr(candidates(), field), getattr(back, field)
+        assert want.tolist() == got.tolist() and want.dtype == got.dtype
+    assert back.pair_queries.tolist() == [3, 3, 3, 5, 9, 9] and back.positive.tolist() == [True, False, False, False,
+                                                                                         True, True]
+
+
+def test_candidates_with_a_positive_behind_a_negative_are_a_bug(tmp_path):
+    bad = candidates()
+    bad.positive[2] = True
+    with pytest.raises(AssertionError):
+        write_candidates(tmp_path / "x.arrow", bad, "f")
+
+
+def test_scores_survive_the_disk_beside_their_candidates(tmp_path):
+    folder = RunFolder(tmp_path)
+    write_candidates(folder.candidates("train") / "part-00000.arrow", candidates(), "f")
+    pairs = read_candidates(folder.candidates("train") / "part-00000.arrow")
+    values = np.array([1.5, -2, 0, 3, 4, 5], np.float32)
+    path = folder.scores("minilm", "train")
+    shard = write_scores(path / "part-00000.arrow", pairs, values, fingerprint="g", teacher="minilm",
+                         execution={"dtype": "float32"})
+    with pytest.raises(StorageError, match="distill score"):
+        list(read_scores(folder, "minilm", "train"))
+    write_manifest(path, Manifest({}, [shard]))
+    (_, back), = read_scores(folder, "minilm", "train")
+    assert back.values.tolist() == values.tolist() and back.offsets.tolist() == pairs.offsets.tolist()
+    assert back.metadata["teacher"] == "minilm" and back.metadata["execution"] == '{"dtype": "float32"}'
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_is_refused_with_its_pair(tmp_path, bad):
+    values = np.array([1, 2, 3, 4, bad, 6], np.float32)
+    with pytest.raises(DataError, match="query row 9 and passage row 5"):
+        write_scores(tmp_path / "x.arrow", candidates(), values, fingerprint="g", teacher="t")
+    assert not list(tmp_path.iterdir())
+
+
+def test_judgements_group_by_query_and_zero_is_no_positive():
+    judged = from_triples(np.array([4, 1, 4, 4]), np.array([10, 11, 12, 13]), np.array([1, 2, 0, 3], np.int32))
+    assert judged.queries.tolist() == [1, 4] and len(judged) == 2
+    assert judged.positives(4).tolist() == [10, 13] and judged.of(4)[1].tolist() == [1, 0, 3]
+    assert judged.positives(2).size == 0
