@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,9 +22,9 @@ from typing import Any, Literal
 from distill.config import Recipe, dump_recipe
 from distill.data.files import write_atomic
 from distill.data.fingerprint import first_difference, fingerprint
-from distill.data.layout import RunFolder
+from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import read_manifest, verify
-from distill.errors import DistillError, FingerprintError
+from distill.errors import FingerprintError
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,13 @@ Outputs = dict[Path, dict[str, Any]]  # folder with a manifest -> the fields its
 
 @dataclass(frozen=True)
 class Stage:
-    """`outputs` says what the stage writes for a recipe, given that the stages before it are done."""
+    """`outputs` says what the stage writes for a recipe, given that the stages before it are done; `beside` names
+    folders without a manifest that belong to those outputs and go with them."""
 
     name: str
     outputs: Callable[[Recipe, RunFolder], Outputs]
     run: Callable[[Recipe, RunFolder], Any]
+    beside: Callable[[RunFolder], tuple[Path, ...]] = lambda folder: ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, re
                 raise FingerprintError(f"stage {stage.name!r} must run again: {state.reason}\n"
                                        "Choose another run_dir (or name), or add --redo to set the old output aside")
             log.info("%-9s must run again: %s", stage.name, state.reason)
-            _set_aside(folder, state.stale)
+            _set_aside(folder, (*state.stale, *stage.beside(folder)))
         if state.state == "done":
             log.info("%-9s done already", stage.name)
             continue
@@ -140,3 +142,147 @@ def print_status(states: list[StageState]) -> None:
         print(f"{state.stage:<9} {state.state:<8} {state.reason}".rstrip())
         for path in state.damaged:
             print(f"          damaged: {path}; remove its manifest.json and run the stage again")
+
+
+def _set_aside(folder: RunFolder, paths: tuple[Path, ...]) -> None:
+    """Move outputs into replaced/<time>/, where nothing reads them."""
+    target = folder.root / "replaced" / time.strftime("%Y%m%d-%H%M%S")
+    for path in paths:
+        if path.exists():
+            place = target / path.relative_to(folder.root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
+    log.info("          the old output is in %s", target)
+
+
+def _write_recipe(recipe: Recipe, folder: RunFolder) -> None:
+    with write_atomic(folder.recipe) as temporary:
+        temporary.write_text(dump_recipe(recipe), encoding="utf-8")
+
+
+def _finish(recipe: Recipe, folder: RunFolder, seconds: float | None) -> None:
+    """Report and model card from what the run holds; the table and the checkpoint's path for the person."""
+    from distill.data.files import read_json
+    from distill.reporting.table import print_table
+
+    if seconds is not None:
+        from distill.reporting.model_card import write_model_card
+        from distill.reporting.report import write_report
+
+        write_model_card(recipe, folder)
+        write_report(recipe, folder)
+    print_table(read_json(folder.evaluation))
+    print(f"checkpoint: {folder.model}\nreport:     {folder.report}")
+    log.info("everything was done already" if seconds is None else f"finished in {seconds:.0f} s")
+
+
+# --------------------------------------------------------------------------------------------- the stages
+# Each imports its room when it is first used: a run of `import` needs no torch.
+
+
+def _import_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
+    from distill.data.importing import import_fields
+
+    return {folder.data: import_fields(recipe)}
+
+
+def _import(recipe: Recipe, folder: RunFolder) -> None:
+    from distill.data.importing import import_data
+
+    import_data(recipe, folder)
+
+
+def _mine_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
+    from distill.data.candidates import are_imported
+    from distill.mining.mine import mining_fields
+
+    splits = [split for split in SPLITS if folder.judgements(split).exists()]
+    return {folder.candidates(split): mining_fields(recipe, folder, split)
+            for split in splits if not are_imported(folder.candidates(split))}
+
+
+def _mine(recipe: Recipe, folder: RunFolder) -> None:
+    from distill.mining.mine import mine
+
+    mine(recipe, folder)
+
+
+def _teach_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
+    tuned = [name for name, teacher in recipe.teachers.items() if teacher.fine_tune is not None]
+    if not tuned:
+        return {}
+    from teachers.fine_tune import fine_tune_fields
+
+    return {folder.teacher(name): fine_tune_fields(recipe, folder, name) for name in tuned}
+
+
+def _teach(recipe: Recipe, folder: RunFolder) -> None:
+    from teachers.fine_tune import fine_tune
+
+    for name, teacher in recipe.teachers.items():
+        if teacher.fine_tune is not None:
+            fine_tune(recipe, folder, name)
+
+
+def _score_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
+    from ray_jobs.score import score_fields, splits_to_score
+
+    return {folder.scores(name, split): score_fields(recipe, folder, name, split)
+            for name in recipe.teachers for split in splits_to_score(recipe, folder)}
+
+
+def _score(recipe: Recipe, folder: RunFolder) -> None:
+    from ray_jobs.score import score
+
+    score(recipe, folder)
+
+
+def _label_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
+    from distill.data.labels import label_fields
+
+    return {folder.labels(): label_fields(recipe, folder)}
+
+
+def _label(recipe: Recipe, folder: RunFolder) -> None:
+    from distill.data.labels import build_labels
+
+    build_labels(recipe, folder)
+
+
+def _train_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
+    from distill.training.loop import training_fields
+
+    return {folder.model: training_fields(recipe, folder)}
+
+
+def _train(recipe: Recipe, folder: RunFolder) -> None:
+    from distill.reporting.wandb import follow
+    from distill.training.loop import train
+
+    with follow(recipe, folder):
+        train(recipe, folder)
+
+
+def _evaluate_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
+    from distill.evaluation.evaluate import evaluation_fields
+
+    return {folder.metrics: evaluation_fields(recipe, folder)}
+
+
+def _evaluate(recipe: Recipe, folder: RunFolder) -> None:
+    from distill.evaluation.evaluate import evaluate
+    from distill.reporting.wandb import follow
+
+    with follow(recipe, folder):
+        evaluate(recipe, folder)
+
+
+STAGES = (
+    Stage("import", _import_outputs, _import),
+    Stage("mine", _mine_outputs, _mine),
+    Stage("teach", _teach_outputs, _teach),
+    Stage("score", _score_outputs, _score),
+    Stage("label", _label_outputs, _label),
+    Stage("train", _train_outputs, _train, lambda folder: (folder.checkpoints, folder.start, folder.train_log)),
+    Stage("evaluate", _evaluate_outputs, _evaluate),
+)

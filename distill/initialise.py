@@ -1,0 +1,81 @@
+"""`distill init`: look at a folder or file, say what it holds, and write a recipe for it, with comments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from distill.config import parse_recipe
+from distill.data.files import write_atomic
+from distill.data.inspect import Found, sniff
+from distill.errors import RecipeError
+
+_TEMPLATE = """\
+# Written by `distill init {path}`, which found there:
+{found}
+# Look at it with `distill run {output} --dry-run`, rehearse it with `--limit 200`.
+name: {name}
+
+{data}
+mine:
+  miners:
+    bm25: {{kind: bm25, top: 30, sample: 20, depth: 500}}
+
+teachers:  # hub names, paths, or package:<module>/<folder>
+  cross-encoder: {{kind: cross-encoder, model: cross-encoder/ms-marco-MiniLM-L6-v2}}
+  bm25: {{kind: bm25, weight: 0.5}}
+
+label: {{normalise: min-max, map_to: cross-encoder}}
+
+student:
+  model: distilbert/distilbert-base-uncased
+  query_max_length: 64
+  passage_max_length: 256
+
+train:
+  batch_size: 64
+  negatives: 7
+  epochs: 3
+  lr: 5.0e-5
+  warmup_ratio: 0.05
+  losses:
+    - {{kind: kl, weight: 1.0}}
+    - {{kind: margin-mse, weight: 0.05}}
+  query_regularizers:
+    - {{kind: l1, weight: 0.01, ramp: quadratic, ramp_steps: 1000}}
+  passage_regularizers:
+    - {{kind: flops, weight: 0.02, ramp: quadratic, ramp_steps: 1000}}
+"""
+
+
+def write_recipe_for(data: Path, output: Path | None, *, force: bool = False) -> str:
+    """Write a recipe for `data`; returns what to tell the person. Refuses to overwrite a file unless `force`."""
+    found = sniff(data)
+    name = _name(data)
+    output = output or Path(f"{name}.yaml")
+    if output.exists() and not force:
+        raise RecipeError(f"{output} exists; name another with -o, or add --force")
+    text = _TEMPLATE.format(path=data, output=output, name=name, data=_data_section(found),
+                            found="\n".join(f"#   {line}" for line in found.lines))
+    parse_recipe(yaml.safe_load(text), origin=str(output))
+    with write_atomic(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    lines = [f"{data} holds", *(f"  {line}" for line in found.lines), f"wrote {output}; next:",
+             f"  distill run {output} --dry-run"]
+    return "\n".join(lines)
+
+
+def _name(data: Path) -> str:
+    stem = data.resolve().name.split(".")[0]
+    name = "".join(character if character.isalnum() or character in "-_" else "-" for character in stem).strip("-_")
+    return name if name and name.isascii() else "run"
+
+
+def _data_section(found: Found) -> str:
+    """The section as YAML, without fields that keep their default."""
+    section = found.data.model_dump(mode="json", exclude_defaults=True)
+    section["source"] = {"kind": found.data.source.kind, **section["source"]}
+    if found.data.source.kind in ("beir", "msmarco", "jsonl"):
+        section["source"]["path"] = str(Path(section["source"]["path"]).resolve())
+    return yaml.safe_dump({"data": section}, sort_keys=False, allow_unicode=True)
