@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -47,9 +48,10 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
     """Show the table and the tests on the terminal."""
     console = console or Console()
     headers, rows = cells(evaluation)
-    table = Table(title=caption(evaluation), title_justify="left", title_style="bold", header_style="bold")
+    table = Table(title=caption(evaluation), title_justify="left", title_style="bold", header_style="bold",
+                  box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for i, header in enumerate(headers):
-        table.add_column(header, justify="left" if i == 0 else "right", no_wrap=i > 0)
+        table.add_column(header.replace(" ", "\n"), justify="right" if i else "left", vertical="bottom", no_wrap=True)
     for row, values in zip(evaluation["rows"], rows, strict=True):
         table.add_row(*values, style="bold green" if row["name"] == "student" else None)
     console.print(table)

@@ -1,0 +1,155 @@
+"""Table, report, card and tracking from one run folder, read back with the tools that others would read them with."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from rich.console import Console
+from small_run import small_recipe
+
+from distill.data.files import write_json
+from distill.data.layout import RunFolder
+from distill.data.manifest import Manifest, write_manifest
+from distill.reporting.curves import training_curves
+from distill.reporting.model_card import write_model_card
+from distill.reporting.report import write_report
+from distill.reporting.table import markdown_table, metric_title, print_table
+from distill.reporting.wandb import follow
+
+
+def system(name: str, title: str, *values: float, **costs: float) -> dict:
+    return {"name": name, "title": title, "metrics": dict(zip(["nDCG@10", "RR@10"], values, strict=True)), **costs}
+
+
+EVALUATION = {
+    "split": "test", "queries": 1200, "passages": 9000, "reranked": {"miner": "bm25", "depth": 100},
+    "metrics": ["nDCG@10", "RR@10"], "seconds": 1.0,
+    "rows": [system("BM25", "BM25", 0.5, 0.4, query_terms=6.2, passage_terms=38.0, flops=0.314),
+             system("rerank-a|b", "a|b, reranking", 0.6, 0.55),
+             system("student", "student", 0.58, 0.5, query_terms=31.0, passage_terms=180.5, flops=3.9)],
+    "tests": [{"metric": metric, "ours": "student", "theirs": "BM25", "difference": 0.08, "p": 0.00001, "wins": 700,
+               "losses": 300, "queries": 1200} for metric in ("nDCG@10", "RR@10")],
+}
+LOG = [{"step": step, "loss": 5 / step, "lr": 1e-4, "alarms": ["words"], "grad_norm": float("nan")}
+       for step in range(10, 500, 10)]
+LOOKS = [{"step": step, "event": "evaluation", "nDCG@10": 0.5} for step in (200, 400)]
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    recipe = small_recipe(folder.root, tracking={"wandb": {"project": "tests"}},
+                          student={"model": "naver/splade-cocondenser-selfdistil", "top_k": 64},
+                          data={"source": {"kind": "beir", "path": "/private/folder/animals & plants"}})
+    write_json(folder.evaluation, EVALUATION)
+    folder.train_log.write_text("".join(json.dumps(line) + "\n" for line in LOG + LOOKS) + '{"step": 5')
+    write_manifest(folder.data, Manifest({"stage": "import"}, (), {"passages": 9000, "queries": {"test": 1200}}))
+    folder.model.mkdir()
+    return recipe, folder
+
+
+def test_the_terminals_table_fits_eighty_columns():
+    console = Console(file=io.StringIO(), width=80)
+    print_table(EVALUATION, console)
+    lines = console.file.getvalue().splitlines()
+    student = next(line for line in lines if line.startswith("student "))
+    assert student.split() == ["student", "0.580", "0.500", "31", "180", "3.90"]
+    assert max(map(len, lines)) <= 80 and "…" not in console.file.getvalue()
+    assert "student − BM25: +0.080 nDCG@10, p < 0.0001" in console.file.getvalue()
+
+
+def test_the_markdown_table_has_as_many_cells_everywhere():
+    lines = markdown_table(EVALUATION).splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in lines] == [7] * 5
+    assert lines[2] == "| BM25 | 0.500 | 0.400 | 6 | 38 | 0.31 |"
+    assert lines[3].endswith("| – | – | – |") and lines[4].startswith("| **student** | **0.580**")
+
+
+def test_metrics_are_called_as_the_field_calls_them():
+    assert [metric_title(name) for name in ("RR@10", "R@100", "RR", "nDCG@10", "Rprec", "AP")] == \
+        ["MRR@10", "recall@100", "MRR", "nDCG@10", "Rprec", "AP"]
+
+
+def test_there_is_a_curve_for_each_number_that_is_logged_more_than_once():
+    assert [name for name, _ in training_curves(LOG + LOOKS)] == ["loss", "lr", "dev/nDCG@10"]
+    assert training_curves(LOG[:1]) == [] and training_curves(LOG) == training_curves(LOG)
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.sources, self.open, self.words = [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.sources += [value for key, value in attributes if key in ("src", "href")]
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_report_is_one_file_with_everything_in_it(run):
+    recipe, folder = run
+    text = write_report(recipe, folder).read_text()
+    page = Page(text)
+    assert len(page.sources) == 3 and all(source.startswith("data:image/svg+xml;base64,") for source in page.sources)
+    words = " ".join(page.words)
+    for expected in ("0.580", "a|b, reranking", "p < 0.0001", "9,000", "animals & plants", "naver/splade"):
+        assert expected in words
+    assert "/private/folder/animals" not in words.split("kind: beir")[0]  # only in the recipe
+
+
+def test_a_run_without_results_has_a_report_too(tmp_path):
+    folder = RunFolder(tmp_path)
+    assert "Not evaluated yet" in write_report(small_recipe(tmp_path), folder).read_text()
+
+
+def test_the_hub_reads_the_card(run):
+    recipe, folder = run
+    card = ModelCard.load(write_model_card(recipe, folder))
+    assert card.data.library_name == "sentence-transformers" and "sparse-encoder" in card.data.tags
+    assert card.data.base_model == "naver/splade-cocondenser-selfdistil" and card.data.license == "cc-by-nc-sa-4.0"
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {"ndcg_at_10": 0.58, "mrr_at_10": 0.5, "query_terms": 31.0, "passage_terms": 180.5}
+    assert markdown_table(EVALUATION) in card.text and "cap of 64 active terms" in card.text
+    assert "inherits those terms" in card.text
+    recipe_in_card = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL).group(1))
+    assert {**recipe_in_card, "run_dir": str(recipe.run_dir)} == recipe.model_dump(mode="json")
+
+
+def test_a_local_model_is_not_called_a_hub_model(run, tiny_mlm):
+    recipe, folder = run
+    recipe = small_recipe(folder.root, student={"model": str(tiny_mlm)})
+    card = ModelCard.load(write_model_card(recipe, folder))
+    assert card.data.base_model is None and card.data.license is None
+    assert str(tiny_mlm.parent) not in card.text.split("recipe.yaml</summary>")[0]
+
+
+def test_wandb_gets_the_log_and_the_results_offline(run, monkeypatch):
+    recipe, folder = run
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    with follow(recipe, folder), folder.train_log.open("a") as file:
+        file.write('}\n{"step": 500, "loss": 0.01}\n')
+    state = json.loads((folder.logs / "wandb.json").read_text())
+    assert state["lines"] == len(LOG + LOOKS) + 2
+    written = list(folder.logs.glob("wandb/offline-run-*/*.wandb"))
+    assert len(written) == 1
+    content = written[0].read_bytes()
+    assert b"student/nDCG@10" in content and b"dev/nDCG@10" in content
+
+
+def test_without_wandb_in_the_recipe_nothing_is_written(tmp_path):
+    with follow(small_recipe(tmp_path), RunFolder(tmp_path)):
+        pass
+    assert not (tmp_path / "logs").exists()
