@@ -1,0 +1,86 @@
+"""Sampling: every query once an epoch, the same batches for any number of processes, resumable anywhere."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from distill.data.batches import Batch, Sampler, TrainingData, draw
+from distill.data.labels import Labels
+
+
+def shard(first: int, sizes: list[tuple[int, int]]) -> Labels:
+    """Lists of (positives, negatives); passage numbers tell their query, labels tell their passage."""
+    lengths = [p + n for p, n in sizes]
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    passages = np.concatenate([100 * (first + i) + np.arange(length) for i, length in enumerate(lengths)])
+    positive = np.concatenate([np.arange(p + n) < p for p, n in sizes])
+    return Labels(first + np.arange(len(sizes)), offsets, passages, positive, passages.astype(np.float32) / 10)
+
+
+@pytest.fixture
+def data() -> TrainingData:
+    return TrainingData([shard(0, [(1, 5), (2, 3), (1, 1)]), shard(3, [(1, 9)] * 8)], "f")
+
+
+def batches(sampler: Sampler, size: int, count: int) -> list[Batch]:
+    return [sampler.next_batch(size) for _ in range(count)]
+
+
+def test_a_batch_has_a_positive_first_and_negatives_of_its_query(data):
+    for batch in batches(Sampler(data, 4, seed=1), 4, 30):
+        assert (batch.passage_rows // 100 == batch.query_rows[:, None]).all()
+        positives = np.array([2 if q == 1 else 1 for q in batch.query_rows])
+        places = batch.passage_rows % 100
+        assert (places[:, 0] < positives).all() and (places[:, 1:] >= positives[:, None]).all()
+        np.testing.assert_array_equal(batch.labels, batch.passage_rows.astype(np.float32) / 10)
+
+
+def test_every_query_comes_once_an_epoch_in_an_order_of_its_own(data):
+    sampler = Sampler(data, 2, seed=1)
+    seen = np.concatenate([batch.query_rows for batch in batches(sampler, 5, 11)]).reshape(5, 11)
+    assert all(sorted(epoch) == list(range(11)) for epoch in seen.tolist())
+    assert len({tuple(epoch) for epoch in seen.tolist()}) == 5 and sampler.epoch == 5.0
+
+
+def test_the_batch_size_changes_neither_order_nor_draws(data):
+    whole = [batch.passage_rows for batch in batches(Sampler(data, 3, seed=1), 6, 4)]
+    small = [batch.passage_rows for batch in batches(Sampler(data, 3, seed=1), 2, 12)]
+    np.testing.assert_array_equal(np.concatenate(whole), np.concatenate(small))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_ranks_share_one_global_batch(data, world_size):
+    batch = Sampler(data, 3, seed=1).next_batch(8)
+    parts = [batch.part(rank, world_size) for rank in range(world_size)]
+    np.testing.assert_array_equal(np.concatenate([part.query_rows for part in parts]), batch.query_rows)
+    np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), batch.labels)
+
+
+def test_a_resumed_sampler_goes_on_where_it_was(data):
+    sampler = Sampler(data, 3, seed=1)
+    batches(sampler, 4, 7)  # into the third epoch
+    other = Sampler(data, 3, seed=99)
+    other.load_state_dict(sampler.state_dict())
+    assert len(sampler.state_dict()) == 3
+    for one, two in zip(batches(sampler, 4, 9), batches(other, 4, 9), strict=True):
+        np.testing.assert_array_equal(one.passage_rows, two.passage_rows)
+
+
+def test_the_seed_and_the_epoch_change_the_draws(data):
+    draws = {seed: draw(1, 100, 8, seed).tolist() for seed in itertools.product((1, 2), (0, 1), (5, 6))}
+    assert len({tuple(drawn) for drawn in draws.values()}) == 8
+
+
+def test_negatives_are_drawn_uniformly_without_replacement():
+    counts = np.zeros(12)
+    for epoch in range(4000):
+        drawn = draw(2, 12, 3, (0, epoch, 7))
+        assert drawn[0] < 2 and len(set(drawn[1:].tolist())) == 3
+        counts[drawn] += 1
+    assert np.abs(counts[:2] / 4000 - 1 / 2).max() < 0.04 and np.abs(counts[2:] / 4000 - 3 / 10).max() < 0.04
+
+
+def test_a_short_list_is_repeated_evenly():
+    drawn = draw(1, 4, 7, (0, 0, 0))[1:]
+    assert sorted(np.bincount(drawn, minlength=4)[1:].tolist()) == [2, 2, 3]
