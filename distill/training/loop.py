@@ -58,9 +58,11 @@ def train(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     done = read_manifest(folder.model)
     if done is not None and done.fields == training_fields(recipe, folder):
         return done.counts
-    if launch.placed() or launch.processes_here(recipe) == 1:
+    processes = 1 if launch.placed() else launch.processes_here(recipe)
+    if processes == 1:
         return train_process(recipe, folder)
-    return launch.start(recipe, folder, launch.processes_here(recipe))
+    _refuse_fewer_queries(recipe, processes)
+    return launch.start(recipe, folder, processes)
 
 
 def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -76,9 +78,7 @@ def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 def train_process(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """This process's part of `train`."""
     world = join()
-    if recipe.train.batch_size < world.size:
-        raise RecipeError(f"train.batch_size is {recipe.train.batch_size}, less than a query for each of the "
-                          f"{world.size} processes")
+    _refuse_fewer_queries(recipe, world.size)
     if world.rank == 0:
         preemption.unmark(folder)
     with preemption.watching() as asked_to_stop:
@@ -90,6 +90,12 @@ def train_process(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
                 continue
             finally:
                 run.engine.close()
+
+
+def _refuse_fewer_queries(recipe: Recipe, processes: int) -> None:
+    if recipe.train.batch_size < processes:
+        raise RecipeError(f"train.batch_size is {recipe.train.batch_size}, less than a query for each of the "
+                          f"{processes} processes")
 
 
 @dataclass

@@ -110,9 +110,11 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
     gathered = [replace(reps, values=reps.values.requires_grad_()) for _, reps in places]
     with torch.enable_grad():
         value = objective(*gathered)
-    step = Step(value, bool(torch.isfinite(value.total)), (gathered[0].detach(), gathered[1].detach()),
-                sum(int(piece.inputs[1].sum()) for piece in encoded), sum(piece.inputs[0].numel() for piece in encoded),
-                len(plans), sum(planned.keep for planned in plans))
+    step = Step(replace(value, total=value.total.detach()), bool(torch.isfinite(value.total)),
+                (gathered[0].detach(), gathered[1].detach()),
+                tokens=sum(int(piece.inputs[1].sum()) for piece in encoded),
+                padded=sum(piece.inputs[0].numel() for piece in encoded),
+                chunks=len(plans), kept=sum(planned.keep for planned in plans))
     if not step.finite:
         return step
     value.total.backward()

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from make_recipe import make_recipe
+
+from distill.data.importing import import_data
+from distill.data.labels import build_labels
+from distill.data.layout import RunFolder
 
 HERE = Path(__file__).parent
 
@@ -36,3 +44,34 @@ def run_processes():
             assert worker.returncode == 0, f"rank {rank}:\n{output[-4000:]}"
 
     return run
+
+
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory) -> Path:
+    """A run folder, imported and labelled: 48 training queries with 5 scored passages each, and 8 development ones."""
+    root = tmp_path_factory.mktemp("labelled")
+    words = [word for word in (HERE.parent / "words.txt").read_text().split() if word.isalpha() and len(word) > 3]
+    draw = random.Random(3)
+    with open(root / "triples.jsonl", "w", encoding="utf-8") as file:
+        for i in range(56):
+            topic = draw.sample(words, 12)
+            passages = [" ".join(draw.sample(topic if kind == 0 else words, draw.randint(4, 10))) for kind in range(5)]
+            file.write(json.dumps({"query": " ".join(draw.sample(topic, 3)) + f" {i}", "positive": passages[0],
+                                   "negatives": passages[1:], "scores": [5.0 + draw.random(), *(
+                                       draw.random() for _ in range(4))]}) + "\n")
+    recipe = make_recipe("unused", root)
+    import_data(recipe, RunFolder(root / "run"))
+    build_labels(recipe, RunFolder(root / "run"))
+    return root
+
+
+@pytest.fixture
+def run_folder(labelled_folder, tmp_path) -> Path:
+    """A copy of `labelled_folder` to train in."""
+    return Path(shutil.copytree(labelled_folder, tmp_path / "copy"))
+
+
+@pytest.fixture
+def copied(labelled_folder, tmp_path) -> Path:
+    """Another copy, for a second run to compare with."""
+    return Path(shutil.copytree(labelled_folder, tmp_path / "other"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,9 +35,9 @@ def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
         here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
         sides = (Texts(queries[here], QUERY_LENGTH, 2),
                  Texts(passages[here.start * lists:here.stop * lists], PASSAGE_LENGTH, 2))
-        cached_step(engine, sides, plan(sides, case["chunk_tokens"], world, case["kept_tokens"]),
-                    lambda q, p, labels=labels[here], place=Place(here.start, total), step=step:
-                    objective(train, q, p, labels, place, step + 1), lambda out_of_memory: None)
+        goal = partial(objective, train, labels=labels[here], place=Place(here.start, total), step=step + 1)
+        cached_step(engine, sides, plan(sides, case["chunk_tokens"], world, case["kept_tokens"]), goal,
+                    lambda out_of_memory: None)
         norms.append(engine.step(1.0).grad_norm)
     parameters = {name.removeprefix("mlm."): value for name, value in engine.parameters().items()}
     engine.close()

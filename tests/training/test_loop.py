@@ -1,0 +1,171 @@
+"""Training from label shards to a saved model; killed and resumed it ends with the very same weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from make_recipe import make_recipe
+from safetensors.torch import load_file
+from sentence_transformers import SparseEncoder
+
+from distill import config
+from distill.data.layout import RunFolder
+from distill.errors import FingerprintError, Preempted, RecipeError, TrainingError
+from distill.student.checkpoint import load_checkpoint
+from distill.training.engine import Engine
+from distill.training.loop import train
+from distill.training.preemption import marker
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+def steps(recipe):
+    lines = RunFolder(recipe.folder).train_log.read_text().splitlines()
+    return [line for line in map(json.loads, lines) if "loss" in line]
+
+
+def weights(recipe):
+    return load_file(RunFolder(recipe.folder).model / "model.safetensors")
+
+
+def run(recipe):
+    train(recipe, RunFolder(recipe.folder))
+    return weights(recipe)
+
+
+def assert_equal(got, expected):
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(got[name], value), name
+
+
+def assert_close(got, expected):
+    for name, value in expected.items():
+        assert (got[name] - value).norm() <= 1e-5 * value.norm() + 1e-7, name
+
+
+@contextmanager
+def once_logged(recipe, step, action):
+    """Call `action` as soon as the training log has so many steps."""
+    def watch():
+        while not over.wait(0.005):
+            if RunFolder(recipe.folder).train_log.exists() and len(steps(recipe)) >= step:
+                action()
+                return
+
+    over, watcher = threading.Event(), threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
+def test_training_lowers_the_loss_and_saves_a_model_that_sparse_encoder_loads(tiny_mlm, run_folder):
+    recipe = make_recipe(tiny_mlm, run_folder, steps=40, evaluate_every=20)
+    run(recipe)
+    log = steps(recipe)
+    assert [line["step"] for line in log] == list(range(1, 41))
+    assert np.mean([line["loss"] for line in log[-5:]]) < 0.5 * np.mean([line["loss"] for line in log[:5]])
+    assert {"kl", "margin-mse", "query-l1", "passage-flops", "query_active", "passage_active", "flops", "grad_norm",
+            "lr", "tokens_per_second", "mfu", "peak_memory_gib"} <= log[0].keys()
+    folder = RunFolder(recipe.folder)
+    encoder = SparseEncoder(str(folder.model), device="cpu")
+    student = load_checkpoint(folder.model)
+    ids = [np.array(encoder.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in ("about time", "work")]
+    with torch.no_grad():
+        ours = student.eval()(*student.assemble(ids, 24)).to_dense()
+    theirs = encoder.encode_document(["about time", "work"], convert_to_sparse_tensor=False)
+    torch.testing.assert_close(torch.as_tensor(theirs), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_a_finished_training_is_not_repeated_and_another_recipe_is_refused(tiny_mlm, run_folder):
+    recipe = make_recipe(tiny_mlm, run_folder, steps=4, checkpoints={"every": 2})
+    run(recipe)
+    began = time.monotonic()
+    run(recipe)
+    assert time.monotonic() - began < 1
+    (RunFolder(recipe.folder).model / "manifest.json").unlink()
+    with pytest.raises(FingerprintError, match=r"train\.lr"):
+        run(make_recipe(tiny_mlm, run_folder, steps=4, lr=0.5))
+
+
+def test_asked_to_stop_it_saves_and_goes_on_to_the_very_same_weights(tiny_mlm, run_folder, copied):
+    """With dropout and Adam: random draws, moments and order are all restored."""
+    expected = run(make_recipe(tiny_mlm, run_folder, steps=8))
+    recipe = make_recipe(tiny_mlm, copied, steps=8)
+    with once_logged(recipe, 3, lambda: os.kill(os.getpid(), signal.SIGUSR1)), pytest.raises(Preempted) as stopped:
+        run(recipe)
+    assert stopped.value.exit_status == 75
+    assert marker(RunFolder(recipe.folder)).exists()
+    assert_equal(run(recipe), expected)
+    assert not marker(RunFolder(recipe.folder)).exists()
+    assert [line["step"] for line in steps(recipe)] == list(range(1, 9))
+
+
+def test_killed_outright_it_goes_on_from_its_last_checkpoint(tiny_mlm, run_folder, copied, tmp_path):
+    changes = {"steps": 8, "checkpoints": {"every": 2, "keep_last": 1}, "activation_budget": 1e-4}
+    expected = run(make_recipe(tiny_mlm, run_folder, **changes))
+    recipe = make_recipe(tiny_mlm, copied, **changes)
+    (tmp_path / "recipe.yaml").write_text(config.dump_recipe(recipe))
+    worker = subprocess.Popen([sys.executable, "-m", "distill.training.worker", tmp_path / "recipe.yaml", recipe.folder,
+                               tmp_path / "outcome"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    with once_logged(recipe, 5, worker.kill):
+        assert worker.wait(timeout=120) == -signal.SIGKILL
+    assert len(list(RunFolder(recipe.folder).checkpoints.glob("step-*"))) == 1
+    assert_equal(run(recipe), expected)
+
+
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_stopped_on_two_processes_it_goes_on_on_one(tiny_mlm, run_folder, copied, stage):
+    """ZeRO on two processes, then no ZeRO on one, as if one process had done it all (SGD, no dropout)."""
+    changes = {"steps": 8, "optimizer": "sgd", "lr": 0.01, "dropout": 0.0,
+               "losses": [{"kind": "kl"}, {"kind": "infonce"}]}
+    expected = run(make_recipe(tiny_mlm, run_folder, **changes))
+    two = make_recipe(tiny_mlm, copied, **changes, processes=2, deepspeed={"zero_optimization": {"stage": stage}})
+    with once_logged(two, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Preempted):
+        run(two)
+    assert 3 <= len(steps(two)) < 8
+    assert_close(run(make_recipe(tiny_mlm, copied, **changes)), expected)
+
+
+def test_a_diverged_run_stops_and_names_the_batch(tiny_mlm, run_folder):
+    recipe = make_recipe(tiny_mlm, run_folder, steps=20, lr=1e30, optimizer="sgd", max_grad_norm=0.0, max_bad_steps=2)
+    with pytest.raises(TrainingError, match=r"non-finite \w+ at step \d+, batch of queries .*max_bad_steps"):
+        run(recipe)
+    events = [json.loads(line) for line in RunFolder(recipe.folder).train_log.read_text().splitlines()]
+    assert len([event for event in events if "non-finite" in event.get("event", "")]) == 2
+
+
+def test_a_chunk_without_memory_halves_the_token_budget(tiny_mlm, run_folder, copied, monkeypatch):
+    changes = {"steps": 4, "optimizer": "sgd", "lr": 0.01, "dropout": 0.0, "chunk_tokens": 240}
+    expected = run(make_recipe(tiny_mlm, run_folder, **changes))
+    encode = Engine.encode
+
+    def too_large(self, input_ids, attention_mask, cached=None):
+        if cached is not None and input_ids.numel() > 130:
+            raise torch.OutOfMemoryError("no memory for this")
+        return encode(self, input_ids, attention_mask, cached)
+
+    monkeypatch.setattr(Engine, "encode", too_large)
+    recipe = make_recipe(tiny_mlm, copied, **changes)
+    assert_close(run(recipe), expected)
+    events = [json.loads(line) for line in RunFolder(recipe.folder).train_log.read_text().splitlines()]
+    assert [event["chunk_tokens"] for event in events if event.get("event") == "out of memory"] == [120]
+
+
+def test_a_batch_smaller_than_the_processes_is_refused(tiny_mlm, run_folder):
+    with pytest.raises(RecipeError, match=r"train\.batch_size is 1"):
+        run(make_recipe(tiny_mlm, run_folder, batch_size=1, processes=2))
