@@ -1,0 +1,134 @@
+"""The SPLADE head beside the materialised one of sentence-transformers (its SpladePooling on a decoder's logits).
+
+Prints one JSON line a figure. Ours and the peer take turns, and a ratio is the median over the turns, so that other
+work on the machine weighs on both. Memory is the peak of resident memory above what the inputs need, each in a
+process of its own. Usage: python benchmarks/head.py [--texts 32 --tokens 128 --hidden 384 --vocabulary 30522]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from sentence_transformers.sparse_encoder.modules import SpladePooling
+from torch.nn import functional as F
+
+from distill.student.head import SpladeHead
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name, default in (("texts", 32), ("tokens", 128), ("hidden", 384), ("vocabulary", 30522), ("repeats", 5),
+                          ("threads", torch.get_num_threads())):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--active", type=int, nargs="+", default=[300, 400, 0], help="terms a text; 0: every term")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    for dtype in args.dtypes:
+        forward_figures(args, dtype)
+        for active in args.active:
+            step_figures(args, dtype, active or args.vocabulary)
+        for active in args.active:
+            memory_figures(args, dtype, active or args.vocabulary)
+
+
+def forward_figures(args, dtype: str) -> None:
+    hidden, mask, weight, bias, _ = inputs(args, dtype, args.active[0] or args.vocabulary)
+    flat, logits = hidden.view(-1, args.hidden), hidden.new_empty(args.texts * args.tokens, args.vocabulary)
+    head = SpladeHead(torch.nn.Parameter(weight), torch.nn.Parameter(bias))
+    with torch.no_grad():
+        compare("head forward / bare matrix product", args, dtype, args.active[0],
+                lambda: head(hidden, mask), lambda: torch.mm(flat, weight.T, out=logits))
+
+
+def step_figures(args, dtype: str, active: int) -> None:
+    hidden, mask, weight, bias, upstream = inputs(args, dtype, active)
+    compare("head forward + backward / materialised head", args, dtype, active,
+            lambda: ours(hidden, mask, weight, bias, upstream), lambda: peer(hidden, mask, weight, bias, upstream))
+    parameters = [torch.nn.Parameter(x) for x in (hidden, weight, bias)]
+    head = SpladeHead(*parameters[1:])
+    with torch.no_grad():
+        reps = head(hidden, mask)
+    coefficients = upstream[reps.texts, reps.terms]
+    compare("second pass of the cached step (no product) / materialised head", args, dtype, active,
+            lambda: head.surrogate(parameters[0], mask, reps, coefficients).backward(),
+            lambda: peer(hidden, mask, weight, bias, upstream))
+
+
+def memory_figures(args, dtype: str, active: int) -> None:
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        extra = [pool.apply(extra_memory, (which, args, dtype, active)) for which in ("ours", "peer")]
+    print_figure("head extra peak memory / materialised head", args, dtype, active, "MB", *extra, extra[0] / extra[1])
+
+
+def ours(hidden, mask, weight, bias, upstream) -> None:
+    h, w, b = (torch.nn.Parameter(x) for x in (hidden, weight, bias))
+    reps = SpladeHead(w, b)(h, mask)
+    (reps.values * upstream[reps.texts, reps.terms]).sum().backward()
+
+
+def peer(hidden, mask, weight, bias, upstream) -> None:
+    h, w, b = (torch.nn.Parameter(x) for x in (hidden, weight, bias))
+    pooling = SpladePooling("max").train()
+    scores = pooling({"token_embeddings": F.linear(h, w, b), "attention_mask": mask})["sentence_embedding"]
+    (scores * upstream).sum().backward()
+
+
+def inputs(args, dtype: str, active: int):
+    """Random hidden states and weights; the bias is set so that a text has about `active` active terms."""
+    torch.manual_seed(0)
+    hidden = torch.randn(args.texts, args.tokens, args.hidden)
+    weight = torch.randn(args.vocabulary, args.hidden) / args.hidden**0.5
+    sample = (hidden[:4] @ weight.T).amax(1)  # [4, V]
+    shift = sample.min() - 1 if active >= args.vocabulary else sample.quantile(1 - active / args.vocabulary, dim=1)
+    bias = torch.zeros(args.vocabulary) - shift.mean()
+    mask = torch.ones(args.texts, args.tokens, dtype=torch.long)
+    kind = getattr(torch, dtype)
+    return hidden.to(kind), mask, weight.to(kind), bias.to(kind), torch.randn(args.texts, args.vocabulary)
+
+
+def compare(name: str, args, dtype: str, active: int, mine, theirs) -> None:
+    times: list[list[float]] = [[], []]
+    for turn in range(args.repeats + 1):
+        for kept, function in zip(times, (mine, theirs), strict=True):
+            start = time.perf_counter()
+            function()
+            if turn:  # the first warms up
+                kept.append(time.perf_counter() - start)
+    ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
+    print_figure(name, args, dtype, active, "ms", *(1000 * statistics.median(kept) for kept in times), ratio)
+
+
+def extra_memory(which: str, args, dtype: str, active: int) -> float:
+    """Peak resident memory above the inputs, in MB, in this fresh process."""
+    torch.set_num_threads(args.threads)
+    function = ours if which == "ours" else peer
+    small = argparse.Namespace(**{**vars(args), "texts": 4, "tokens": 2, "vocabulary": 64})
+    function(*inputs(small, dtype, 64))  # loads libraries
+    tensors = inputs(args, dtype, active)
+    before = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
+    function(*tensors)
+    return memory("VmHWM") - before
+
+
+def memory(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if field in line)
+    return int(line.split()[1]) / 1024
+
+
+def print_figure(name: str, args, dtype: str, active: int, unit: str, mine: float, theirs: float, ratio: float) -> None:
+    shape = f"{args.texts} x {args.tokens} tokens, hidden {args.hidden}, vocabulary {args.vocabulary}"
+    print(json.dumps({"figure": name, "shape": shape, "dtype": dtype, "active_terms": active or args.vocabulary,
+                      "threads": args.threads, "unit": unit, "ours": round(mine, 1), "peer": round(theirs, 1),
+                      "ours/peer": round(ratio, 4), "peer/ours": round(1 / ratio, 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
