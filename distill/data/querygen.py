@@ -24,9 +24,10 @@ _END = re.compile(r"""(?<=\s)[.!?]+(?=\s)[/"')\]]*\s*
                     | [.!?]+["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])
                     | \s*\n\s*\n\s*""", re.VERBOSE)
 # A point after these ends no sentence: abbreviations, and the single letters of names and "i.e."
-_ABBREVIATION = re.compile(r"\b(?:[^\W\d_]|dr|mr|mrs|ms|prof|st|jr|sr|vs|cf|al|fig|figs|eq|eqs|ref|refs|no|nos|vol|pp|ed|"
-                           r"approx|etc|inc|ltd|co|corp|dept|est|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec)$",
-                           re.IGNORECASE)
+_ABBREVIATION = re.compile(
+    r"\b(?:[^\W\d_]|dr|mr|mrs|ms|prof|st|jr|sr|vs|cf|al|fig|figs|eq|eqs|ref|refs|no|nos|vol|pp|ed|approx|etc|inc|ltd|"
+    r"co|corp|dept|est|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec)$", re.IGNORECASE)
+
 
 
 @dataclass(frozen=True)

@@ -164,9 +164,9 @@ def test_limits_keep_the_same_queries_whatever_else_changes(tmp_path):
 
 
 def test_generated_queries_point_at_passages_without_their_words(tmp_path):
-    words = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma".split()
+    body = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma"
     corpus = [{"_id": str(i), "title": f"About number {i} and its friends .",
-               "text": f"about number {i} and its friends . " + " ".join(words[i % 5:]) + f" . sentence {i} has words ."}
+               "text": f"about number {i} and its friends . {body[5 * (i % 5):]} . sentence {i} has words ."}
               for i in range(200)]
     data = beir(tmp_path / "in", corpus=corpus, queries=[{"_id": "q", "text": "alpha"}], qrels={"test": ["q\t3\t1"]})
     folder = RunFolder(tmp_path / "run")
@@ -188,9 +188,11 @@ def test_generated_queries_point_at_passages_without_their_words(tmp_path):
 
 
 def test_triples_become_a_collection_with_candidates_and_scores(tmp_path):
-    rows = [{"query": "q one", "positive": "good", "negative_1": "bad", "negative_2": "worse", "score": [3.0, 1.0, 0.5]},
-            {"query": "q two", "positive": "bad", "negative_1": "good", "negative_2": "other", "score": [2.0, 1.0, 0.0]},
-            {"query": "q one", "positive": "fine", "negative_1": "worse", "negative_2": "other", "score": [4, 0.5, -1]}]
+    columns = ("query", "positive", "negative_1", "negative_2", "score")
+    rows = [dict(zip(columns, row, strict=True)) for row in [
+        ("q one", "good", "bad", "worse", [3.0, 1.0, 0.5]),
+        ("q two", "bad", "good", "other", [2.0, 1.0, 0.0]),
+        ("q one", "fine", "worse", "other", [4, 0.5, -1])]]
     source = {"kind": "jsonl", "path": str(jsonl(tmp_path / "in.jsonl", rows))}
     folder = RunFolder(tmp_path / "run")
     teachers = {"theirs": {"kind": "imported"}, "bm25": {"kind": "bm25"}}

@@ -29,7 +29,8 @@ def test_sentences(text, expected):
     ("Before. Shear-flow past: a plate! After.", "shear flow past a plate", "Before. After."),
     ("a b c. x a b c. y", "a b c", "x y"),
     ("the cat (a b) sat", "a b", "the cat ( sat"),
-    ("a b", "a b", ""), ("nothing here", "a b", "nothing here"), ("ab bab", "a b", "ab bab"), ("kept as it is", "", "kept as it is"),
+    ("a b", "a b", ""), ("nothing here", "a b", "nothing here"), ("ab bab", "a b", "ab bab"),
+    ("kept as it is", "", "kept as it is"),
 ])
 def test_cutting_takes_the_words_and_their_closing_marks(text, query, rest):
     assert cut(text, words_of(query)) == rest

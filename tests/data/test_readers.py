@@ -1,0 +1,272 @@
+"""Readers of rows and score files: the layouts in use elsewhere, and what they must not contain."""
+
+import csv
+import gzip
+import io
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+
+from distill.config import HuggingFace, IrDatasets, Jsonl, parse_recipe
+from distill.data.importing import import_data
+from distill.data.inspect import sniff
+from distill.data.judgements import load_judgements
+from distill.data.layout import RunFolder
+from distill.data.readers.base import Collection
+from distill.data.readers.huggingface import read_huggingface
+from distill.data.readers.jsonl import read_jsonl
+from distill.data.readers.naver import json_object_items
+from distill.data.readers.qrels import read_qrels
+from distill.data.texts import TextStore
+from distill.errors import DataError
+
+
+def lines(path: Path, rows: list) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def lists_of(collection: Collection) -> dict[str, tuple]:
+    """query -> (passages, positives, scores), by text."""
+    texts = {row["id"]: row["text"] for batch in collection.passages for row in batch.to_pylist()}
+    queries = {row["id"]: row["text"] for split in collection.queries.values() for batch in split
+               for row in batch.to_pylist()}
+    return {queries[row["query_id"]]: ([texts[p] for p in row["passage_ids"]], row["positive"], row["scores"])
+            for batch in collection.lists["train"] for row in batch.to_pylist()}
+
+
+def read(tmp_path: Path, rows: list, **options) -> dict[str, tuple]:
+    spool = tmp_path / "spool"
+    spool.mkdir(exist_ok=True)
+    source = Jsonl(kind="jsonl", path=lines(tmp_path / "in.jsonl", rows), **options)
+    return lists_of(read_jsonl(source, 0, spool))
+
+
+LAYOUTS = {  # sentence-transformers' mine_hard_negatives writes the first six, its MarginMSE data the next two
+    "triplet": ({"anchor": "q", "positive": "a", "negative": "b"}, (["a", "b"], [True, False], None)),
+    "triplet with scores": ({"query": "q", "positive": "a", "negative": "b", "scores": [0.9, 0.2]},
+                            (["a", "b"], [True, False], [0.9, 0.2])),
+    "n-tuple": ({"query": "q", "positive": "a", "negative_2": "c", "negative_1": "b", "negative_10": "d"},
+                (["a", "b", "c", "d"], [True, False, False, False], None)),
+    "labelled list": ({"query": "q", "answer": ["a", "b"], "labels": [0, 1]}, (["a", "b"], [False, True], None)),
+    "list with scores": ({"query": "q", "answer": ["a", "b"], "scores": [0.5, 0.25]},
+                         (["a", "b"], [True, False], [0.5, 0.25])),
+    "labelled pair": ({"query": "q", "positive": "a", "label": 0}, (["a"], [False], None)),
+    "margin": ({"query": "q", "positive": "a", "negative": "b", "label": 2.5}, (["a", "b"], [True, False], [0, -2.5])),
+    "margins": ({"query": "q", "positive": "a", "negative_1": "b", "negative_2": "c", "label": [1.0, 3.0]},
+                (["a", "b", "c"], [True, False, False], [0.0, -1.0, -3.0])),
+    "list of negatives": ({"query": "q", "positive": "a", "negatives": ["b", "c"]},
+                          (["a", "b", "c"], [True, False, False], None)),
+    "FlagEmbedding": ({"query": "q", "pos": ["a"], "neg": ["b", "c"]}, (["a", "b", "c"], [True, False, False], None)),
+    "FlagEmbedding with scores": ({"query": "q", "pos": ["a"], "neg": ["b"], "pos_scores": [3], "neg_scores": [1.5]},
+                                  (["a", "b"], [True, False], [3.0, 1.5])),
+    "pair": ({"question": "q", "answer": "a"}, (["a"], [True], None)),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_are_told_apart_by_their_fields(tmp_path, name):
+    row, (passages, positive, scores) = LAYOUTS[name]
+    (found,) = read(tmp_path, [row]).values()
+    assert found[:2] == (passages, positive)
+    assert found[2] == (scores if scores is None else pytest.approx(scores))
+
+
+BAD_ROWS = {
+    "no positive": ({"query": "q", "negative": "b"}, r"in\.jsonl:2 \[positive\]: missing \(the row has 'query', 'neg"),
+    "no query": ({"text": "q", "negative": "b"}, r":2 \[query\]: missing .*data\.source\.columns\.query"),
+    "text is a number": ({"query": "q", "positive": "a", "negative": 3},
+                         r":2 \[negative\]: expected a text, found int"),
+    "too few scores": ({"query": "q", "positive": "a", "negatives": ["b", "c", "d"], "score": [1, 2]},
+                       r":2 \[score\]: 2 numbers for 4 passages"),
+    "score is NaN": ('{"query": "q", "positive": "a", "negative": "b", "score": [1, NaN]}',
+                     r":2 \[score\]: nan is not a finite number"),
+    "score is infinite": ('{"query": "q", "positive": "a", "negative": "b", "score": [1, Infinity]}',
+                          r":2 \[score\]: inf is not a finite number"),
+    "score is a text": ({"query": "q", "positive": "a", "negative": "b", "score": ["high", 1]},
+                        r":2 \[score\]: 'high' is not a number"),
+    "pair with a score": ({"query": "q", "positive": "a", "score": 0.7},
+                          r":2 \[score\]: a pair's label must be 0 or 1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_ROWS)
+def test_bad_rows_are_refused_with_line_and_field(tmp_path, name):
+    row, message = BAD_ROWS[name]
+    with pytest.raises(DataError, match=message):
+        read(tmp_path, [{"query": "fine", "positive": "a", "negative": "b"}, row], layout="triples")
+
+
+def test_bad_flagembedding_rows(tmp_path):
+    for row, message in [({"query": "q", "pos": [], "neg": ["b"]}, r":1 \[pos\]: no positive"),
+                         ({"query": "q", "pos": ["a"], "neg": ["b"], "neg_scores": [1, 2]},
+                          r":1 \[neg_scores\]: 2 scores for 1 passages")]:
+        with pytest.raises(DataError, match=message):
+            read(tmp_path, [row])
+
+
+def test_columns_of_other_names_are_named_in_the_recipe(tmp_path):
+    row = {"frage": "q", "antwort": "a", "falsch": "b"}
+    columns = {"query": "frage", "positive": "antwort", "negative": "falsch"}
+    assert read(tmp_path, [row], layout="triples", columns=columns) == {"q": (["a", "b"], [True, False], None)}
+
+
+def separated(rows: list[list[str]], delimiter: str) -> str:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(("name", "delimiter"), [("in.csv", ","), ("in.tsv", "\t"), ("in.csv.gz", ",")])
+def test_csv_and_tsv_have_a_header_line(tmp_path, name, delimiter):
+    content = separated([["query", "positive", "negative_1", "negative_2", "label"],
+                         ["one, two", "a", "b", "", "1.5"]], delimiter)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+    (tmp_path / "spool").mkdir()
+    found = lists_of(read_jsonl(Jsonl(kind="jsonl", path=path), 0, tmp_path / "spool"))
+    assert found == {"one, two": (["a", "b"], [True, False], [0.0, -1.5])}
+
+
+def test_csv_faults(tmp_path):
+    for content, message in [("query,text2\nq,a\n", r"in\.csv:2 \[positive\]: missing \(the row has 'query'"),
+                             ("query,positive\nq,a\nq\n", r"in\.csv:3: 1 columns, the header line has 2"),
+                             ('query,positive\nq,"a\n', r"in\.csv:2: not valid CSV"),
+                             ("query,positive\n", r"in\.csv: the file has no rows")]:
+        (tmp_path / "in.csv").write_text(content)
+        spool = tmp_path / "spool"
+        spool.mkdir(exist_ok=True)
+        with pytest.raises(DataError, match=message):
+            read_jsonl(Jsonl(kind="jsonl", path=tmp_path / "in.csv"), 0, spool)
+
+
+def test_equal_texts_in_thousands_of_rows_are_one_passage(tmp_path):
+    rows = [{"query": f"q{i % 3000}", "positive": f"p{i % 100}", "negative": f"n{i % 70}"} for i in range(6000)]
+    source = Jsonl(kind="jsonl", path=lines(tmp_path / "in.jsonl", rows))
+    (tmp_path / "spool").mkdir()
+    collection = read_jsonl(source, 0, tmp_path / "spool")
+    ids = [identifier for batch in collection.passages for identifier in batch.column("id").to_pylist()]
+    assert len(ids) == len(set(ids)) == 170
+    assert sum(batch.num_rows for batch in collection.queries["train"]) == 3000
+
+
+@pytest.mark.parametrize("layout", ["trec", "beir", "beir without header"])
+def test_judgements_in_both_forms(tmp_path, layout):
+    content = {"trec": ["q1 0 d1 2", "q1 0 d2  0"], "beir": ["query-id\tcorpus-id\tscore", "q1\td1\t2", "q1\td2\t0"],
+               "beir without header": ["q1\td1\t2.0", "q1\td2\t0"]}[layout]
+    (batch,) = read_qrels(lines(tmp_path / "qrels", content))
+    rows = [(row["query_id"], row["passage_id"], row["grade"]) for row in batch.to_pylist()]
+    assert rows == [("q1", "d1", 2), ("q1", "d2", 0)]
+
+
+def test_a_great_json_object_is_read_item_by_item(tmp_path, monkeypatch):
+    monkeypatch.setattr("distill.data.readers.naver._READ_BYTES", 7)  # every boundary falls inside something
+    tree = {"1": {"a}": 1.5, 'b"{': -2e-3}, "zwei": {"ü": 3}, "3": {}}
+    for indent in (None, 2):
+        (tmp_path / "a.json").write_text(json.dumps(tree, indent=indent, ensure_ascii=False), encoding="utf-8")
+        assert dict(json_object_items(tmp_path / "a.json")) == tree
+    for content, message in [('{"1": {"a": 1}', "end of the file"), ('{"1": {"a": }}', "not valid JSON"),
+                             ("[1]", "expected '{' at character 1"), ('{"1": {"a": 1} "2": {}}', "expected '}'")]:
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(DataError, match=message):
+            list(json_object_items(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ('{"q1": {"a": NaN}}', r"\[score\]: query 'q1', passage 'a': nan is not a finite number"),
+    ('{"q1": {"zzz": 1}}', r"\[passage_id\]: there is no passage with the id 'zzz'"),
+    ('{"q1": [1]}', "query 'q1': expected an object of passage id -> score"),
+])
+def test_bad_scores_are_refused(tmp_path, content, message):
+    folder(tmp_path)
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        import_data(recipe({"kind": "naver", "scores": str(tmp_path / "scores.json"),
+                            "collection": {"kind": "beir", "path": str(tmp_path)}}), RunFolder(tmp_path / "run"))
+
+
+def test_a_trec_run_brings_scores_too(tmp_path):
+    folder(tmp_path)
+    source = {"kind": "naver", "scores": str(lines(tmp_path / "a.run", ["q1 Q0 b 1 7.5 x", "q1 Q0 a 2 3 x"])),
+              "collection": {"kind": "beir", "path": str(tmp_path)}}
+    manifest = import_data(recipe(source), RunFolder(tmp_path / "run"))
+    assert manifest.counts["lists.negatives"] == 1 and manifest.counts["lists.positives"] == 1
+    lines(tmp_path / "a.run", ["q1 Q0 b 1 7.5 x", "q1 Q0 a 2 inf x"])
+    with pytest.raises(DataError, match=r"a\.run:2 \[score\]: 'inf' is not a finite number"):
+        import_data(recipe(source), RunFolder(tmp_path / "run2"))
+
+
+def test_datasets_saved_on_disk_are_read_in_both_layouts(tmp_path):
+    rows = [{"anchor": "q1", "positive": "a", "negative": "b"}, {"anchor": "q2", "positive": "b", "negative": "a"}]
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows)}).save_to_disk(tmp_path / "rows")
+    (tmp_path / "spool").mkdir()
+    source = HuggingFace(kind="huggingface", dataset=str(tmp_path / "rows"))
+    assert lists_of(read_huggingface(source, 0, tmp_path / "spool")) == {
+        "q1": (["a", "b"], [True, False], None), "q2": (["b", "a"], [True, False], None)}
+    with pytest.raises(DataError, match=r"\[split\]: no split 'validation' \(there are train\)"):
+        read_huggingface(source.model_copy(update={"split": "validation"}), 0, tmp_path / "spool")
+    saved = tmp_path / "beir"
+    parts = {"corpus": [{"_id": "a", "title": None, "text": "cats"}, {"_id": "b", "title": "Dogs", "text": "bark"}],
+             "queries": [{"_id": "1", "text": "loud"}, {"_id": "2", "text": "soft"}]}
+    for name, part in parts.items():
+        datasets.Dataset.from_list(part).save_to_disk(saved / name)
+    datasets.DatasetDict({"test": datasets.Dataset.from_list([{"query-id": "1", "corpus-id": "b", "score": 1.0}])}
+                         ).save_to_disk(saved / "qrels")
+    run = RunFolder(tmp_path / "run")
+    import_data(recipe({"kind": "huggingface", "dataset": str(saved), "layout": "beir"}), run)
+    assert TextStore.open(run.passages).texts([0, 1]) == ["cats", "Dogs bark"]
+    assert load_judgements(run, "test").positives(0).tolist() == [1]
+    assert TextStore.open(run.queries("test")).texts([0]) == ["loud"]
+
+
+def test_ir_datasets_are_read_by_name(tmp_path):
+    catalogue = pytest.importorskip("ir_datasets")
+    from distill.data.readers.ir_datasets import read_ir_datasets
+
+    files = {"docs": ["d1\tcats", "d2\tdogs"], "queries": ["1\tloud"]}
+    paths = {name: catalogue.util.LocalDownload(lines(tmp_path / f"{name}.tsv", rows)) for name, rows in files.items()}
+    qrels = catalogue.util.LocalDownload(lines(tmp_path / "qrels", ["1 0 d2 1"]))
+    docs = catalogue.formats.TsvDocs(paths["docs"])
+    catalogue.registry.register("ours", catalogue.Dataset(docs))
+    catalogue.registry.register("ours/test", catalogue.Dataset(
+        docs, catalogue.formats.TsvQueries(paths["queries"]), catalogue.formats.TrecQrels(qrels, {})))
+    collection = read_ir_datasets(IrDatasets(kind="ir-datasets", splits={"test": "ours/test"}))
+    assert [row["text"] for batch in collection.passages for row in batch.to_pylist()] == ["cats", "dogs"]
+    assert [row["text"] for batch in collection.queries["test"] for row in batch.to_pylist()] == ["loud"]
+    assert [row["passage_id"] for batch in collection.judgements["test"] for row in batch.to_pylist()] == ["d2"]
+    with pytest.raises(DataError, match="no dataset 'nowhere'"):
+        read_ir_datasets(IrDatasets(kind="ir-datasets", splits={"test": "nowhere"}))
+
+
+def folder(path: Path) -> Path:
+    (path / "qrels").mkdir()
+    lines(path / "corpus.jsonl", [{"_id": "a", "text": "cats"}, {"_id": "b", "text": "dogs"}])
+    lines(path / "queries.jsonl", [{"_id": "q1", "text": "loud"}])
+    lines(path / "qrels" / "train.tsv", ["q1\tb\t1"])
+    return path
+
+
+def recipe(source: dict):
+    return parse_recipe({"name": "t", "data": {"source": source}, "teachers": {"t": {"kind": "bm25"}},
+                         "student": {"model": "x"}})
+
+
+def test_what_a_folder_or_file_is_gets_recognised(tmp_path):
+    found = sniff(folder(tmp_path))
+    assert found.data.source.kind == "beir" and found.data.source.splits == {"train": "train"}
+    assert found.data.generate is None and "2 passages, 1 queries" in found.lines[0]
+    (tmp_path / "qrels" / "train.tsv").rename(tmp_path / "qrels" / "test.tsv")
+    assert sniff(tmp_path).data.generate is not None  # nothing to train on: queries are made
+    rows = lines(tmp_path / "rows.jsonl", [{"query": f"q{i}", "pos": ["a"], "neg": ["b"]} for i in range(100)])
+    found = sniff(rows)
+    assert (found.data.source.layout, found.data.source.test_queries, found.data.source.dev_queries) == (
+        "flagembedding", 10, 5)
+    (tmp_path / "pairs.csv").write_text("question,answer\nq,a\n")
+    assert sniff(tmp_path / "pairs.csv").data.source.layout == "pairs"
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="not recognised; looked for"):
+        sniff(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"\[query\]: missing"):
+        sniff(lines(tmp_path / "other.jsonl", [{"a": 1}]))
