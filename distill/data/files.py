@@ -9,6 +9,8 @@ import contextlib
 import errno
 import json
 import os
+import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +81,15 @@ def commit_exclusive(temporary: Path, path: Path) -> bool:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
     return won
+
+
+def remove_leftovers(folder: Path, pattern: str, older_than: float = 3600.0) -> None:
+    """Remove what killed processes left: files or folders in which nothing was written for `older_than` seconds."""
+    for path in Path(folder).glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another process may be at it
+            newest = max(entry.stat().st_mtime for entry in (path, *path.rglob("*")))
+            if time.time() - newest > older_than:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def sync(path: Path) -> None:

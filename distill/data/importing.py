@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from distill.config import Data, Recipe
 from distill.data.arrow import RowReader, Shard, write_ipc
-from distill.data.files import storage_errors, sync
+from distill.data.files import remove_leftovers, storage_errors, sync
 from distill.data.fingerprint import check_same, fingerprint
 from distill.data.import_lists import import_lists, imported_teacher, publish
 from distill.data.import_stores import (
@@ -70,6 +70,7 @@ def import_data(recipe: Recipe, folder: RunFolder) -> Manifest:
         check_same(folder.data, done.fields, fields)
         return done
     folder.data.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder.data, ".import-*")
     with storage_errors(folder.data), tempfile.TemporaryDirectory(prefix=".import-", dir=folder.data) as temporary:
         staged = RunFolder(Path(temporary) / "run")
         manifest = _import(recipe, fields, staged, Path(temporary) / "spool")
@@ -125,6 +126,9 @@ def _import(recipe: Recipe, fields: dict[str, Any], staged: RunFolder, spool: Pa
                                 for name in JUDGEMENT_SCHEMA.names))
         counts |= import_lists(recipe, collection.lists["train"], train.queries, train.final, passages.store, judged,
                                fields, staged, spool)
+        if staged.candidates("train").exists() and train.generated.size:
+            log.warning("data.generate has no effect on training: the source brings its own negatives, which the "
+                        "generated queries lack")
     shutil.rmtree(spool)
     return Manifest(fields, tuple(shards), counts)
 

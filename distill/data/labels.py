@@ -113,13 +113,21 @@ class Moments:
 # -------------------------------------------------------------------------------------------- the stage
 
 
+def teachers_of(recipe: Recipe, split: str) -> list[str]:
+    """The teachers that have scores for a split: imported ones know the training candidates only."""
+    return [name for name, teacher in recipe.teachers.items() if split == "train" or teacher.kind != "imported"]
+
+
 def ensemble_scores(recipe: Recipe, folder: RunFolder, split: str) -> Iterator[tuple[str, Candidates, np.ndarray]]:
     """(shard name, candidates, float64 [m] ensemble of the recipe's teachers before any mapping) for every shard.
 
-    For ranking candidates by the ensemble, too: the mapping that labels get on top is monotone.
+    For ranking candidates by the ensemble, too: the mapping that labels get on top is monotone. Nothing where no
+    teacher has scores for the split.
     """
+    if not teachers_of(recipe, split):
+        return
     for name, candidates, raw in score_matrices(recipe, folder, split):
-        yield name, candidates, _ensemble(recipe, candidates, raw)
+        yield name, candidates, _ensemble(recipe, candidates, raw, split)
 
 
 def label_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -153,7 +161,7 @@ def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
     outscored = negatives = 0
     total = len(candidate_shards(folder.candidates("train")))
     for _, candidates, raw in track(score_matrices(recipe, folder, "train"), total, "label: measure", "shards"):
-        values = _ensemble(recipe, candidates, raw)
+        values = _ensemble(recipe, candidates, raw, "train")
         ours.add(values)
         counts["queries_single"] += int((np.diff(candidates.offsets) == 1).sum())
         for name, scores in zip(recipe.teachers, raw, strict=True):
@@ -169,7 +177,7 @@ def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
     shards: list[Shard] = []
     final = Moments()
     for name, candidates, raw in track(score_matrices(recipe, folder, "train"), total, "label: write", "shards"):
-        values = _ensemble(recipe, candidates, raw)
+        values = _ensemble(recipe, candidates, raw, "train")
         if recipe.label.map_to is not None:
             values = affine_map(values, ours.mean, ours.std, reference.mean, reference.std)
         batch, kept = _labelled(candidates, values, recipe.label.drop_false_negatives, counts)
@@ -232,14 +240,14 @@ def read_labels(path) -> Labels:
 
 
 def score_matrices(recipe: Recipe, folder: RunFolder, split: str) -> Iterator[tuple[str, Candidates, np.ndarray]]:
-    """(shard name, candidates, raw scores [teachers, m] in the recipe's order of teachers) for every shard."""
-    path = folder.candidates(split)
-    for name in recipe.teachers:
+    """(shard name, candidates, raw scores [teachers, m] in the order of `teachers_of`) for every shard."""
+    path, teachers = folder.candidates(split), teachers_of(recipe, split)
+    for name in teachers:
         require_manifest(folder.scores(name, split), "score")
     for shard in candidate_shards(path):
         candidates = read_candidates(path / shard.name)
-        raw = np.empty((len(recipe.teachers), candidates.pairs), np.float32)
-        for row, teacher in zip(raw, recipe.teachers, strict=True):
+        raw = np.empty((len(teachers), candidates.pairs), np.float32)
+        for row, teacher in zip(raw, teachers, strict=True):
             file = folder.scores(teacher, split) / shard.name
             scores = read_score_shard(file)
             if not (np.array_equal(scores.query, candidates.query)
@@ -250,9 +258,9 @@ def score_matrices(recipe: Recipe, folder: RunFolder, split: str) -> Iterator[tu
         yield shard.name, candidates, raw
 
 
-def _ensemble(recipe: Recipe, candidates: Candidates, raw: np.ndarray) -> np.ndarray:
+def _ensemble(recipe: Recipe, candidates: Candidates, raw: np.ndarray, split: str) -> np.ndarray:
     normalised = np.stack([normalise(scores, candidates.offsets, recipe.label.normalise) for scores in raw])
-    return ensemble(normalised, np.array([teacher.weight for teacher in recipe.teachers.values()]))
+    return ensemble(normalised, np.array([recipe.teachers[name].weight for name in teachers_of(recipe, split)]))
 
 
 def _per_list(reduce: np.ufunc, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

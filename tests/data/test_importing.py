@@ -3,6 +3,7 @@
 import gzip
 import json
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,17 @@ def test_a_full_disk_ends_the_import_with_nothing_left(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match="no space left"):
         import_data(recipe(data), folder)
     assert list(folder.data.iterdir()) == []
+
+
+def test_what_a_killed_import_left_is_removed_once_it_is_old(tmp_path):
+    data, folder = beir(tmp_path / "in"), RunFolder(tmp_path / "run")
+    for name in ("old", "young"):
+        (folder.data / f".import-{name}" / "spool").mkdir(parents=True)
+        (folder.data / f".import-{name}" / "spool" / "passages.arrow").write_text("half")
+    for path in (folder.data / ".import-old", *(folder.data / ".import-old").rglob("*")):
+        os.utime(path, (0, 0))
+    import_data(recipe(data), folder)
+    assert [path.name for path in folder.data.glob(".import-*")] == [".import-young"]
 
 
 def test_limits_keep_the_same_queries_whatever_else_changes(tmp_path):

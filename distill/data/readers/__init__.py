@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from distill import config
 from distill.data.files import xxh128_file
 from distill.data.readers.base import Collection
+from distill.data.texts import passage_text
 from distill.errors import DataError
 
-__all__ = ["Collection", "open_source", "source_fields"]
+__all__ = ["Collection", "open_source", "read_passages", "source_fields"]
 
 
 def open_source(data: config.Data, seed: int, spool: Path) -> Collection:
@@ -50,6 +52,17 @@ def open_source(data: config.Data, seed: int, spool: Path) -> Collection:
     from distill.data.readers.ir_datasets import read_ir_datasets
 
     return read_ir_datasets(source)
+
+
+def read_passages(data: config.Data) -> tuple[list[str], list[str]]:
+    """Ids and texts (title and text) of a source's passages, in memory: for a look into a small collection."""
+    ids: list[str] = []
+    texts: list[str] = []
+    with tempfile.TemporaryDirectory() as spool:
+        for batch in open_source(data, 0, Path(spool)).passages:
+            ids += batch.column("id").to_pylist()
+            texts += passage_text(batch.column("title"), batch.column("text")).to_pylist()
+    return ids, texts
 
 
 def source_fields(source: config.Source) -> dict[str, Any]:
