@@ -1,0 +1,353 @@
+"""The scoring job: every teacher's raw scores for every candidate, in shards that exist whole or not at all.
+
+`score` plans (planned minus committed), runs the rest through the sharded map on Ray, and writes the manifests last.
+`score_local` does the same without Ray, or a part of it as one task of a job array. Both run `score_shard`, which
+looks again before it scores and commits exclusively, so jobs may be killed, restarted and run side by side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from distill.config import Recipe
+from distill.data.candidates import Candidates, candidate_shards, read_candidates
+from distill.data.files import commit_exclusive, read_json, temporary_beside, xxh128_file
+from distill.data.fingerprint import check_same
+from distill.data.fingerprint import fingerprint as fingerprint_of
+from distill.data.layout import RunFolder
+from distill.data.manifest import (
+    FORMAT,
+    Manifest,
+    Shard,
+    manifest_path,
+    read_manifest,
+    require_manifest,
+    verify,
+    write_manifest,
+)
+from distill.data.scores import read_score_shard, write_scores
+from distill.data.texts import TextStore
+from distill.errors import FingerprintError, RecipeError, StorageError, TeacherError
+from distill.progress import progress
+from ray_jobs.joblog import JobLog
+from ray_jobs.shard_map import Resources, ray_cluster, shard_map
+from teachers.base import Pairs, Teacher, open_teacher, prepare
+from teachers.identity import identity
+from teachers.vectors import VectorTeacher, chunk_done, vector_chunks
+
+log = logging.getLogger(__name__)
+
+_VECTOR_KINDS = ("bi-encoder", "splade")
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """One score shard (`store` None), or one chunk of a vector teacher's texts."""
+
+    teacher: str
+    split: str
+    shard: str  # file name of the candidate shard and of the score shard
+    fingerprint: str
+    number: int  # position in the whole plan, the same for every launch: job arrays share out by it
+    pairs: int = 0
+    store: str | None = None
+    chunk: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.teacher}/{self.split}/{self.shard}"
+
+    @property
+    def group(self) -> str:
+        return self.teacher
+
+
+# ------------------------------------------------------------------------------------------------ driver
+
+
+def splits_to_score(recipe: Recipe, folder: RunFolder) -> tuple[str, ...]:
+    """The training queries, and for the table the evaluated ones, where they have candidates."""
+    split = recipe.evaluate.split
+    if not recipe.score.rerank or split == "train" or read_manifest(folder.candidates(split)) is None:
+        return ("train",)
+    return ("train", split)
+
+
+def score_fields(recipe: Recipe, folder: RunFolder, teacher: str, split: str) -> dict[str, Any]:
+    """What a teacher's scores of a split depend on: the hashed part of their manifest. Raises `TeacherError`."""
+    candidates = require_manifest(folder.candidates(split), "mine")
+    return {"stage": "score", "format": FORMAT, "candidates": candidates.fingerprint,
+            "teacher": identity(teacher, recipe.teachers[teacher], folder)}
+
+
+def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None = None,
+          splits: Sequence[str] | None = None) -> dict[str, int]:
+    """Score with all teachers in one Ray job; returns counters (shards, pairs, tokens, deaths).
+
+    A local Ray is started, and stopped again, unless the recipe names a cluster or Ray runs already. Started again
+    after any failure, the job finishes what is left. Raises `TeacherError`, `StorageError`, `FingerprintError`, and
+    `JobFailed` for an exception in a worker's code.
+    """
+    job = _Job(recipe, folder, teachers, splits)
+    tasks = job.plan()
+    if tasks:
+        with ray_cluster(recipe.cluster), job.progress(tasks) as done:
+            gpus = recipe.score.gpus
+            if gpus is None:
+                gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+            resources = Resources(recipe.score.cpus, gpus, recipe.score.actors)
+            arguments = (recipe, folder, "cuda" if gpus > 0 else "cpu", max(1, int(recipe.score.cpus)))
+            shard_map(ScoreWorker, arguments, tasks, resources=resources, max_tries=recipe.score.max_tries, done=done,
+                      died=job.died)
+    job.finish()
+    return job.counters
+
+
+def score_local(recipe: Recipe, folder: RunFolder, *, part: tuple[int, int] = (0, 1),
+                teachers: Sequence[str] | None = None, splits: Sequence[str] | None = None) -> dict[str, int]:
+    """Score in this process, without Ray: every n-th pending shard from the i-th on, `part = (i, n)`.
+
+    The tasks of a job array share nothing but the folder; the one that finds nothing pending writes the manifests.
+    """
+    index, of = part
+    if not 0 <= index < of:
+        raise RecipeError(f"part {index} of {of}: the first is 0, the last {of - 1}")
+    job = _Job(recipe, folder, teachers, splits)
+    tasks = [task for task in job.plan() if task.number % of == index]
+    worker = ScoreWorker(recipe, folder, None, max(1, int(recipe.score.cpus)))
+    with job.progress(tasks) as done:
+        for task in tasks:
+            done(task, worker.run(task))
+    job.finish(must_be_complete=of == 1)
+    return job.counters
+
+
+class _Job:
+    """Plan, event log and manifests of one launch."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, teachers: Sequence[str] | None, splits: Sequence[str] | None):
+        self.recipe, self.folder = recipe, folder
+        self.teachers = tuple(teachers or recipe.teachers)
+        if unknown := [name for name in self.teachers if name not in recipe.teachers]:
+            raise RecipeError(f"no teacher {unknown[0]!r} in the recipe ({', '.join(recipe.teachers)})")
+        self.splits = tuple(splits or splits_to_score(recipe, folder))
+        self.fields = {(teacher, split): score_fields(recipe, folder, teacher, split)
+                       for teacher in self.teachers for split in self.splits}
+        self.shards: dict[str, Shard] = {}  # task name -> what was committed
+        self.counters = dict.fromkeys(("shards", "pairs", "tokens", "padded_tokens", "deaths"), 0)
+        self._log = JobLog(folder)
+
+    def plan(self) -> list[ScoreTask]:
+        """Tasks that are not committed, after everything that workers share has been prepared.
+
+        Raises `FingerprintError` where a folder holds scores of other inputs. Damaged shards are set aside.
+        """
+        known = self._log.checksums()
+        number = 0
+        tasks: list[ScoreTask] = []
+        for teacher in self.teachers:
+            cfg = self.recipe.teachers[teacher]
+            splits = [split for split in self.splits if not self._finished(teacher, split)]
+            pending: list[ScoreTask] = []
+            for split in splits:
+                for task in self._shards(teacher, split, number):
+                    number += 1
+                    if not self._committed(task, known):
+                        pending.append(task)
+            if not pending:
+                continue
+            prepare(teacher, cfg, self.folder, splits)
+            if cfg.kind in _VECTOR_KINDS:
+                chunks = self._chunks(teacher, splits, number)
+                number += len(chunks)
+                tasks += [task for task in chunks
+                          if not chunk_done(teacher, self.folder, task.split, task.store, task.chunk)]
+            tasks += pending
+        return tasks
+
+    @contextlib.contextmanager
+    def progress(self, tasks: Sequence[ScoreTask]) -> Iterator[Callable[[ScoreTask, Result], None]]:
+        """Show and log what is done; yields the function to call for each finished task."""
+        self._log.write("start", teachers=self.teachers, splits=self.splits, tasks=len(tasks),
+                        pairs=sum(task.pairs for task in tasks))
+        with progress("score", sum(task.pairs for task in tasks), "pairs") as advance:
+
+            def done(task: ScoreTask, result: Result) -> None:
+                for key in ("pairs", "tokens", "padded_tokens"):
+                    self.counters[key] += result[key]
+                if task.store is None:
+                    self.counters["shards"] += 1
+                    if result["shard"] is not None:
+                        self.shards[task.name] = result["shard"]
+                self._log.write("done", task=task.name, **{**result, "shard": _plain(result["shard"])})
+                advance(task.pairs, task.name)
+
+            yield done
+        self._log.write("end", **self.counters)
+
+    def died(self, tasks: Sequence[ScoreTask]) -> None:
+        self.counters["deaths"] += 1
+        self._log.write("death", tasks=[task.name for task in tasks])
+
+    def finish(self, must_be_complete: bool = True) -> None:
+        """Write the manifest of every split whose shards are all there."""
+        for (teacher, split), fields in self.fields.items():
+            home = self.folder.scores(teacher, split)
+            if read_manifest(home) is not None:
+                continue
+            tasks = self._shards(teacher, split, 0)
+            missing = [task.name for task in tasks if task.name not in self.shards and not self._committed(task, {})]
+            if missing:
+                assert not must_be_complete, f"{missing[0]} was not committed"
+                continue
+            pairs = sum(task.pairs for task in tasks)
+            write_manifest(home, Manifest(fields, tuple(self.shards[task.name] for task in tasks), {"pairs": pairs}))
+
+    def _finished(self, teacher: str, split: str) -> bool:
+        home, fields = self.folder.scores(teacher, split), self.fields[teacher, split]
+        manifest = read_manifest(home)
+        if manifest is not None:
+            check_same(home, manifest.fields, fields)
+            damaged = verify(home)
+            if not damaged:
+                return True
+            for shard in damaged:
+                _set_aside(home / shard.name)
+            manifest_path(home).unlink()
+        _claim(home, fields)
+        return False
+
+    def _shards(self, teacher: str, split: str, number: int) -> list[ScoreTask]:
+        fingerprint = fingerprint_of(self.fields[teacher, split])
+        home = self.folder.candidates(split)
+        return [ScoreTask(teacher, split, shard.name, fingerprint, number + i, read_candidates(home / shard.name).pairs)
+                for i, shard in enumerate(candidate_shards(home))]
+
+    def _chunks(self, teacher: str, splits: Sequence[str], number: int) -> list[ScoreTask]:
+        chunks = [(split, store, chunk) for split in splits
+                  for store, chunk in vector_chunks(teacher, self.folder, split)]
+        return [ScoreTask(teacher, split, f"vectors/{store}-{chunk:05d}", "", number + i, 0, store, chunk)
+                for i, (split, store, chunk) in enumerate(chunks)]
+
+    def _committed(self, task: ScoreTask, known: dict[str, set[str]]) -> bool:
+        """Whether a task's shard is there and whole; a damaged one is set aside."""
+        path = self.folder.scores(task.teacher, task.split) / task.shard
+        if not path.exists():
+            return False
+        try:
+            found = read_score_shard(path)
+        except StorageError as error:
+            log.warning("%s; it is scored again", error)
+            _set_aside(path)
+            return False
+        if found.metadata["fingerprint"] != task.fingerprint:
+            raise FingerprintError(f"{path}: made from other inputs (fingerprint {found.metadata['fingerprint']}, this "
+                                   f"run needs {task.fingerprint}); remove the file and start again")
+        checksum = xxh128_file(path)
+        if len(found.values) != task.pairs or checksum not in known.get(task.name, {checksum}):
+            log.warning("%s is damaged (its checksum is not the one logged); it is scored again", path)
+            _set_aside(path)
+            return False
+        self.shards[task.name] = Shard(path.name, len(found.query), path.stat().st_size, checksum)
+        return True
+
+
+def _claim(home: Path, fields: dict[str, Any]) -> None:
+    """The first job in a folder writes down what it is for; others must agree."""
+    plan = home / "plan.json"
+    if not plan.exists():
+        with temporary_beside(plan) as temporary:
+            temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            commit_exclusive(temporary, plan)
+    check_same(home, read_json(plan), fields)
+
+
+def _set_aside(path: Path) -> None:
+    if path.exists():
+        path.replace(path.with_name(f"{path.name}.damaged"))
+
+
+def _plain(shard: Shard | None) -> dict[str, Any] | None:
+    return None if shard is None else asdict(shard)
+
+
+# ------------------------------------------------------------------------------------------------ worker
+
+Result = dict[str, Any]  # pairs, tokens, padded_tokens, seconds; shard: what was committed, None if it was there
+
+
+class ScoreWorker:
+    """Runs tasks with one loaded teacher at a time; the same under Ray and without it."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, device: str | None, threads: int):
+        self._recipe, self._folder, self._device, self._threads = recipe, folder, device, threads
+        self._name: str | None = None
+        self._teacher: Teacher | None = None
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def run(self, task: ScoreTask) -> Result:
+        try:
+            teacher = self._open(task.teacher)
+            if task.store is None:
+                return score_shard(task, teacher, self._folder)
+            start = time.monotonic()
+            assert isinstance(teacher, VectorTeacher)
+            teacher.encode_chunk(task.split, task.store, task.chunk)
+            return {"pairs": 0, "tokens": 0, "padded_tokens": 0, "seconds": time.monotonic() - start, "shard": None}
+        except RuntimeError as error:
+            if "CUDA error" not in str(error):
+                raise
+            log.error("%s: %s", task.name, error)
+            os._exit(70)  # the device is lost to this process: another worker takes over
+
+    def _open(self, name: str) -> Teacher:
+        if name != self._name:
+            self._name = self._teacher = None  # frees the last one's memory first
+            from teachers.execution import frozen_execution  # torch: workers need it, a look at the fields doesn't
+
+            cfg = self._recipe.teachers[name]
+            record = self._folder.scores(name, "execution.json")
+            execution = frozen_execution(record, cfg, self._device, self._threads)
+            self._teacher = open_teacher(name, cfg, self._folder, execution)
+            self._name = name
+        assert self._teacher is not None
+        return self._teacher
+
+
+def score_shard(task: ScoreTask, teacher: Teacher, folder: RunFolder) -> Result:
+    """Score one candidate shard and commit it, unless it is there. Raises `TeacherError` for NaN or infinite scores."""
+    start = time.monotonic()
+    path = folder.scores(task.teacher, task.split) / task.shard
+    if path.exists():
+        return {"pairs": 0, "tokens": 0, "padded_tokens": 0, "seconds": 0.0, "shard": None}
+    candidates = read_candidates(folder.candidates(task.split) / task.shard)
+    tokens, padded = teacher.work.tokens, teacher.work.padded_tokens
+    scores = teacher.score(Pairs(candidates.pair_queries, candidates.passages, task.split))
+    _check_finite(scores, candidates, task, folder)
+    shard = write_scores(path, candidates, scores, fingerprint=task.fingerprint, teacher=task.teacher,
+                         execution=teacher.execution.record())
+    return {"pairs": candidates.pairs, "tokens": teacher.work.tokens - tokens,
+            "padded_tokens": teacher.work.padded_tokens - padded, "seconds": time.monotonic() - start, "shard": shard}
+
+
+def _check_finite(scores: np.ndarray, candidates: Candidates, task: ScoreTask, folder: RunFolder) -> None:
+    bad = np.flatnonzero(~np.isfinite(scores))
+    if len(bad):
+        rows = [candidates.pair_queries[bad[0]]], [candidates.passages[bad[0]]]
+        query = TextStore.open(folder.queries(task.split)).ids(np.array(rows[0]))[0]
+        passage = TextStore.open(folder.passages).ids(np.array(rows[1]))[0]
+        raise TeacherError(f"teacher {task.teacher!r} returned {scores[bad[0]]} for query {query!r} (row {rows[0][0]}) "
+                           f"and passage {passage!r} (row {rows[1][0]}); {len(bad)} such scores in this shard")

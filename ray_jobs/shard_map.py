@@ -1,0 +1,223 @@
+"""The one sharded map: a worker class over a list of tasks, on Ray actors that may die, leave and join.
+
+The driver hands out names, never data: actors commit what they make themselves and return counters, so its memory
+does not grow with the job. A death puts the actor's tasks back (with a cap on tries); an exception of the program
+stops the job with the task's name and the traceback. At most two tasks are in flight per actor, the second one so
+that the actor never waits for the driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from distill.config import Cluster
+from distill.errors import DistillError, RecipeError
+
+log = logging.getLogger(__name__)
+
+_RESIZE_SECONDS = 5.0  # between looks at the cluster's size
+_PATIENCE_SECONDS = 60.0  # without any actor, before the log says what is being waited for
+
+
+class Task(Protocol):
+    name: str  # for people
+    group: str  # tasks of a group share what an actor loads: an actor stays with its group while it can
+
+
+class JobFailed(RuntimeError):
+    """The program raised an exception in a worker, or a task's workers died too often."""
+
+
+@dataclass
+class _Actor:
+    handle: Any
+    ready: Any  # ref of its first answer; None once it has come
+    group: str | None = None
+    tasks: deque[tuple[Any, Task]] = field(default_factory=deque)  # in flight, in order; the first one is running
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one actor takes, and how many there may be (None: as many as the cluster holds)."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    actors: int | None = None
+
+
+def shard_map(worker: type, arguments: tuple[Any, ...], tasks: Sequence[Task], *, resources: Resources, max_tries: int,
+              done: Callable[[Task, Any], None], died: Callable[[list[Task]], None] = lambda tasks: None) -> None:
+    """Run `worker(*arguments).run(task)` for every task; `done(task, result)` is called in the driver as they finish.
+
+    A task whose worker dies is tried again, at most `max_tries` times in all; only the task that was running counts a
+    try. `died` hears of each death. Raises `DistillError` as the worker raised it, with the task's name before it, and
+    `JobFailed` for anything else. Ray must be running.
+    """
+    state = _Map(ray.remote(worker), arguments, tasks, resources, max_tries, died)
+    try:
+        while state.left:
+            state.resize()
+            state.hand_out()
+            for task, result in state.wait():
+                done(task, result)
+    finally:
+        for actor in state.actors:
+            ray.kill(actor.handle)
+
+
+class _Map:
+    """The driver's bookkeeping: who runs what, and what is still to be handed out."""
+
+    def __init__(self, worker: Any, arguments: tuple[Any, ...], tasks: Sequence[Task], resources: Resources,
+                 max_tries: int, died: Callable[[list[Task]], None]):
+        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
+        self._create = lambda: worker.options(**options).remote(*arguments)
+        self._queues: dict[str, deque[Task]] = {}
+        for task in tasks:
+            self._queues.setdefault(task.group, deque()).append(task)
+        self.left = len(tasks)
+        self.actors: list[_Actor] = []
+        self._resources, self._max_tries, self._died = resources, max_tries, died
+        self._tries: Counter[str] = Counter()
+        self._deaths_in_a_row = 0  # without any task finished in between
+        self._next_look = self._silent_since = time.monotonic()
+        self._target = 0
+
+    def resize(self) -> None:
+        """Create actors up to what the cluster holds now: nodes may have joined, actors may have died."""
+        now = time.monotonic()
+        if now >= self._next_look:
+            self._next_look = now + _RESIZE_SECONDS
+            self._target = min(self._wanted(), self.left)
+        for _ in range(self._target - len(self.actors)):
+            handle = self._create()
+            self.actors.append(_Actor(handle, handle.ready.remote()))
+        if any(actor.ready is None for actor in self.actors):
+            self._silent_since = now
+        elif now - self._silent_since > _PATIENCE_SECONDS:
+            self._silent_since = now
+            there = {kind: amount for kind, amount in ray.cluster_resources().items() if kind in ("CPU", "GPU")}
+            log.warning("waiting for a worker: each takes %g CPUs and %g GPUs; the cluster has %s",
+                        self._resources.cpus, self._resources.gpus, there or "nothing yet")
+
+    def hand_out(self) -> None:
+        pending = sum(map(len, self._queues.values()))
+        depth = 2 if pending > len(self.actors) else 1  # at the end, nobody keeps a task that another could start
+        for at_once in range(1, depth + 1):
+            for actor in self.actors:
+                if actor.ready is None and len(actor.tasks) < at_once and (task := self._next_task(actor)) is not None:
+                    actor.tasks.append((actor.handle.run.remote(task), task))
+
+    def wait(self) -> Iterator[tuple[Task, Any]]:
+        """Block until something happens, a second at most; yield the finished tasks and their results."""
+        owner = {ref: actor for actor in self.actors for ref, _ in actor.tasks}
+        owner |= {actor.ready: actor for actor in self.actors if actor.ready is not None}
+        if not owner:
+            time.sleep(0.2)  # no actor fits the cluster as it is
+            return
+        refs = list(owner)
+        finished, _ = ray.wait(refs, num_returns=1, timeout=1.0)
+        if finished:
+            finished, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        for ref in finished:
+            actor = owner[ref]
+            if actor not in self.actors:
+                continue  # its death was dealt with by an earlier ref
+            task = next((task for own, task in actor.tasks if own == ref), None)
+            try:
+                result = ray.get(ref)
+            except RayTaskError as error:
+                raise _explain(task, error) from error
+            except RayError as error:
+                self._bury(actor, error)
+                continue
+            if task is None:
+                actor.ready = None
+                continue
+            actor.tasks = deque(pair for pair in actor.tasks if pair[0] != ref)
+            self._deaths_in_a_row = 0
+            self.left -= 1
+            yield task, result
+
+    def _bury(self, actor: _Actor, error: RayError) -> None:
+        self.actors.remove(actor)
+        lost = [task for _, task in actor.tasks]
+        self._died(lost)
+        self._deaths_in_a_row += 1
+        log.warning("a worker died%s; its work is handed out again", f" in {lost[0].name}" if lost else "")
+        if self._deaths_in_a_row > 3 * max(1, self._target):
+            raise JobFailed(f"{self._deaths_in_a_row} workers died one after the other without finishing anything; "
+                            f"the last: {error}")
+        if lost:
+            self._tries[lost[0].name] += 1
+            if self._tries[lost[0].name] >= self._max_tries:
+                raise JobFailed(f"{lost[0].name}: its worker died {self._max_tries} times; the last: {error}")
+        for task in reversed(lost):
+            self._queues[task.group].appendleft(task)
+
+    def _next_task(self, actor: _Actor) -> Task | None:
+        """The next task of the actor's own group, else of the group that fewest actors work on."""
+        if actor.group is None or not self._queues[actor.group]:
+            crowd = Counter(other.group for other in self.actors if other is not actor)
+            waiting = [group for group, queue in self._queues.items() if queue]
+            if not waiting:
+                return None
+            actor.group = min(waiting, key=lambda group: crowd[group])
+        return self._queues[actor.group].popleft()
+
+    def _wanted(self) -> int:
+        if self._resources.actors is not None:
+            return self._resources.actors
+        cluster = ray.cluster_resources()
+        fits = [cluster.get(kind, 0.0) / need for kind, need in
+                (("CPU", self._resources.cpus), ("GPU", self._resources.gpus)) if need > 0]
+        return int(min(fits, default=1.0) + 1e-9)
+
+
+def _explain(task: Task | None, error: RayTaskError) -> Exception:
+    """A worker's exception as the driver raises it: errors for people stay what they are, bugs keep their traceback."""
+    where = f"{task.name}: " if task is not None else ""
+    cause = error.cause
+    if isinstance(cause, DistillError):
+        cause.args = (f"{where}{cause}",)
+        return cause
+    return JobFailed(f"{where}{error}")
+
+
+@contextlib.contextmanager
+def ray_cluster(cluster: Cluster) -> Iterator[None]:
+    """Ray for the length of a job: the one that runs already, the one at `cluster.address`, or a local one of our own.
+
+    Workers of a remote cluster get this program's packages with the job; local ones find what the driver finds.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    environment: dict[str, Any] = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    if cluster.address is None:
+        options = {"num_cpus": cluster.cpus, "object_store_memory": int(cluster.object_store_gib * 2**30)}
+    else:
+        home = Path(__file__).resolve().parent.parent
+        environment["py_modules"] = [str(home / name) for name in ("distill", "teachers", "ray_jobs")]
+        options = {"address": cluster.address}
+    try:
+        ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
+                 runtime_env=environment)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"cluster: cannot start or reach Ray (address {cluster.address!r}): {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

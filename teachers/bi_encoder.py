@@ -1,0 +1,56 @@
+"""Bi-encoders as teachers: a `SentenceTransformer`, its own prompts and its own similarity function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from distill import config
+from distill.config import resolve_model
+from distill.data.layout import RunFolder
+from teachers.execution import Execution
+from teachers.identity import identity
+from teachers.models import loading
+from teachers.vectors import VectorTeacher, plan_vectors
+
+TYPICAL_TOKENS = 128  # of a text: turns a token budget into the batch size that sentence-transformers takes
+
+
+def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
+    plan_vectors(name, folder, splits, identity(name, cfg, folder))
+
+
+def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> VectorTeacher:
+    return VectorTeacher(name, DenseEncoder(name, cfg, execution), folder, execution)
+
+
+class DenseEncoder:
+    """`Encoder` over a SentenceTransformer; vectors are float32, as the model gives them."""
+
+    def __init__(self, name: str, cfg: config.Teacher, execution: Execution):
+        from sentence_transformers import SentenceTransformer
+
+        execution.apply_threads()
+        self._model = loading(name, cfg.model, lambda: SentenceTransformer(
+            resolve_model(cfg.model), revision=cfg.revision, device=execution.device))
+        self._execution = execution
+        self.max_length = self._model.max_seq_length = min(cfg.max_length, self._model.max_seq_length or cfg.max_length)
+
+    def vectors(self, store: str, texts: list[str]) -> pa.RecordBatch:
+        encode = self._model.encode_query if store == "queries" else self._model.encode_document
+        with self._execution.autocast():
+            vectors = encode(texts, batch_size=max(1, self._execution.batch_tokens // TYPICAL_TOKENS),
+                             convert_to_numpy=True, show_progress_bar=False)
+        vectors = np.ascontiguousarray(vectors, np.float32)  # [n, d]
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
+        return pa.RecordBatch.from_arrays([column], names=["vector"])
+
+    def similarity(self, queries: pa.RecordBatch, passages: pa.RecordBatch) -> np.ndarray:
+        return self._model.similarity_pairwise(_matrix(queries), _matrix(passages)).numpy().astype(np.float32)
+
+
+def _matrix(batch: pa.RecordBatch) -> torch.Tensor:
+    return torch.tensor(batch.column("vector").flatten().to_numpy().reshape(batch.num_rows, -1))  # [n, d]

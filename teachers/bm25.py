@@ -1,0 +1,42 @@
+"""BM25 as a teacher: candidates scored from the statistics of the collection, variants of passages included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from distill import config
+from distill.data.layout import RunFolder
+from distill.data.texts import TextStore
+from distill.mining.bm25 import build_index
+from teachers.base import Pairs, Work
+from teachers.execution import Execution
+from teachers.identity import BM25
+
+
+def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
+    pass
+
+
+def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> Bm25Teacher:
+    return Bm25Teacher(name, folder, execution)
+
+
+class Bm25Teacher:
+    def __init__(self, name: str, folder: RunFolder, execution: Execution):
+        self.name, self.execution, self._folder, self.work = name, execution, folder, Work()
+        self.max_length = 1 << 30  # reads whole texts
+        self._index = build_index(TextStore.open(folder.passages), **BM25)
+
+    def score(self, pairs: Pairs) -> np.ndarray:
+        """float32 [n]; 0 for a passage that shares no stem with the query."""
+        if not len(pairs):
+            return np.empty(0, np.float32)
+        queries = TextStore.open(self._folder.queries(pairs.split))
+        order = np.argsort(pairs.query_rows, kind="stable")
+        rows, starts = np.unique(pairs.query_rows[order], return_index=True)
+        lists = np.split(pairs.passage_rows[order], starts[1:])
+        scores = np.empty(len(pairs), np.float32)
+        scores[order] = np.concatenate(self._index.score_pairs(queries.texts(rows), lists))
+        return scores

@@ -1,0 +1,87 @@
+"""The execution record: what makes a shard's bytes repeat, and nothing of what they mean.
+
+Resolved once, at a job's first launch, and frozen beside the scores. `auto` precision is bfloat16 on CUDA, and on a
+CPU only where the processor multiplies bfloat16 natively and a short measurement shows that it is faster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill import config
+from distill.data.files import commit_exclusive, read_json, temporary_beside
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CPU_BATCH_TOKENS = 4096  # activations of a batch stay near the caches; more gains nothing
+_GPU_BATCH_TOKENS = 65536
+
+
+@dataclass(frozen=True)
+class Execution:
+    device: str  # "cpu" or "cuda"
+    precision: str  # float32, bfloat16 or float16: of the matrix products; logits are always float32
+    threads: int  # of the CPU's products, per worker
+    batch_tokens: int
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def with_batch_tokens(self, tokens: int) -> Execution:
+        return replace(self, batch_tokens=tokens)
+
+    def apply_threads(self) -> None:
+        torch.set_num_threads(self.threads)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, dtype=_DTYPES[self.precision])
+
+
+def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: int | None = None) -> Execution:
+    """The record for this machine: `device` None takes CUDA where there is one, `threads` None torch's own number."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    precision = cfg.dtype if cfg.dtype != "auto" else _fastest(device)
+    tokens = cfg.batch_tokens or (_CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS)
+    return Execution(device, precision, threads or torch.get_num_threads(), tokens)
+
+
+def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, threads: int) -> Execution:
+    """The record in `path`; resolved and written there by the first worker of the first launch.
+
+    On another kind of device than the record's, one for this device is returned: shards carry the record they were
+    made under, and equal bytes are no longer promised.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not path.exists():
+        with temporary_beside(path) as temporary:
+            record = resolve_execution(cfg, device, threads).record()
+            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            commit_exclusive(temporary, path)
+    frozen = Execution(**read_json(path))
+    return frozen if frozen.device == device else resolve_execution(cfg, device, threads)
+
+
+def _fastest(device: str) -> str:
+    if device != "cpu":
+        return "bfloat16"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if native and _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "float32"
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """Best of a few runs of one feed-forward product of a small ranker."""
+    x, w = torch.ones(1024, 384, dtype=dtype), torch.ones(1536, 384, dtype=dtype)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, w)
+        best = min(best, time.perf_counter() - start)
+    return best

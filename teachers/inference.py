@@ -1,0 +1,73 @@
+"""Running a ranker over planned batches: precision, memory, devices. Shared by cross-encoders and LLM rerankers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from teachers.base import Work
+from teachers.batching import plan_batches
+from teachers.execution import Execution
+
+Inputs = dict[str, torch.Tensor]
+
+
+@torch.inference_mode()
+def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.ndarray], dict[str, np.ndarray]],
+                lengths: np.ndarray, execution: Execution, work: Work) -> tuple[np.ndarray, Execution]:
+    """Score n items of the given lengths; float32 [n], and the execution record as it came to be. Adds to `work`.
+
+    A batch that does not fit a GPU's memory is halved, and so is the budget in the record returned. Results stay on
+    the device until the end, so that a GPU never waits for the assembly of the next batch.
+    """
+    execution.apply_threads()
+    results: list[torch.Tensor] = []
+    order: list[np.ndarray] = []
+    batches = plan_batches(lengths, execution.batch_tokens)
+    work.tokens += int(lengths.sum())
+    work.padded_tokens += sum(int(lengths[batch[0]]) * len(batch) for batch in batches)
+    stack = list(reversed(batches))
+    while stack:
+        batch = stack.pop()
+        try:
+            results.append(_run(logits, inputs(batch), execution))
+            order.append(batch)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise
+            torch.cuda.empty_cache()
+            execution = execution.with_batch_tokens(max(1, execution.batch_tokens // 2))
+            stack += [batch[len(batch) // 2:], batch[:len(batch) // 2]]
+    scores = np.empty(len(lengths), np.float32)
+    if order:
+        scores[np.concatenate(order)] = torch.cat(results).float().cpu().numpy()
+    return scores, execution
+
+
+def _run(logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, np.ndarray], execution: Execution) -> torch.Tensor:
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    if execution.device == "cuda":
+        tensors = {key: tensor.pin_memory().to("cuda", non_blocking=True) for key, tensor in tensors.items()}
+    with execution.autocast():
+        return logits(tensors)  # [b]
+
+
+def heads_in_float32(model: torch.nn.Module, device: str) -> None:
+    """Keep pooler and classification head out of autocast: a bfloat16 logit has three digits, and would tie."""
+    body = getattr(model, model.base_model_prefix, None)
+    heads = [child for child in model.children() if child is not body]
+    if body is not None and getattr(body, "pooler", None) is not None:
+        heads.append(body.pooler)
+    for head in heads:
+        head.forward = _without_autocast(head.forward, device)
+
+
+def _without_autocast(forward: Callable[..., torch.Tensor], device: str) -> Callable[..., torch.Tensor]:
+    def wrapped(*args: object, **kwargs: object) -> torch.Tensor:
+        floats = [arg.float() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in args]
+        with torch.autocast(device, enabled=False):
+            return forward(*floats, **kwargs)
+
+    return wrapped

@@ -1,0 +1,130 @@
+"""Causal language models as rerankers: log-odds of "yes" over "no" after a prompt with the query and the passage.
+
+The prompt is tokenised whole (pieces tokenised apart would not join to the same tokens). One that is too long
+loses the passage's last tokens, never the template's. Inputs are padded on the right and the head reads each
+prompt's last token only, so no `[batch, length, vocabulary]` logits are made and positions need no correction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill import config
+from distill.config import resolve_model
+from distill.data.layout import RunFolder
+from distill.data.texts import TextStore
+from distill.errors import TeacherError
+from teachers.base import Pairs, Work
+from teachers.execution import Execution
+from teachers.identity import llm_answers, llm_template
+from teachers.inference import run_batches
+from teachers.models import load_tokenizer, loading
+
+_PROMPTS = 2048  # tokenised at once
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
+    tokenizer = load_tokenizer(name, cfg.model, cfg.revision)
+    if not tokenizer.is_fast:
+        raise TeacherError(f"teacher {name!r}: {cfg.model!r} has no fast tokenizer, which cutting long passages needs")
+    for word in llm_answers(name, cfg):
+        _token(name, tokenizer, word)
+
+
+def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> LlmTeacher:
+    return LlmTeacher(name, cfg, folder, execution)
+
+
+class LlmTeacher:
+    def __init__(self, name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution):
+        from transformers import AutoModelForCausalLM
+
+        self.name, self.execution, self.max_length, self._folder = name, execution, cfg.max_length, folder
+        self.work = Work()
+        execution.apply_threads()
+        self._before, rest = llm_template(name, cfg).split("{query}")
+        self._between, self._after = rest.split("{passage}")
+        self._tokenizer = load_tokenizer(name, cfg.model, cfg.revision)
+        self._yes, self._no = (_token(name, self._tokenizer, word) for word in llm_answers(name, cfg))
+        self._model = loading(name, cfg.model, lambda: AutoModelForCausalLM.from_pretrained(
+            resolve_model(cfg.model), revision=cfg.revision, dtype=_DTYPES[execution.precision]))
+        self._model.eval().requires_grad_(False).to(execution.device)
+        self._last = torch.zeros(0, dtype=torch.int64)  # [b] position of each prompt's last token
+        self._read_last_token_in_float32()
+        self._passages = TextStore.open(folder.passages)
+
+    def score(self, pairs: Pairs) -> np.ndarray:
+        """float32 [n]: logit of "yes" minus logit of "no"."""
+        queries = TextStore.open(self._folder.queries(pairs.split))
+        prompts: list[np.ndarray] = []
+        for start in range(0, len(pairs), _PROMPTS):
+            part = pairs.take(np.arange(start, min(start + _PROMPTS, len(pairs))))
+            prompts += self._tokenise(queries.texts(part.query_rows), self._passages.texts(part.passage_rows))
+        lengths = np.array([len(prompt) for prompt in prompts], np.int64)
+        scores, self.execution = run_batches(self._log_odds, lambda batch: _pad([prompts[i] for i in batch]), lengths,
+                                             self.execution, self.work)
+        return scores
+
+    def _tokenise(self, queries: list[str], passages: list[str]) -> list[np.ndarray]:
+        heads = [f"{self._before}{query}{self._between}" for query in queries]
+        texts = [f"{head}{passage}{self._after}" for head, passage in zip(heads, passages, strict=True)]
+        encoded = self._tokenizer(texts, truncation=False, return_offsets_mapping=True, verbose=False)
+        prompts = []
+        for head, passage, ids, offsets in zip(heads, passages, encoded["input_ids"], encoded["offset_mapping"],
+                                               strict=True):
+            ids, spans = np.array(ids, np.int64), np.array(offsets).reshape(-1, 2)  # [l], [l, 2] characters
+            excess = len(ids) - self.max_length
+            if excess > 0:
+                start, stop = len(head), len(head) + len(passage)
+                inside = np.flatnonzero((spans[:, 0] >= start) & (spans[:, 1] <= stop) & (spans[:, 1] > spans[:, 0]))
+                if len(inside) < excess:
+                    raise TeacherError(f"teacher {self.name!r}: the template and the query {head[-60:]!r} alone are "
+                                       f"longer than max_length {self.max_length}")
+                ids = np.delete(ids, inside[len(inside) - excess:])
+            prompts.append(ids)
+        return prompts
+
+    def _log_odds(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        self._last = inputs["attention_mask"].sum(1) - 1
+        logits = self._model(**inputs, use_cache=False).logits[:, 0].float()  # [b, V]
+        return logits[:, self._yes] - logits[:, self._no]
+
+    def _read_last_token_in_float32(self) -> None:
+        head = self._model.get_output_embeddings()
+        # a parameter of its own: the embeddings that it may be tied to keep their precision
+        head.weight = torch.nn.Parameter(head.weight.detach().float(), requires_grad=False)
+
+        def read(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            hidden = args[0]  # [b, l, h]
+            return (hidden[torch.arange(len(hidden), device=hidden.device), self._last][:, None].float(),)
+
+        head.register_forward_pre_hook(read)
+        if self.execution.precision != "float32":
+            forward = head.forward
+
+            def without_autocast(hidden: torch.Tensor) -> torch.Tensor:
+                with torch.autocast(self.execution.device, enabled=False):
+                    return forward(hidden)
+
+            head.forward = without_autocast
+
+
+def _pad(prompts: list[np.ndarray]) -> dict[str, np.ndarray]:
+    lengths = np.array([len(prompt) for prompt in prompts])
+    inside = np.arange(lengths.max()) < lengths[:, None]  # [b, l]
+    ids = np.zeros(inside.shape, np.int64)
+    ids[inside] = np.concatenate(prompts)
+    return {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
+
+
+def _token(name: str, tokenizer: Any, word: str) -> int:
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise TeacherError(f"teacher {name!r}: the answer {word!r} is {len(ids)} tokens long; set options.yes and "
+                           "options.no to words that are one token each")
+    return ids[0]

@@ -1,0 +1,131 @@
+"""Query-passage inputs built from token ids, exactly as the model's own tokenizer builds them from texts.
+
+The layout (special tokens, type ids) is read off the tokenizer's answer to one probe pair; truncation repeats the
+`longest_first` rule of the `tokenizers` library. Tokenising a pair text by text and joining is what every fast
+tokenizer does itself, so nothing is lost, and each text is tokenised once instead of once a pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from distill.errors import TeacherError
+
+_PROBES = ("first words", "other text")
+
+
+@dataclass(frozen=True)
+class PairLayout:
+    """What a tokenizer puts around two texts: `before A between B after`, and each token's type id."""
+
+    before: np.ndarray  # int64 ids
+    between: np.ndarray
+    after: np.ndarray
+    type_ids: tuple[np.ndarray, ...] | None  # of before, A (one id), between, B (one), after; None: none are taken
+    pad_id: int
+    pad_type_id: int
+    pad_left: bool
+    truncate_left: bool
+
+    @property
+    def specials(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+def pair_layout(tokenizer) -> PairLayout:
+    """Read the layout off the tokenizer. Raises `TeacherError` if it does not join pairs by a fixed template."""
+    first, second = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in _PROBES)
+    encoded = tokenizer(*_PROBES)
+    ids = list(encoded["input_ids"])
+    start = _find(ids, first, 0)
+    stop = start + len(first)
+    other = _find(ids, second, stop) if start >= 0 else -1
+    if start < 0 or other < 0:
+        raise TeacherError(f"the tokenizer ({type(tokenizer).__name__}) does not join two texts by a fixed template, "
+                           "so it cannot serve a cross-encoder")
+    bounds = [0, start, stop, other, other + len(second), len(ids)]
+    type_ids = None
+    if "token_type_ids" in encoded:
+        parts = [np.array(encoded["token_type_ids"][a:b], np.int64) for a, b in pairwise(bounds)]
+        parts[1], parts[3] = np.unique(parts[1]), np.unique(parts[3])
+        if len(parts[1]) > 1 or len(parts[3]) > 1:
+            raise TeacherError(f"the tokenizer ({type(tokenizer).__name__}) varies token types within a text")
+        type_ids = tuple(parts)
+    return PairLayout(
+        before=np.array(ids[:start], np.int64),
+        between=np.array(ids[stop:other], np.int64),
+        after=np.array(ids[other + len(second):], np.int64),
+        type_ids=type_ids,
+        pad_id=tokenizer.pad_token_id or 0,
+        pad_type_id=tokenizer.pad_token_type_id,
+        pad_left=tokenizer.padding_side == "left",
+        truncate_left=tokenizer.truncation_side == "left",
+    )
+
+
+def truncated_lengths(first: np.ndarray, second: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens that `longest_first` leaves of each text: the longer one is cut first, then both to half of `budget`.
+
+    first, second: int[n] lengths; returns int64[n] twice. The rule is that of `tokenizers::truncate_encodings`.
+    """
+    first, second = np.asarray(first, np.int64), np.asarray(second, np.int64)
+    swap = first > second
+    short, long = np.where(swap, second, first), np.where(swap, first, second)
+    kept = np.where(short > budget, short, np.maximum(short, budget - short))
+    halve = short + kept > budget
+    short_kept = np.where(halve, budget // 2, short)
+    long_kept = np.where(halve, budget // 2 + budget % 2, kept)
+    fits = first + second <= budget
+    long_kept = np.where(fits, long, long_kept)
+    return np.where(swap, long_kept, short_kept), np.where(swap, short_kept, long_kept)
+
+
+def pair_lengths(layout: PairLayout, first: np.ndarray, second: np.ndarray, max_length: int) -> np.ndarray:
+    """int64[n]: tokens of each assembled pair, special ones included."""
+    kept = truncated_lengths(first, second, max_length - layout.specials)
+    return kept[0] + kept[1] + layout.specials
+
+
+def assemble_pairs(layout: PairLayout, firsts: list[np.ndarray], seconds: list[np.ndarray],
+                   max_length: int) -> dict[str, np.ndarray]:
+    """Model inputs of n pairs: `input_ids`, `attention_mask` and, where the model takes them, `token_type_ids`.
+
+    All int64 [n, longest pair]. `firsts` and `seconds` hold token ids without special tokens.
+    """
+    n = len(firsts)
+    keep_first, keep_second = truncated_lengths(np.fromiter(map(len, firsts), np.int64, n),
+                                                np.fromiter(map(len, seconds), np.int64, n),
+                                                max_length - layout.specials)
+    lengths = keep_first + keep_second + layout.specials
+    width = int(lengths.max(initial=0))
+    input_ids = np.full((n, width), layout.pad_id, np.int64)  # [n, L]
+    attention_mask = np.zeros((n, width), np.int64)  # [n, L]
+    types = None if layout.type_ids is None else np.full((n, width), layout.pad_type_id, np.int64)  # [n, L]
+    for i in range(n):
+        parts = (layout.before, _cut(firsts[i], keep_first[i], layout.truncate_left), layout.between,
+                 _cut(seconds[i], keep_second[i], layout.truncate_left), layout.after)
+        here = slice(width - lengths[i], width) if layout.pad_left else slice(0, lengths[i])
+        input_ids[i, here] = np.concatenate(parts)
+        attention_mask[i, here] = 1
+        if types is not None:
+            before, first, between, second, after = layout.type_ids
+            types[i, here] = np.concatenate([before, np.repeat(first, keep_first[i]), between,
+                                             np.repeat(second, keep_second[i]), after])
+    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+    if types is not None:
+        inputs["token_type_ids"] = types
+    return inputs
+
+
+def _cut(ids: np.ndarray, keep: int, left: bool) -> np.ndarray:
+    return ids[len(ids) - keep:] if left else ids[:keep]
+
+
+def _find(ids: list[int], part: list[int], start: int) -> int:
+    for at in range(start, len(ids) - len(part) + 1):
+        if ids[at:at + len(part)] == part:
+            return at
+    return -1

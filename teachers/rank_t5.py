@@ -1,0 +1,77 @@
+"""naver's RankT5 rankers: a T5 encoder with a head that no Auto class loads (arXiv 2210.10634, Enc-Softmax).
+
+The score is Linear(LayerNorm(Linear(h_0))) of the first token, without a nonlinearity in between, as
+naver/trecdl22-crossencoder-rankT53b-repro was trained. An example of a teacher given by import path:
+
+    rankt5:
+      kind: custom
+      cls: teachers.rank_t5:RankT5
+      options: {model: naver/trecdl22-crossencoder-rankT53b-repro, backbone: google-t5/t5-3b}
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from teachers.batching import plan_batches
+from teachers.identity import model_identity
+from teachers.models import load_tokenizer, loading
+
+
+class RankT5(nn.Module):
+    """`model` holds the weights (pytorch_model.bin), `backbone` the configuration and the tokenizer."""
+
+    def __init__(self, model: str, backbone: str = "google-t5/t5-3b", revision: str | None = None,
+                 max_length: int = 256, batch_tokens: int = 16384):
+        super().__init__()
+        from transformers import AutoConfig, T5EncoderModel
+
+        self._max_length, self._batch_tokens = max_length, batch_tokens
+        config = loading("RankT5", backbone, lambda: AutoConfig.from_pretrained(backbone))
+        self.tokenizer = load_tokenizer("RankT5", backbone, None)
+        with torch.device("meta"):  # the weights come from the file: nothing is initialised twice
+            self.model = T5EncoderModel(config)
+            self.first_transform = nn.Linear(config.d_model, config.d_model)
+            self.layer_norm = nn.LayerNorm(config.d_model, eps=1e-12)
+            self.linear = nn.Linear(config.d_model, 1)
+        state = loading("RankT5", model, lambda: torch.load(_weights(model, revision), map_location="cpu", mmap=True,
+                                                            weights_only=True))
+        loading("RankT5", model, lambda: self.load_state_dict(state, assign=True))
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.eval().requires_grad_(False).to(self._device)
+
+    @classmethod
+    def identity(cls, model: str, backbone: str = "google-t5/t5-3b", revision: str | None = None,
+                 max_length: int = 256, batch_tokens: int = 16384) -> dict[str, Any]:
+        return {"max_length": max_length, **model_identity("RankT5", model, revision)}
+
+    @torch.inference_mode()
+    def score(self, queries: list[str], passages: list[str]) -> np.ndarray:
+        """float32 [n] raw scores of n pairs of texts."""
+        encoded = self.tokenizer(queries, passages, truncation="longest_first", max_length=self._max_length)
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        scores = np.empty(len(lengths), np.float32)
+        for batch in plan_batches(lengths, self._batch_tokens):
+            inputs = self.tokenizer.pad({"input_ids": [encoded["input_ids"][i] for i in batch]}, return_tensors="pt")
+            scores[batch] = self(**inputs.to(self._device)).float().cpu().numpy()
+        return scores
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token ids and mask [b, L] to scores [b]."""
+        # T5 was trained in bfloat16; float16 overflows in its feed-forward layers
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._device.type == "cuda"):
+            first = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]  # [b, H]
+            return self.linear(self.layer_norm(self.first_transform(first)))[:, 0]
+
+
+def _weights(model: str, revision: str | None) -> Path:
+    if Path(model).is_dir():
+        return Path(model) / "pytorch_model.bin"
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(model, "pytorch_model.bin", revision=revision))

@@ -1,0 +1,139 @@
+"""Teachers that encode texts apart (bi-encoders, SPLADE): each text a split needs is encoded once, into chunks on disk.
+
+A passage is a candidate of many queries, in many shards; encoding it in each would cost several times the job. Which
+texts form a chunk depends on the candidates alone, so vectors, and the scores made of them, repeat to the byte.
+Whoever needs a chunk that is not there makes it; committing is exclusive. The chunks are a cache: once the split is
+scored they can be removed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from distill.data.arrow import RowReader, write_ipc
+from distill.data.candidates import iterate_candidates
+from distill.data.files import read_json, write_atomic, write_json
+from distill.data.layout import RunFolder
+from distill.data.texts import TextStore
+from teachers.base import Pairs, Work
+
+if TYPE_CHECKING:
+    from teachers.execution import Execution
+
+CHUNK = 1024  # texts
+STORES = ("queries", "passages")
+_PAIRS = 8192  # whose vectors are in memory at once
+
+
+class Encoder(Protocol):
+    """A model behind a `VectorTeacher`; `vectors` and `similarity` speak Arrow, one row a text."""
+
+    max_length: int
+
+    def vectors(self, store: str, texts: list[str]) -> pa.RecordBatch:
+        """`store`: "queries" or "passages", for models with prompts or two towers."""
+        ...
+
+    def similarity(self, queries: pa.RecordBatch, passages: pa.RecordBatch) -> np.ndarray:
+        """Row by row: float32 [n]."""
+        ...
+
+
+def plan_vectors(name: str, folder: RunFolder, splits: Sequence[str], identity: dict[str, Any]) -> None:
+    """Write down which texts each split needs. Vectors made by another model are removed. Idempotent."""
+    for split in splits:
+        home = _home(folder, name, split)
+        mark = home / "identity.json"
+        if mark.exists() and read_json(mark) == identity:
+            continue
+        shutil.rmtree(home, ignore_errors=True)
+        needed = {"queries": np.zeros(len(TextStore.open(folder.queries(split))), bool),
+                  "passages": np.zeros(len(TextStore.open(folder.passages)), bool)}
+        for _, candidates in iterate_candidates(folder.candidates(split)):
+            needed["queries"][candidates.query] = True
+            needed["passages"][candidates.passages] = True
+        for store, mask in needed.items():
+            with write_atomic(_rows_path(home, store)) as temporary, open(temporary, "wb") as file:
+                np.save(file, np.flatnonzero(mask))
+        write_json(mark, identity)
+
+
+def vector_chunks(name: str, folder: RunFolder, split: str) -> list[tuple[str, int]]:
+    """(store, chunk number) of every chunk of a split; `plan_vectors` must have run."""
+    home = _home(folder, name, split)
+    return [(store, start // CHUNK) for store in STORES for start in range(0, len(_rows(home, store)), CHUNK)]
+
+
+def chunk_done(name: str, folder: RunFolder, split: str, store: str, chunk: int) -> bool:
+    return _chunk_path(_home(folder, name, split), store, chunk).exists()
+
+
+class VectorTeacher:
+    """Scores pairs by the similarity of their texts' vectors."""
+
+    def __init__(self, name: str, encoder: Encoder, folder: RunFolder, execution: Execution):
+        self.name, self.execution, self.max_length = name, execution, encoder.max_length
+        self._encoder, self._folder, self.work = encoder, folder, Work()
+        self._rows: dict[tuple[str, str], np.ndarray] = {}
+        self._readers: dict[Path, RowReader] = {}
+
+    def score(self, pairs: Pairs) -> np.ndarray:
+        """float32 [n]."""
+        parts = [np.empty(0, np.float32)]
+        for start in range(0, len(pairs), _PAIRS):
+            part = pairs.take(np.arange(start, min(start + _PAIRS, len(pairs))))
+            parts.append(self._encoder.similarity(self._take(part.split, "queries", part.query_rows),
+                                                  self._take(part.split, "passages", part.passage_rows)))
+        return np.concatenate(parts)
+
+    def encode_chunk(self, split: str, store: str, chunk: int) -> Path:
+        """Encode and commit one chunk, unless it is there; returns its path."""
+        home = _home(self._folder, self.name, split)
+        path = _chunk_path(home, store, chunk)
+        if not path.exists():
+            rows = self._needed(split, store)[chunk * CHUNK:(chunk + 1) * CHUNK]
+            texts = TextStore.open(self._folder.passages if store == "passages" else self._folder.queries(split))
+            batch = self._encoder.vectors(store, texts.texts(rows))
+            write_ipc(path, batch.schema, [batch], exclusive=True)
+        return path
+
+    def _take(self, split: str, store: str, rows: np.ndarray) -> pa.RecordBatch:
+        """Vectors of the given rows, in their order, repeats allowed."""
+        distinct, back = np.unique(rows, return_inverse=True)
+        at = np.searchsorted(self._needed(split, store), distinct)
+        chunks = at // CHUNK
+        pieces = []
+        for chunk in np.unique(chunks):
+            path = self.encode_chunk(split, store, int(chunk))
+            if path not in self._readers:
+                self._readers[path] = RowReader(path)
+            pieces.append(self._readers[path].take(at[chunks == chunk] - chunk * CHUNK))
+        return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0].take(pa.array(back))
+
+    def _needed(self, split: str, store: str) -> np.ndarray:
+        if (split, store) not in self._rows:
+            self._rows[split, store] = _rows(_home(self._folder, self.name, split), store)
+        return self._rows[split, store]
+
+
+def _home(folder: RunFolder, name: str, split: str) -> Path:
+    return folder.scores(name, split) / "vectors"
+
+
+def _rows_path(home: Path, store: str) -> Path:
+    return home / f"{store}.rows.npy"
+
+
+def _rows(home: Path, store: str) -> np.ndarray:
+    """int64, ascending: the rows of a store that the split needs."""
+    return np.load(_rows_path(home, store), mmap_mode="r")
+
+
+def _chunk_path(home: Path, store: str, chunk: int) -> Path:
+    return home / f"{store}-{chunk:05d}.arrow"

@@ -1,0 +1,39 @@
+"""Pairs of a small run, with candidates for every split."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from small_run import PASSAGES, QUERIES, small_recipe, write_run
+
+from distill.data.layout import RunFolder
+from distill.mining.mine import mine
+from teachers.base import Pairs
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    folder = write_run(tmp_path / "run")
+    mine(small_recipe(tmp_path / "run"), folder)
+    return folder
+
+
+@pytest.fixture
+def pairs() -> Pairs:
+    """Every test query with every passage, the variant of passage 6 included."""
+    n = len(PASSAGES) + 1
+    return Pairs(np.repeat(np.arange(len(QUERIES["test"])), n), np.tile(np.arange(n), len(QUERIES["test"])), "test")
+
+
+@pytest.fixture
+def texts(folder, pairs) -> tuple[list[str], list[str]]:
+    from distill.data.texts import TextStore
+
+    return (TextStore.open(folder.queries("test")).texts(pairs.query_rows),
+            TextStore.open(folder.passages).texts(pairs.passage_rows))

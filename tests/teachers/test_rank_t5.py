@@ -1,0 +1,34 @@
+"""naver's RankT5 head, against the formula written out on a tiny random T5."""
+
+import numpy as np
+import torch
+from transformers import T5Config, T5EncoderModel
+
+from teachers.rank_t5 import RankT5
+
+
+def test_scores_are_linear_layernorm_linear_of_the_first_token(tmp_path, tiny_mlm):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
+    tokenizer.save_pretrained(tmp_path)
+    config = T5Config(vocab_size=len(tokenizer), d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    config.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    encoder = T5EncoderModel(config).eval()
+    parts = torch.nn.ModuleDict({"first_transform": torch.nn.Linear(16, 16),
+                                 "layer_norm": torch.nn.LayerNorm(16, eps=1e-12), "linear": torch.nn.Linear(16, 1)})
+    torch.save({**{f"model.{k}": v for k, v in encoder.state_dict().items()}, **parts.state_dict()},
+               tmp_path / "pytorch_model.bin")
+
+    queries = ["open a file", "sort a list of numbers", "time"]
+    passages = ["read the file and close it", "the list is sorted", "the time of day as a number of seconds"]
+    expected = []
+    for query, passage in zip(queries, passages, strict=True):
+        with torch.no_grad():
+            ids = tokenizer(query, passage, return_tensors="pt")["input_ids"]
+            hidden = encoder(input_ids=ids).last_hidden_state[:, 0]
+            expected.append(parts["linear"](parts["layer_norm"](parts["first_transform"](hidden))).item())
+
+    scores = RankT5(str(tmp_path), backbone=str(tmp_path)).score(queries, passages)
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,186 @@
+"""Each kind of teacher, pair by pair, against the library that defines its scores."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from small_run import PASSAGES, QUERIES, save_checkpoint
+from transformers import AutoTokenizer, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from distill.config import Teacher
+from distill.data.texts import TextStore
+from distill.errors import TeacherError
+from distill.mining.bm25 import build_index
+from teachers.base import Pairs, open_teacher, prepare
+from teachers.execution import Execution
+from teachers.identity import identity
+
+FLOAT32 = Execution("cpu", "float32", 1, 64)
+
+
+def scores_of(cfg: Teacher, folder, pairs: Pairs, execution: Execution = FLOAT32) -> np.ndarray:
+    identity("t", cfg, folder)
+    prepare("t", cfg, folder, ["test"])
+    return open_teacher("t", cfg, folder, execution).score(pairs)
+
+
+def test_cross_encoder_gives_the_raw_logits_of_predict(tiny_classifier, folder, pairs, texts):
+    got = scores_of(Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=12), folder, pairs)
+    reference = CrossEncoder(str(tiny_classifier), max_length=12, device="cpu")
+    expected = reference.predict(list(zip(*texts, strict=True)), activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    assert len(np.unique(got.round(4))) > 30
+
+
+def test_two_labels_score_as_log_odds(tiny_classifier, folder, pairs, texts, tmp_path):
+    torch.manual_seed(3)
+    model = BertForSequenceClassification.from_pretrained(tiny_classifier, num_labels=2, ignore_mismatched_sizes=True)
+    model.save_pretrained(tmp_path / "two")
+    AutoTokenizer.from_pretrained(tiny_classifier).save_pretrained(tmp_path / "two")
+    got = scores_of(Teacher(kind="cross-encoder", model=str(tmp_path / "two"), max_length=64), folder, pairs)
+    logits = CrossEncoder(str(tmp_path / "two"), max_length=64, device="cpu").predict(
+        list(zip(*texts, strict=True)), activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(got, logits[:, 1] - logits[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_keeps_the_ranking_and_does_not_tie(tiny_classifier, folder, pairs):
+    cfg = Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=64)
+    exact = scores_of(cfg, folder, pairs)
+    coarse = scores_of(cfg, folder, pairs, Execution("cpu", "bfloat16", 1, 64))
+    assert np.corrcoef(exact, coarse)[0, 1] > 0.999
+    assert len(np.unique(coarse)) == len(np.unique(exact))
+
+
+def test_scores_do_not_depend_on_the_batch_budget(tiny_classifier, folder, pairs):
+    cfg = Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=64)
+    one = scores_of(cfg, folder, pairs, Execution("cpu", "float32", 1, 1))
+    all_at_once = scores_of(cfg, folder, pairs, Execution("cpu", "float32", 1, 100_000))
+    np.testing.assert_allclose(one, all_at_once, atol=1e-5)
+
+
+def test_bi_encoder_gives_its_own_similarity(tiny_sentence, folder, texts, pairs):
+    mined = _mined(folder, pairs)
+    got = scores_of(Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16), folder, mined)
+    reference = SentenceTransformer(str(tiny_sentence), device="cpu")
+    reference.max_seq_length = 16
+    expected = reference.similarity_pairwise(*(encode([text[row] for row in rows]) for encode, text, rows in (
+        (reference.encode_query, QUERIES["test"], mined.query_rows),
+        (reference.encode_document, PASSAGES, mined.passage_rows))))
+    np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
+
+
+def test_splade_gives_the_dot_product_of_sparse_encoder(tiny_mlm, folder, pairs, tmp_path):
+    model = save_checkpoint(tiny_mlm, tmp_path / "splade")
+    mined = _mined(folder, pairs)
+    got = scores_of(Teacher(kind="splade", model=str(model)), folder, mined)
+    reference = SparseEncoder(str(model), device="cpu")
+    queries = reference.encode_query([QUERIES["test"][row] for row in mined.query_rows]).to_dense()
+    passages = reference.encode_document([PASSAGES[row] for row in mined.passage_rows]).to_dense()
+    np.testing.assert_allclose(got, (queries * passages).sum(1).numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_bm25_scores_variants_on_their_own_words(folder, pairs):
+    got = scores_of(Teacher(kind="bm25"), folder, pairs).reshape(len(QUERIES["test"]), -1)
+    rows, scores = build_index(TextStore.open(folder.passages)).search(QUERIES["test"], len(PASSAGES))
+    for query in range(len(QUERIES["test"])):
+        found = rows[query][rows[query] >= 0]
+        np.testing.assert_allclose(got[query, found], scores[query, :len(found)], rtol=1e-5)
+        assert np.count_nonzero(got[query, :len(PASSAGES)]) == len(found)
+    assert got[2, 10] > 0  # "wind and rain": the variant of passage 6 still has the wind in it
+
+
+def test_llm_gives_the_log_odds_of_its_answers(tiny_mlm, folder, pairs, texts, tmp_path):
+    cfg, model, tokenizer = _language_model(tiny_mlm, tmp_path, max_length=64)
+    got = scores_of(cfg, folder, pairs)
+    yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("good", "bad"))
+    for i in range(0, len(pairs), 5):
+        prompt = cfg.template.format(query=texts[0][i], passage=texts[1][i])
+        with torch.no_grad():
+            logits = model(**tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)).logits[0, -1]
+        assert got[i] == pytest.approx((logits[yes] - logits[no]).item(), abs=1e-4)
+
+
+def test_llm_cuts_the_passage_and_keeps_the_template(tiny_mlm, folder, pairs, texts, tmp_path):
+    cfg, _, tokenizer = _language_model(tiny_mlm, tmp_path, max_length=18)
+    prepare("t", cfg, folder, ["test"])
+    teacher = open_teacher("t", cfg, folder, FLOAT32)
+    prompts = teacher._tokenise(*texts)
+    assert max(map(len, prompts)) == 18
+    whole = tokenizer([cfg.template.format(query=q, passage=p) for q, p in zip(*texts, strict=True)])["input_ids"]
+    tail = len(tokenizer("good or bad : ", add_special_tokens=False)["input_ids"]) + 1
+    for ids, full in zip(prompts, whole, strict=True):
+        assert ids.tolist()[-tail:] == full[-tail:]
+        assert ids.tolist()[:-tail] == full[:len(ids) - tail]
+
+
+def test_own_classes_by_import_path(folder, pairs, texts, tmp_path, monkeypatch):
+    (tmp_path / "own_ranker.py").write_text(
+        "class Longest:\n"
+        "    def __init__(self, factor=1): self.factor = factor\n"
+        "    def score(self, queries, passages): return [self.factor * len(p) for p in passages]\n"
+        "class Wrong:\n"
+        "    def score(self, queries, passages): return [1.0]\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    got = scores_of(Teacher(kind="custom", cls="own_ranker:Longest", options={"factor": 2}), folder, pairs)
+    assert got.tolist() == [2 * len(passage) for passage in texts[1]]
+    with pytest.raises(TeacherError, match="one number per pair"):
+        scores_of(Teacher(kind="custom", cls="own_ranker:Wrong"), folder, pairs)
+    with pytest.raises(TeacherError, match="cannot import"):
+        identity("t", Teacher(kind="custom", cls="own_ranker:Missing"), folder)
+    del sys.modules["own_ranker"]
+
+
+@pytest.mark.parametrize("break_it, message", [
+    (lambda path: (path / "model.safetensors").unlink(), "no model weights"),
+    (lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100), "damaged"),
+    (lambda path: (path / "config.json").write_text("{"), "not valid JSON"),
+    (lambda path: (path / "config.json").unlink(), "missing"),
+])
+def test_a_teacher_that_cannot_be_loaded_is_refused_before_any_work(tiny_classifier, folder, tmp_path, break_it,
+                                                                    message):
+    shutil.copytree(tiny_classifier, tmp_path / "broken")
+    break_it(tmp_path / "broken")
+    with pytest.raises(TeacherError, match=message):
+        identity("t", Teacher(kind="cross-encoder", model=str(tmp_path / "broken")), folder)
+
+
+def test_a_model_without_a_trained_head_is_no_cross_encoder(tiny_sentence, tiny_classifier, folder):
+    with pytest.raises(TeacherError, match="no classification head"):
+        identity("t", Teacher(kind="cross-encoder", model=str(tiny_sentence)), folder)
+    with pytest.raises(TeacherError, match="not from the hub"):
+        identity("t", Teacher(kind="cross-encoder", model="nobody/nothing"), folder)
+
+
+def test_identity_follows_the_content_not_the_place(tiny_classifier, folder, tmp_path):
+    shutil.copytree(tiny_classifier, tmp_path / "moved")
+    here, there = (identity("t", Teacher(kind="cross-encoder", model=str(path)), folder)
+                   for path in (tiny_classifier, tmp_path / "moved"))
+    assert here == there
+    shorter = Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=32)
+    assert identity("t", shorter, folder) != here
+
+
+def _mined(folder, pairs: Pairs) -> Pairs:
+    """The pairs among the candidates: a vector teacher encodes what the candidates hold."""
+    from distill.data.candidates import iterate_candidates
+
+    (_, candidates), = iterate_candidates(folder.candidates("test"))
+    return Pairs(candidates.pair_queries, candidates.passages, "test")
+
+
+def _language_model(tiny_mlm, tmp_path, max_length: int):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
+    torch.manual_seed(4)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
+                                         num_hidden_layers=2, num_attention_heads=2, initializer_range=0.2)).eval()
+    path = tmp_path / "llm"
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    cfg = Teacher(kind="llm", model=str(path), max_length=max_length, options={"yes": "good", "no": "bad"},
+                  template="the {query} ? {passage} good or bad : ")
+    return cfg, model, tokenizer
