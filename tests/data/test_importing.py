@@ -16,6 +16,7 @@ from distill.data.importing import import_data
 from distill.data.judgements import load_judgements
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest, verify
+from distill.data.readers import read_passages
 from distill.data.scores import read_scores
 from distill.data.texts import TextStore
 from distill.errors import DataError, FingerprintError, RecipeError, StorageError
@@ -158,6 +159,30 @@ def test_what_a_killed_import_left_is_removed_once_it_is_old(tmp_path):
         os.utime(path, (0, 0))
     import_data(recipe(data), folder)
     assert [path.name for path in folder.data.glob(".import-*")] == [".import-young"]
+
+
+def test_an_import_that_dies_while_it_publishes_is_simply_done_again(tmp_path, monkeypatch):
+    data, folder = beir(tmp_path / "in"), RunFolder(tmp_path / "run")
+    real, moved = os.replace, []
+
+    def dies(source, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(target)
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.data.importing.os.replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            import_data(recipe(data), folder)
+    assert read_manifest(folder.data) is None
+    import_data(recipe(data), folder)
+    assert verify(folder.data) == [] and judged_ids(folder, "test") == {"q2": {"b": 2, "c": 1}}
+
+
+def test_a_small_collection_can_be_read_without_an_import(tmp_path):
+    ids, texts = read_passages(recipe(beir(tmp_path / "in")).data)
+    assert ids == ["a", "b", "c", "d"] and texts == ["Cats cats sleep all day", "dogs bark", "no title here", ""]
 
 
 def test_limits_keep_the_same_queries_whatever_else_changes(tmp_path):

@@ -17,6 +17,7 @@ from distill.data.labels import (
     keep_true_negatives,
     normalise,
     read_labels,
+    teachers_of,
 )
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
@@ -144,6 +145,16 @@ def test_labels_are_made_once_and_other_labels_are_refused(folder):
     with pytest.raises(FingerprintError, match='normalise "min-max" -> "z-score"'):
         build_labels(recipe(normalise="z-score"), folder)
     assert len(TrainingData.open(folder)) == 3
+
+
+def test_imported_teachers_take_part_in_training_only(folder):
+    ours = parse_recipe({**recipe().model_dump(mode="json"), "teachers": {"a": {"kind": "bm25"},
+                                                                          "b": {"kind": "imported"}}})
+    assert teachers_of(ours, "train") == ["a", "b"] and teachers_of(ours, "test") == ["a"]
+    for path in (folder.candidates, lambda split: folder.scores("a", split)):
+        path("train").rename(path("test"))
+    (_, candidates, values), *_ = ensemble_scores(ours, folder, "test")
+    equal(values, normalise(RAW["a"][0], candidates.offsets, "min-max"))
 
 
 def test_labels_wait_for_every_teacher(folder):
