@@ -15,6 +15,13 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = Path(__file__).with_name("words.txt")
 
 
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none here"))
+
+
 def tiny_tokenizer():
     """A fast WordPiece tokenizer over about a thousand English words, letters and suffixes."""
     from transformers import BertTokenizer

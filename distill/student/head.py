@@ -9,6 +9,8 @@ Sum pooling (arXiv 2107.05720) has no arg-max; its backward computes the logits 
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.student.kernels import blocked, cpu
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -246,4 +250,16 @@ def _shaped_as(gradients, *tensors):
 
 
 def _max_kernels(hidden: Tensor):
-    return cpu if hidden.device.type == "cpu" else blocked
+    if hidden.device.type == "cpu":
+        return cpu
+    return (_triton_kernels() if hidden.device.type == "cuda" else None) or blocked
+
+
+@functools.cache
+def _triton_kernels():
+    try:
+        from distill.student.kernels import cuda
+    except ImportError:
+        logger.warning("Triton is not installed: the head runs in plain torch on the GPU, slower and with more memory")
+        return None
+    return cuda

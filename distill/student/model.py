@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
 
 from distill import config
 from distill.errors import StudentError
+from distill.student.calibrate import calibrate_head
 from distill.student.head import SparseReps, SpladeHead
 
 
@@ -104,9 +105,8 @@ def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = 
         if not calibration_texts:
             raise StudentError(f"student.model {cfg.model!r} starts with a calibrated MLM head, which needs passages "
                                "to be measured on")
-        from distill.student.calibrate import calibrate_head
-
-        calibrate_head(mlm, tokenizer, list(calibration_texts)[:cfg.calibration.passages], cfg.calibration)
+        calibrate_head(mlm, tokenizer, list(calibration_texts)[:cfg.calibration.passages], cfg.calibration,
+                       cfg.passage_max_length)
     return SpladeStudent(mlm, tokenizer, cfg.pooling, cfg.activation, query_max_length=cfg.query_max_length,
                          passage_max_length=cfg.passage_max_length, top_k=cfg.top_k)
 

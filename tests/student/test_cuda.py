@@ -1,0 +1,80 @@
+"""The Triton kernels: on a GPU where there is one, and their logic in Triton's interpreter where it is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from distill.student.head import SpladeHead
+from distill.student.kernels import blocked
+
+TEXTS = [(7, 12, 1, 12, 0, 5), (150, 33), (3,)]
+
+
+def problem(lengths, dtype, device, vocabulary=173, width=70):
+    generator = torch.Generator().manual_seed(sum(lengths))
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    rows = torch.arange(int(offsets[-1])) + 2  # as if two rows of padding came first
+    hidden, weight, bias = (torch.randn(*shape, generator=generator).to(dtype)
+                            for shape in ((len(rows) + 3, width), (vocabulary, width), (vocabulary,)))
+    hidden[4] = hidden[3]  # ties
+    return [x.to(device) for x in (hidden, rows, offsets, weight, bias)]
+
+
+def check(lengths, dtype, device):
+    from distill.student.kernels import cuda
+
+    hidden, rows, offsets, weight, bias = problem(lengths, dtype, device)
+    for b in (bias, None):
+        ours = cuda.max_forward(hidden, rows, offsets, weight, b)
+        for mine, reference in zip(ours, blocked.max_forward(hidden, rows, offsets, weight, b), strict=True):
+            torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
+    indptr, terms, maxima, at = ours
+    gradients = [kernels.max_backward(indptr, at, terms, maxima, hidden, weight, (True, True, True))
+                 for kernels in (cuda, blocked)]
+    for mine, reference in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-3)
+    hidden[2, 0] = torch.nan
+    assert cuda.max_forward(hidden, rows, offsets, weight, bias)[2][:len(weight)].isnan().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("lengths", TEXTS, ids=str)
+def test_triton_kernels_agree_with_plain_torch(lengths, dtype):
+    check(lengths, dtype, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_head_gives_on_a_gpu_what_it_gives_on_the_cpu(pooling, dtype):
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(4, 33, 64), torch.randn(997, 64) / 8, torch.randn(997) - 1
+    mask = (torch.arange(33) < torch.tensor([[33], [5], [1], [20]])).long()
+    results = []
+    for device in ("cpu", "cuda"):
+        h = hidden.to(device, dtype).requires_grad_()
+        w, b = (torch.nn.Parameter(x.to(device, dtype)) for x in (weight, bias))
+        reps = SpladeHead(w, b, pooling)(h, mask.to(device))
+        reps.values.square().sum().backward()
+        results.append([x.float().cpu() for x in (reps.to_dense().detach(), h.grad, w.grad, b.grad)])
+    for cpu, gpu in zip(*results, strict=True):
+        scale = 1e-4 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(gpu, cpu, rtol=scale, atol=scale * float(cpu.abs().max()))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed here")
+def test_the_kernels_logic_holds_in_tritons_interpreter():
+    code = ("import torch, test_cuda\n"
+            "for dtype in (torch.float32, torch.float16):\n"  # the interpreter has no bf16
+            "    for lengths in test_cuda.TEXTS: test_cuda.check(lengths, dtype, 'cpu')")
+    paths = [os.path.dirname(__file__), *sys.path]
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                            env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)})
+    assert result.returncode == 0, result.stderr
