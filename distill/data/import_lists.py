@@ -47,6 +47,13 @@ def imported_teacher(recipe: Recipe) -> str | None:
     return names[0] if names else None
 
 
+def list_fields(recipe: Recipe, data_fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What imported candidates, and the scores beside them, depend on: the hashed parts of their manifests."""
+    fields = {"stage": "import", "format": FORMAT, "split": "train", "data": fingerprint(data_fields),
+              "shard_queries": recipe.mine.shard_queries}
+    return fields, {**fields, "teacher": imported_teacher(recipe), "candidates": fingerprint(fields)}
+
+
 def import_lists(recipe: Recipe, batches: Batches, queries: TextStore, final: np.ndarray, passages: TextStore,
                  judgements: Judgements, data_fields: dict[str, Any], staged: RunFolder, spool: Path) -> dict[str, int]:
     """Write the candidates (and scores) of the training split below `staged`; returns counts.
@@ -64,10 +71,8 @@ def import_lists(recipe: Recipe, batches: Batches, queries: TextStore, final: np
         log.warning("the source's scores are not used: the recipe has no teacher of kind imported")
     lists = RowReader(path)
     order = np.argsort(lists.table().column("query").to_numpy(), kind="stable")
-    fields = {"stage": "import", "format": FORMAT, "split": "train", "data": fingerprint(data_fields),
-              "shard_queries": recipe.mine.shard_queries}
+    fields, score_fields = list_fields(recipe, data_fields)
     key = fingerprint(fields)
-    score_fields = {**fields, "stage": "import scores", "teacher": teacher, "candidates": key}
     shards, score_shards = [], []
     totals = {"queries": 0, "positives": 0, "negatives": 0, "queries_without_negatives": 0,
               "queries_without_positives": 0, "scores_missing": 0}

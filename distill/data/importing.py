@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from distill.config import Data, Recipe
 from distill.data.arrow import RowReader, Shard, write_ipc
+from distill.data.candidates import are_imported
 from distill.data.files import remove_leftovers, storage_errors, sync
 from distill.data.fingerprint import check_same, fingerprint
-from distill.data.import_lists import import_lists, imported_teacher, publish
+from distill.data.import_lists import import_lists, imported_teacher, list_fields, publish
 from distill.data.import_stores import (
     Passages,
     count_empty,
@@ -56,6 +57,18 @@ def import_fields(recipe: Recipe) -> dict[str, Any]:
         "limit": data.limit,
         "imported_teacher": imported_teacher(recipe),  # who takes the scores that the source brings along
     }
+
+
+def import_outputs(recipe: Recipe, folder: RunFolder) -> dict[Path, dict[str, Any]]:
+    """Folder -> what it must have been made from: the stores, and the candidates and scores that a source brought."""
+    fields = import_fields(recipe)
+    outputs, teacher = {folder.data: fields}, imported_teacher(recipe)
+    if are_imported(folder.candidates("train")):
+        candidates, scores = list_fields(recipe, fields)
+        outputs[folder.candidates("train")] = candidates
+        if teacher is not None:
+            outputs[folder.scores(teacher, "train")] = scores
+    return outputs
 
 
 def import_data(recipe: Recipe, folder: RunFolder) -> Manifest:

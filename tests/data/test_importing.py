@@ -12,7 +12,7 @@ import pytest
 
 from distill.config import Recipe, parse_recipe
 from distill.data.candidates import are_imported, iterate_candidates
-from distill.data.importing import import_data
+from distill.data.importing import import_data, import_outputs
 from distill.data.judgements import load_judgements
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest, verify
@@ -246,6 +246,9 @@ def test_triples_become_a_collection_with_candidates_and_scores(tmp_path):
                               ("other", False, -1.0)],
                     "q two": [("bad", True, 2.0), ("good", False, 1.0), ("other", False, 0.0)]}
     assert import_data(recipe({"source": source}, teachers=teachers), folder) == manifest
+    outputs = import_outputs(recipe({"source": source}, teachers=teachers), folder)
+    assert set(outputs) == {folder.data, folder.candidates("train"), folder.scores("theirs", "train")}
+    assert all(read_manifest(path).fields == fields for path, fields in outputs.items())
 
 
 def test_naver_scores_join_a_folder_and_lack_what_they_lack(tmp_path):
