@@ -20,9 +20,10 @@ def problem(lengths, dtype, device, vocabulary=173, width=70):
     generator = torch.Generator().manual_seed(sum(lengths))
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     rows = torch.arange(int(offsets[-1])) + 2  # as if two rows of padding came first
-    hidden, weight, bias = (torch.randn(*shape, generator=generator).to(dtype)
+    # whole numbers: exact sums in any order, so that ties are ties everywhere
+    hidden, weight, bias = (torch.randint(-3, 4, shape, generator=generator).to(dtype)
                             for shape in ((len(rows) + 3, width), (vocabulary, width), (vocabulary,)))
-    hidden[4] = hidden[3]  # ties
+    hidden[4] = hidden[3]
     return [x.to(device) for x in (hidden, rows, offsets, weight, bias)]
 
 
