@@ -181,9 +181,9 @@ def _finish(recipe: Recipe, folder: RunFolder, seconds: float | None) -> None:
 
 
 def _import_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from distill.data.importing import import_fields
+    from distill.data.importing import import_outputs
 
-    return {folder.data: import_fields(recipe)}
+    return import_outputs(recipe, folder)
 
 
 def _import(recipe: Recipe, folder: RunFolder) -> None:
@@ -225,10 +225,9 @@ def _teach(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _score_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from ray_jobs.score import score_fields, splits_to_score
+    from ray_jobs.score import score_outputs
 
-    return {folder.scores(name, split): score_fields(recipe, folder, name, split)
-            for name in recipe.teachers for split in splits_to_score(recipe, folder)}
+    return score_outputs(recipe, folder)
 
 
 def _score(recipe: Recipe, folder: RunFolder) -> None:
