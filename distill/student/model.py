@@ -7,7 +7,8 @@ comes without an MLM head gets a calibrated one (`distill.student.calibrate`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from tokenizers import normalizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from distill import config
 from distill.errors import StudentError
@@ -130,8 +132,9 @@ def load_mlm(name: str, revision: str | None = None, layers: int | None = None) 
         model_config = AutoConfig.from_pretrained(name, revision=revision)
         if layers is not None:
             _keep_layers(model_config, layers)
-        mlm, info = AutoModelForMaskedLM.from_pretrained(name, revision=revision, config=model_config,
-                                                         dtype=torch.float32, output_loading_info=True)
+        with _quiet_transformers():
+            mlm, info = AutoModelForMaskedLM.from_pretrained(name, revision=revision, config=model_config,
+                                                             dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise StudentError(f"{name!r} cannot be loaded as a masked language model: {error}") from None
     body = f"{mlm.base_model_prefix}."
@@ -140,6 +143,17 @@ def load_mlm(name: str, revision: str | None = None, layers: int | None = None) 
         raise StudentError(f"{name!r} cannot be loaded: its checkpoint lacks weights of the encoder ({lost[0]}"
                            + (f" and {len(lost) - 1} more)" if len(lost) > 1 else ")"))
     return mlm, any(not key.startswith(body) for key in info["missing_keys"])
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its report of missing weights, which are judged here."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 def longest_input(mlm: nn.Module, tokenizer: Any) -> int:

@@ -6,13 +6,15 @@ import json
 
 import pytest
 import torch
+from conftest import tiny_tokenizer
 from sentence_transformers import SparseEncoder
+from test_model import random_mlm
 from transformers import AutoModelForMaskedLM
 
 from distill import config
 from distill.errors import StudentError
 from distill.student.checkpoint import load_checkpoint, save_student
-from distill.student.model import load_student
+from distill.student.model import SpladeStudent, load_student
 
 TEXTS = ["the function returns a sorted list", "open the file for reading", "", "set " * 60]
 
@@ -43,6 +45,19 @@ def test_sparse_encoder_loads_what_is_saved_to_the_same_vectors(tiny_mlm, tmp_pa
     again = load_checkpoint(tmp_path / "model")
     assert (again.query_max_length, again.passage_max_length, again.top_k) == (16, 40, options.get("top_k"))
     torch.testing.assert_close(vectors(again, TEXTS, 40), vectors(student, TEXTS, 40), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["DistilBert", "Roberta", "ModernBert", "Electra"])
+def test_other_architectures_are_saved_as_well(name, tmp_path):
+    tokenizer = tiny_tokenizer()
+    student = SpladeStudent(random_mlm(name, vocab_size=len(tokenizer)), tokenizer, query_max_length=16,
+                            passage_max_length=32)
+    save_student(student, tmp_path / "model")
+    expected = vectors(student, TEXTS, 32)
+    torch.testing.assert_close(vectors(load_checkpoint(tmp_path / "model"), TEXTS, 32), expected)
+    encoder = SparseEncoder(str(tmp_path / "model"), device="cpu")
+    torch.testing.assert_close(encoder.encode_document(TEXTS, convert_to_sparse_tensor=False), expected,
+                               rtol=1e-5, atol=1e-5)
 
 
 def test_a_saved_folder_is_a_plain_masked_language_model_with_its_ties(tiny_mlm, tmp_path):

@@ -23,9 +23,9 @@ ARCHITECTURES = {
 LENGTHS = {"query_max_length": 16, "passage_max_length": 32}
 
 
-def random_mlm(name):
+def random_mlm(name, **more):
     torch.manual_seed(0)
-    changes = ARCHITECTURES[name]
+    changes = {**ARCHITECTURES[name], **more}
     fields = SMALL if "dim" not in changes else {k: SMALL[k] for k in ("vocab_size", "max_position_embeddings",
                                                                       "pad_token_id", "initializer_range")}
     mlm = getattr(transformers, f"{name}ForMaskedLM")(getattr(transformers, f"{name}Config")(**{**fields, **changes}))
@@ -95,6 +95,14 @@ def test_only_the_lower_layers_are_kept(name, tmp_path):
     assert student(torch.tensor([[2, 9, 3]]), torch.ones(1, 3, dtype=torch.long)).terms.numel()
     with pytest.raises(StudentError, match="the model has 2"):
         load_student(config.Student(model=str(tmp_path), layers=3))
+
+
+def test_a_backbone_without_an_mlm_head_gets_a_calibrated_one(tiny_sentence):
+    texts = ["the function returns a sorted list", "open the file for reading", "a new world of words"] * 5
+    student = load_student(config.Student(model=str(tiny_sentence), calibration={"passages": 12}), texts)
+    ids = student.tokenizer(texts[:3], add_special_tokens=False)["input_ids"]
+    active = student(*student.assemble(ids, 32)).active
+    assert active.min() > 0 and active.max() < student.vocab_size / 2
 
 
 def test_dropout_is_set_everywhere(tiny_mlm):
