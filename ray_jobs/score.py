@@ -59,7 +59,7 @@ class ScoreTask:
     split: str
     shard: str  # file name of the candidate shard and of the score shard
     fingerprint: str
-    number: int  # position in the whole plan, the same for every launch: job arrays share out by it
+    number: int  # in the whole plan, the same at every launch: the tasks of a job array share out by it
     pairs: int = 0
     store: str | None = None
     chunk: int = 0
@@ -145,6 +145,7 @@ class _Job:
         self.fields = {(teacher, split): score_fields(recipe, folder, teacher, split)
                        for teacher in self.teachers for split in self.splits}
         self.shards: dict[str, Shard] = {}  # task name -> what was committed
+        self._pairs: dict[str, dict[str, int]] = {}  # split -> candidate shard -> pairs in it
         self.counters = dict.fromkeys(("shards", "pairs", "tokens", "padded_tokens", "deaths"), 0)
         self._log = JobLog(folder)
 
@@ -154,25 +155,18 @@ class _Job:
         Raises `FingerprintError` where a folder holds scores of other inputs. Damaged shards are set aside.
         """
         known = self._log.checksums()
-        number = 0
         tasks: list[ScoreTask] = []
         for teacher in self.teachers:
             cfg = self.recipe.teachers[teacher]
             splits = [split for split in self.splits if not self._finished(teacher, split)]
-            pending: list[ScoreTask] = []
-            for split in splits:
-                for task in self._shards(teacher, split, number):
-                    number += 1
-                    if not self._committed(task, known):
-                        pending.append(task)
+            pending = [task for split in splits for task in self._shards(teacher, split)
+                       if not self._committed(task, known)]
             if not pending:
                 continue
             prepare(teacher, cfg, self.folder, splits)
             if cfg.kind in _VECTOR_KINDS:
-                chunks = self._chunks(teacher, splits, number)
-                number += len(chunks)
-                tasks += [task for task in chunks
-                          if not chunk_done(teacher, self.folder, task.split, task.store, task.chunk)]
+                tasks += [task for split in splits for task in self._chunks(teacher, split)
+                          if not chunk_done(teacher, self.folder, split, task.store, task.chunk)]
             tasks += pending
         return tasks
 
@@ -206,7 +200,7 @@ class _Job:
             home = self.folder.scores(teacher, split)
             if read_manifest(home) is not None:
                 continue
-            tasks = self._shards(teacher, split, 0)
+            tasks = self._shards(teacher, split)
             missing = [task.name for task in tasks if task.name not in self.shards and not self._committed(task, {})]
             if missing:
                 assert not must_be_complete, f"{missing[0]} was not committed"
@@ -228,17 +222,23 @@ class _Job:
         _claim(home, fields)
         return False
 
-    def _shards(self, teacher: str, split: str, number: int) -> list[ScoreTask]:
+    def _shards(self, teacher: str, split: str) -> list[ScoreTask]:
+        if split not in self._pairs:
+            home = self.folder.candidates(split)
+            self._pairs[split] = {shard.name: read_candidates(home / shard.name).pairs
+                                  for shard in candidate_shards(home)}
         fingerprint = fingerprint_of(self.fields[teacher, split])
-        home = self.folder.candidates(split)
-        return [ScoreTask(teacher, split, shard.name, fingerprint, number + i, read_candidates(home / shard.name).pairs)
-                for i, shard in enumerate(candidate_shards(home))]
+        return [ScoreTask(teacher, split, name, fingerprint, i, pairs)
+                for i, (name, pairs) in enumerate(self._pairs[split].items(), self._offset(teacher, split))]
 
-    def _chunks(self, teacher: str, splits: Sequence[str], number: int) -> list[ScoreTask]:
-        chunks = [(split, store, chunk) for split in splits
-                  for store, chunk in vector_chunks(teacher, self.folder, split)]
-        return [ScoreTask(teacher, split, f"vectors/{store}-{chunk:05d}", "", number + i, 0, store, chunk)
-                for i, (split, store, chunk) in enumerate(chunks)]
+    def _chunks(self, teacher: str, split: str) -> list[ScoreTask]:
+        chunks = vector_chunks(teacher, self.folder, split)
+        return [ScoreTask(teacher, split, f"vectors/{store}-{chunk:05d}", "", i, 0, store, chunk)
+                for i, (store, chunk) in enumerate(chunks, self._offset(teacher, split))]
+
+    def _offset(self, teacher: str, split: str) -> int:
+        # another first part for each teacher and split, or the first task of an array would get all the remainders
+        return len(self.splits) * self.teachers.index(teacher) + self.splits.index(split)
 
     def _committed(self, task: ScoreTask, known: dict[str, set[str]]) -> bool:
         """Whether a task's shard is there and whole; a damaged one is set aside."""

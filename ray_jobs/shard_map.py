@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from distill.errors import DistillError, RecipeError
 
 log = logging.getLogger(__name__)
 
+_WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
 _RESIZE_SECONDS = 5.0  # between looks at the cluster's size
 _PATIENCE_SECONDS = 60.0  # without any actor, before the log says what is being waited for
 
@@ -199,25 +201,39 @@ def _explain(task: Task | None, error: RayTaskError) -> Exception:
 def ray_cluster(cluster: Cluster) -> Iterator[None]:
     """Ray for the length of a job: the one that runs already, the one at `cluster.address`, or a local one of our own.
 
-    Workers of a remote cluster get this program's packages with the job; local ones find what the driver finds.
+    Workers of a remote cluster get this program's packages with the job; local ones import what the driver can.
     """
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    environment: dict[str, Any] = {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}
+    options: dict[str, Any]
     if cluster.address is None:
         options = {"num_cpus": cluster.cpus, "object_store_memory": int(cluster.object_store_gib * 2**30)}
     else:
         home = Path(__file__).resolve().parent.parent
-        environment["py_modules"] = [str(home / name) for name in ("distill", "teachers", "ray_jobs")]
-        options = {"address": cluster.address}
+        modules = [str(home / name) for name in ("distill", "teachers", "ray_jobs")]
+        options = {"address": cluster.address, "runtime_env": {"py_modules": modules, "env_vars": _WORKER_ENVIRONMENT}}
     try:
-        ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR,
-                 runtime_env=environment)
+        # a local Ray inherits the environment: cheaper than a runtime_env, which starts its workers anew
+        with _environment({**_WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}):
+            ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RecipeError(f"cluster: cannot start or reach Ray (address {cluster.address!r}): {error}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

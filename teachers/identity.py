@@ -8,6 +8,8 @@ the driver, before any work.
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,8 @@ def import_class(name: str, path: str) -> type:
     module, separator, attribute = path.partition(":")
     if not separator:
         raise TeacherError(f"teacher {name!r}: cls {path!r}: write it as package.module:Class")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed command does not look in the working folder by itself
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

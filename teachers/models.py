@@ -29,6 +29,9 @@ def load_tokenizer(name: str, model: str, revision: str | None) -> Any:
 
 def loading(name: str, model: str, load: Callable[[], T]) -> T:
     """Call `load`; what goes wrong with a model's files becomes a `TeacherError` naming teacher and model."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar for each of many workers
     try:
         return load()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:

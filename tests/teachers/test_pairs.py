@@ -14,8 +14,8 @@ from distill.errors import TeacherError
 from teachers.batching import padding_share, plan_batches
 from teachers.pairs import assemble_pairs, pair_layout, pair_lengths
 
-WORDS = ["retrieval", "sparse", "café", "naïve", "", "the", "of", "GPU", "x1", "don't", "日本語", "résumé\tTab", ",.", "!?",
-         "(", ")", "token-ization", "unaffable", "zzzzqqq", "3.14159", "über", "\n", "newline"]
+WORDS = ["retrieval", "sparse", "café", "naïve", "", "the", "of", "GPU", "x1", "don't", "日本語", "résumé\tTab", ",.",
+         "!?", "(", ")", "token-ization", "unaffable", "zzzzqqq", "3.14159", "über", "\n", "newline"]
 
 
 def byte_level(template: list[str], **options) -> PreTrainedTokenizerFast:

@@ -1,0 +1,10 @@
+"""A driver of its own process: `python drive.py RECIPE` scores with a local Ray."""
+
+import sys
+
+from distill.config import load_recipe
+from distill.data.layout import RunFolder
+from ray_jobs.score import score
+
+recipe = load_recipe(sys.argv[1])
+score(recipe, RunFolder(recipe.folder))

@@ -1,0 +1,69 @@
+"""Workers and teachers that tests hand to real Ray actors."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Item:
+    name: str
+    group: str = "g"
+    seconds: float = 0.0
+
+
+class Doubler:
+    """Doubles the number in an item's name; misbehaves as its name says. `folder` remembers what was started."""
+
+    def __init__(self, folder: str):
+        self.folder, self.groups = Path(folder), []
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def run(self, item: Item) -> tuple[int, int, int]:
+        started = self.folder / item.name
+        times = int(started.read_text()) + 1 if started.exists() else 1
+        started.write_text(str(times))
+        if item.group not in self.groups:
+            self.groups.append(item.group)
+        time.sleep(item.seconds)
+        if "bug" in item.name:
+            raise ZeroDivisionError("an error of the program")
+        if "user" in item.name:
+            from distill.errors import TeacherError
+
+            raise TeacherError("an error to mend")
+        if ("dies-once" in item.name and times == 1) or "dies-always" in item.name:
+            os._exit(1)
+        return 2 * int(item.name.split("-")[0]), os.getpid(), len(self.groups)
+
+
+class Stillborn:
+    def __init__(self):
+        os._exit(1)
+
+    def ready(self) -> int:
+        return 0
+
+
+class Steady:
+    """A teacher that takes the time written in `log`.seconds for a shard, and logs who scored what."""
+
+    def __init__(self, log: str, nan: bool = False):
+        self.log, self.nan = Path(log), nan
+
+    def score(self, queries: list[str], passages: list[str]) -> np.ndarray:
+        pace = self.log.with_suffix(".seconds")
+        time.sleep(float(pace.read_text()) if pace.exists() else 0)
+        scores = np.array([len(q) * 100.0 + len(p) + 1 / (1 + len(q)) for q, p in zip(queries, passages, strict=True)])
+        if self.nan:
+            scores[len(scores) // 2] = np.nan
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()} {queries[0]}\n")
+        return scores
