@@ -23,7 +23,7 @@ from distill.config import Recipe, dump_recipe
 from distill.data.files import write_atomic
 from distill.data.fingerprint import first_difference, fingerprint
 from distill.data.layout import SPLITS, RunFolder
-from distill.data.manifest import read_manifest, verify
+from distill.data.manifest import read_manifest, require_manifest, verify
 from distill.errors import FingerprintError
 
 log = logging.getLogger(__name__)
@@ -196,6 +196,7 @@ def _mine_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
     from distill.data.candidates import are_imported
     from distill.mining.mine import mining_fields
 
+    require_manifest(folder.data, "import")
     splits = [split for split in SPLITS if folder.judgements(split).exists()]
     return {folder.candidates(split): mining_fields(recipe, folder, split)
             for split in splits if not are_imported(folder.candidates(split))}
@@ -225,9 +226,11 @@ def _teach(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _score_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from ray_jobs.score import score_outputs
+    from ray_jobs.score import score_fields, splits_to_score
 
-    return score_outputs(recipe, folder)
+    running = [name for name, teacher in recipe.teachers.items() if teacher.kind != "imported"]
+    return {folder.scores(name, split): score_fields(recipe, folder, name, split)
+            for name in running for split in splits_to_score(recipe, folder)}
 
 
 def _score(recipe: Recipe, folder: RunFolder) -> None:

@@ -75,8 +75,10 @@ def _beir(path: Path) -> Found:
         lines.append("no judgements for training: training queries will be made from titles and sentences")
     if "test" not in splits:
         lines.append("no judgements for a test split: evaluation needs some in qrels/test.tsv")
-    return Found(config.Data(source=config.Beir(kind="beir", path=path, splits=splits), generate=generate),
-                 tuple(lines))
+    judged = {split: _judged_queries(find_file(path / "qrels", f"{name}.tsv")) for split, name in splits.items()}
+    sizes = _sizes(_count(corpus)[1], judged, generate)
+    return Found(config.Data(source=config.Beir(kind="beir", path=path, splits=splits), generate=generate,
+                             sizes=sizes), tuple(lines))
 
 
 def _msmarco(path: Path) -> Found:
@@ -88,7 +90,10 @@ def _msmarco(path: Path) -> Found:
     lines += [f"{split}: queries and judgements of {name}" for split, name in splits.items()]
     if not splits:
         raise DataError("collection.tsv is there, but no qrels.<split>.tsv", path=path)
-    return Found(config.Data(source=config.MsMarco(kind="msmarco", path=path, splits=splits)), tuple(lines))
+    judged = {split: _judged_queries(find_file(path, f"qrels.{name}.tsv")) for split, name in splits.items()}
+    sizes = _sizes(_count(find_file(path, "collection.tsv"))[1], judged, None)
+    return Found(config.Data(source=config.MsMarco(kind="msmarco", path=path, splits=splits), sizes=sizes),
+                 tuple(lines))
 
 
 def _huggingface(path: Path) -> Found:
@@ -110,8 +115,23 @@ def _rows(path: Path) -> Found:
     told = f"{_rows_in(path)} rows of the layout {layout!r}: columns {', '.join(first)}"
     lists = f"the first row has {sum(row.positive)} positive and {len(row.passages) - sum(row.positive)} negatives" \
         + (", with scores" if row.scores is not None else "")
-    return Found(config.Data(source=source), (told, lists, f"{held_out['test_queries']} queries are set aside for "
+    sizes = config.Sizes(passages=count * len(row.passages), queries=count - sum(held_out.values()), **held_out)
+    return Found(config.Data(source=source, sizes=sizes), (told, lists, f"{held_out['test_queries']} queries are set aside for "
                                               f"test, {held_out['dev_queries']} for development"))
+
+
+def _sizes(passages: int, judged: dict[str, int], generate: config.GenerateQueries | None) -> config.Sizes:
+    """What a dry run reckons with before the import has counted."""
+    train = passages * generate.per_passage if generate else judged.get("train", 0)
+    return config.Sizes(passages=passages, queries=train, dev_queries=judged.get("dev", 0),
+                        test_queries=judged.get("test", 0))
+
+
+def _judged_queries(path: Path) -> int:
+    """Queries in a judgement file, whose lines stand together by query."""
+    with (gzip.open(path, "rt") if path.suffix == ".gz" else open(path, encoding="utf-8")) as file:
+        groups = sum(1 for _ in itertools.groupby(line.split()[0] for line in file if not line.isspace()))
+        return groups - _has_header(path)
 
 
 def _rows_in(path: Path) -> str:
@@ -132,6 +152,6 @@ def _count(path: Path) -> tuple[bool, int]:
 
 def _has_header(path: Path) -> int:
     name = path.name.removesuffix(".gz")
-    return int(name.endswith(".csv") or (name.endswith(".tsv") and not name.startswith(("collection", "queries"))))
+    return int(name.endswith(".csv") or (name.endswith(".tsv") and not name.startswith(("collection", "queries", "qrels."))))
 
 

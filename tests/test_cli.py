@@ -1,0 +1,126 @@
+"""The command line, as a person meets it: real processes, their output and exit status."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+def distill(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", "distill.cli", *map(str, arguments)], cwd=cwd, text=True,
+                          capture_output=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+
+
+@pytest.fixture
+def beir(tmp_path) -> Path:
+    folder = tmp_path / "corpus's folder"  # a quote and a space: paths are never parsed
+    (folder / "qrels").mkdir(parents=True)
+    passages = [{"_id": f"d{i}", "title": f"Number {i}", "text": f"The passage about the number {i} and its friends."}
+                for i in range(12)]
+    queries = [{"_id": f"q{i}", "text": f"tell me about number {i}"} for i in range(6)]
+    (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
+    for split, rows in (("train", range(4)), ("test", range(4, 6))):
+        lines = "".join(f"q{i}\td{i}\t1\n" for i in rows)
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path, beir) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({
+        "name": "cli", "run_dir": str(tmp_path / "run"), "data": {"source": {"kind": "beir", "path": str(beir)}},
+        "mine": {"miners": {"bm25": {"kind": "bm25", "top": 3}}, "rerank_depth": 5},
+        "teachers": {"bm25": {"kind": "bm25"}}, "student": {"model": str(tmp_path / "nowhere")}}))
+    return path
+
+
+def test_help_answers_within_a_second_and_loads_neither_torch_nor_ray():
+    loaded = subprocess.run([sys.executable, "-c", "import sys, distill.cli; print({'torch', 'ray', 'pyarrow', "
+                             "'transformers', 'deepspeed'} & set(sys.modules))"], capture_output=True, text=True)
+    assert loaded.stdout.strip() == "set()"
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        assert distill("--help").returncode == 0
+        times.append(time.monotonic() - start)
+    assert min(times) < 1.0
+
+
+def test_bad_input_gives_one_message_and_status_2(recipe, beir):
+    shown = distill("run", recipe, "train.lrr=3")
+    assert shown.returncode == 2 and shown.stderr.count("\n") == 1 and "did you mean 'lr'" in shown.stderr
+    (beir / "corpus.jsonl").write_text('{"_id": "d0", "text": "fine"}\n{"_id": "d1", "text": \n')
+    shown = distill("import", recipe)
+    assert shown.returncode == 2 and "corpus.jsonl:2" in shown.stderr and "Traceback" not in shown.stderr
+    assert not (recipe.parent / "run" / "data" / "manifest.json").exists()
+
+
+def test_stages_run_one_by_one_and_say_what_is_done(recipe):
+    run = recipe.parent / "run"
+    assert distill("import", recipe).returncode == 0
+    assert (run / "data" / "manifest.json").is_file() and not (run / "candidates").exists()
+    assert distill("mine", recipe).returncode == 0
+    assert "done already" in distill("import", recipe).stderr
+    states = {state["stage"]: state["state"] for state in json.loads(distill("status", recipe, "--json").stdout)}
+    assert states["import"] == states["mine"] == states["teach"] == "done" and states["score"] == "pending"
+
+
+def test_another_recipe_in_the_same_folder_is_refused_with_the_field_and_redo_sets_aside(recipe):
+    assert distill("mine", recipe).returncode == 2  # nothing imported yet
+    assert distill("import", recipe).returncode == 0
+    assert distill("mine", recipe).returncode == 0
+    shown = distill("mine", recipe, "mine.miners.bm25.top=2")
+    assert shown.returncode == 2 and "miners.bm25.top 3 -> 2" in shown.stderr
+    redone = distill("mine", recipe, "mine.miners.bm25.top=2", "--redo")
+    assert redone.returncode == 0 and "miners.bm25.top 3 -> 2" in redone.stderr
+    assert len(list((recipe.parent / "run" / "replaced").glob("*/candidates/train/manifest.json"))) == 1
+
+
+def test_status_verify_finds_a_damaged_file(recipe):
+    distill("import", recipe)
+    assert distill("status", recipe, "--verify").returncode == 0
+    store = recipe.parent / "run" / "data" / "passages.arrow"
+    content = bytearray(store.read_bytes())
+    content[len(content) // 2] ^= 1
+    store.write_bytes(content)
+    shown = distill("status", recipe, "--verify")
+    assert shown.returncode == 2 and "passages.arrow" in shown.stdout
+
+
+def test_init_writes_a_recipe_that_validates_and_never_overwrites(tmp_path, beir):
+    made = tmp_path / "made.yaml"
+    shown = distill("init", beir, "-o", made)
+    assert shown.returncode == 0 and "12 passages" in shown.stdout
+    assert distill("run", made, "--dry-run").returncode == 0
+    again = distill("init", beir, "-o", made)
+    assert again.returncode == 2 and "--force" in again.stderr
+
+
+def test_dry_run_prints_every_stage_of_the_published_recipe():
+    shown = distill("run", "configs/splade-v3.yaml", "--dry-run")
+    assert shown.returncode == 0
+    for expected in ("8,841,823 passages", "500,000 training queries", "31,250 steps of 80 queries x 9 passages",
+                     "pairs x 5 teachers"):
+        assert expected in shown.stdout, shown.stdout
+
+
+def test_inspect_joins_shards_with_their_texts(recipe):
+    distill("import", recipe)
+    distill("mine", recipe)
+    shown = distill("inspect", recipe.parent / "run" / "candidates" / "train" / "part-00000.arrow").stdout
+    assert "tell me about number 0" in shown and "(d0): Number 0 The passage" in shown
+
+
+def test_limit_rehearses_in_a_folder_of_its_own(recipe):
+    assert distill("import", recipe, "--limit", 2).returncode == 0
+    manifest = json.loads((recipe.parent / "run-limit-2" / "data" / "manifest.json").read_text())
+    assert manifest["counts"]["queries.train"] == 2 and not (recipe.parent / "run").exists()

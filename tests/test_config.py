@@ -1,0 +1,79 @@
+"""The recipe: what it refuses, and in which words."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from distill.config import dump_recipe, load_recipe, parse_recipe, resolve_model
+from distill.errors import RecipeError
+
+CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
+MINIMAL = {"name": "a", "data": {"source": {"kind": "python-docs"}}, "teachers": {"bm25": {"kind": "bm25"}},
+           "student": {"model": "m"}}
+
+
+def refused(**sections) -> str:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({**MINIMAL, **sections})
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_recipe_is_valid_and_survives_a_round_trip(path):
+    recipe = load_recipe(path)
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
+
+
+def test_a_misspelt_field_is_named_with_the_nearest_valid_one():
+    assert "unknown field 'train.learning_rat'" in refused(train={"learning_rat": 1})
+    assert "unknown field 'train.warmup_ration'; did you mean 'warmup_ratio'?" in refused(train={"warmup_ration": 0.1})
+    assert "unknown field 'trin'; did you mean 'train'?" in refused(trin={})
+    assert ("unknown field 'train.losses.0.temprature'; did you mean"
+            in refused(train={"losses": [{"kind": "infonce", "temprature": 2}]}))
+    assert ("unknown field 'teachers.bm25.wieght'; did you mean 'weight'?"
+            in refused(teachers={"bm25": {"kind": "bm25", "wieght": 1}}))
+
+
+def test_missing_and_impossible_values_are_named():
+    assert "field 'student' is missing" in refused(student=None) or "student" in refused(student=None)
+    assert "'train.batch_size'" in refused(train={"batch_size": 0})
+    assert "label.map_to names 'nobody'" in refused(label={"map_to": "nobody"})
+    assert "cross-encoder teacher needs a model" in refused(teachers={"x": {"kind": "cross-encoder"}})
+    assert "at least one teacher" in refused(teachers={})
+
+
+def test_overrides_reach_any_depth_and_are_checked(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    recipe = load_recipe(path, ["train.lr=1e-5", "teachers.bm25.weight=2", "run_dir=/x/y", "train.losses=[{kind: kl}]",
+                                "teachers.second={kind: bm25}"])
+    assert recipe.train.lr == 1e-5 and recipe.teachers["bm25"].weight == 2 and str(recipe.folder) == "/x/y"
+    assert list(recipe.teachers) == ["bm25", "second"]
+    with pytest.raises(RecipeError, match=r"dotted\.path=value"):
+        load_recipe(path, ["train.lr"])
+    with pytest.raises(RecipeError, match="did you mean 'lr'"):
+        load_recipe(path, ["train.lrr=3"])
+    with pytest.raises(RecipeError, match="is not a section"):
+        load_recipe(path, ["name.x=3"])
+
+
+def test_a_file_that_is_no_recipe_is_refused(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    for text in ("a: [", "just words", "- 1"):
+        broken.write_text(text)
+        with pytest.raises(RecipeError, match=r"broken\.yaml"):
+            load_recipe(broken)
+    with pytest.raises(RecipeError, match="no such recipe"):
+        load_recipe(tmp_path / "absent.yaml")
+    with pytest.raises(RecipeError, match="distill init"):
+        load_recipe(tmp_path)
+
+
+def test_package_models_resolve_to_their_folder():
+    assert (Path(resolve_model("package:distill/data")) / "layout.py").is_file()
+    assert resolve_model("org/model") == "org/model"
+    with pytest.raises(RecipeError, match="pip install no-such-package"):
+        resolve_model("package:no_such_package/model")
+    with pytest.raises(RecipeError, match="has no folder"):
+        resolve_model("package:distill/nothing")
