@@ -234,9 +234,10 @@ class Label(Section):
 class CalibratedStart(Section):
     """An MLM head for a backbone without one, set so that the untrained student is already a fair retriever."""
 
-    passages: Positive = 400  # measured on these
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 98.0  # of a term's maximum logit: below it the term is silent
-    gain: Annotated[float, Field(gt=0)] = 0.3  # of the head's LayerNorm
+    passages: Positive = 1000  # measured on these
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0  # of a term's maximum logit over texts without the term
+    margin: Annotated[float, Field(gt=0)] = 1.5  # mean logit, above that percentile, of the words in a text
+    idf_scale: Annotated[float, Field(ge=0)] = 0.5  # highest mean logit of a text's own word, per unit of its IDF
 
 
 class Student(Section):
@@ -331,7 +332,8 @@ class Evaluate(Section):
     metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")  # names of ir-measures
     depth: Positive = 1000  # of the ranking
     dev_passages: Positive = 20_000  # searched in during training: judged ones, then candidates by rank
-    batch_tokens: Positive = 16384
+    batch_tokens: Positive | None = None  # padded tokens a batch; None: what suits the device
+    precision: Dtype = "auto"  # of the encoder's products; auto: bfloat16 where this machine has it and it is faster
     baselines: bool = True  # BM25, the student's start, each teacher and the ensemble reranking
 
 

@@ -59,11 +59,12 @@ def calibrate_head(mlm: nn.Module, tokenizer: Any, texts: Sequence[str], cfg: co
 
     Let m_v(x) be term v's maximal logit in text x; s_v the level that it passes in a share 1 − percentile/100 of the
     texts without v; o_v its mean in the texts with v; N the number of texts and n_v of those with v. The LayerNorm's
-    gain makes the mean of m_v(x) − s_v over the words of all texts `margin`; the bias is
-    b_v = −max(s_v, o_v − idf_scale · ln((N − n_v + ½) / (n_v + ½))): a common word must stand out to count.
+    gain makes the mean of max(0, m_v(x) − s_v) over the words of all texts `margin`; the bias is
+    b_v = −max(s_v, o_v − idf_scale · max(0, ln((N − n_v + ½) / (n_v + ½)))): a common word must stand out to count.
     An unseen text then has about V · (1 − percentile/100) active terms besides its own. Special tokens have none.
 
-    Raises `StudentError` for a head of another layout than BERT's and its relatives', and if there are no texts.
+    Raises `StudentError` for a head of another layout than BERT's and its relatives', for texts without a word, and
+    for a backbone whose final hidden states have lost the words.
     """
     dense, norm, decoder = _layout(mlm)
     training = mlm.training
@@ -74,9 +75,11 @@ def calibrate_head(mlm: nn.Module, tokenizer: Any, texts: Sequence[str], cfg: co
         norm.bias.zero_()
         codes = norm(F.gelu(dense(tokens.hidden)))  # [T, D]
         levels, height = _levels(codes, decoder.weight, tokens, cfg.percentile / 100)
+        if height <= 0:
+            raise StudentError("no calibrated start: the final hidden states do not tell the words apart")
         gain = cfg.margin / height
         norm.weight.fill_(gain)
-        idf = torch.log((len(texts) - levels.texts_with + 0.5) / (levels.texts_with + 0.5))
+        idf = torch.log((len(texts) - levels.texts_with + 0.5) / (levels.texts_with + 0.5)).clamp(min=0)
         common = torch.where(levels.texts_with > 0, gain * levels.occurring - cfg.idf_scale * idf, -torch.inf)
         level = torch.maximum(gain * levels.silence, common)
         level[tokenizer.all_special_ids] = level.max() + 10 * cfg.margin
@@ -98,10 +101,10 @@ def _layout(mlm: nn.Module) -> tuple[nn.Linear, nn.LayerNorm, nn.Linear]:
 
 
 def _encode(mlm: nn.Module, tokenizer: Any, texts: Sequence[str], max_length: int) -> Tokens:
+    if not any(text.strip() for text in texts):
+        raise StudentError("a calibrated start needs passages to be measured on; these have no words")
     rows = tokenizer(list(texts), truncation=True, max_length=max_length, return_special_tokens_mask=True)
     words = torch.tensor([not special for row in rows["special_tokens_mask"] for special in row])
-    if not words.any():
-        raise StudentError("a calibrated start needs passages to be measured on; these have no words")
     by_length = sorted(range(len(texts)), key=lambda i: len(rows["input_ids"][i]))
     hidden: list[Tensor] = [torch.empty(0)] * len(texts)
     for batch in _batches(by_length, [len(row) for row in rows["input_ids"]]):
@@ -160,7 +163,7 @@ def _levels(codes: Tensor, rows: Tensor, tokens: Tokens, percentile: float) -> t
         silence = without.gather(0, k[None])[0]
         silence = torch.where(texts_with < texts, silence, logits.amin(0))  # in every text: no level to find
         occurring = (logits * has).sum(0) / texts_with.clamp(min=1)
-        height += ((logits - silence) * has).sum().double().cpu()
+        height += ((logits - silence).clamp(min=0) * has).sum().double().cpu()
         parts.append(Levels(silence, occurring, texts_with))
     levels = Levels(*(torch.cat([getattr(part, name) for part in parts])
                       for name in ("silence", "occurring", "texts_with")))
