@@ -48,7 +48,7 @@ class Execution:
 def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: int | None = None) -> Execution:
     """The record for this machine: `device` None takes CUDA where there is one, `threads` None torch's own number."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = cfg.dtype if cfg.dtype != "auto" else _fastest(device)
+    precision = cfg.dtype if cfg.dtype != "auto" else fastest_precision(device)
     tokens = cfg.batch_tokens or (_CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS)
     return Execution(device, precision, threads or torch.get_num_threads(), tokens)
 
@@ -69,7 +69,8 @@ def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, thread
     return frozen if frozen.device == device else resolve_execution(cfg, device, threads)
 
 
-def _fastest(device: str) -> str:
+def fastest_precision(device: str) -> str:
+    """What `auto` means on "cpu" or "cuda" here: bfloat16 or float32."""
     if device != "cpu":
         return "bfloat16"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -29,10 +29,11 @@ from distill.errors import RecipeError
 from distill.evaluation import metrics
 from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank, scored_teachers
 from distill.mining.bm25 import build_index
-from distill.mining.encode import encode_store, token_store
+from distill.mining.encode import Precision, encode_store, token_store
 from distill.mining.search import search_sparse
 from distill.student.checkpoint import load_checkpoint
 from distill.student.model import SpladeStudent
+from teachers.execution import fastest_precision
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,7 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         "metrics": list(cfg.metrics),
         "rows": table.rows,
         "tests": table.tests(),
+        "precision": _precision(recipe),
         "seconds": round(time.monotonic() - began, 1),
     }
     write_json(folder.evaluation, result)
@@ -202,9 +204,14 @@ def _encode(student: SpladeStudent, recipe: Recipe, folder: RunFolder, collectio
     """Vectors of the judged queries and of the passages `rows`."""
     queries = token_store(student, collection.queries, folder, f"queries.{collection.split}")
     passages = token_store(student, collection.passages, folder, "passages")
-    budget = recipe.evaluate.batch_tokens
-    return (encode_store(student, queries, collection.query_rows, "query", budget),
-            encode_store(student, passages, rows, "passage", budget, "encode passages" if progress else ""))
+    budget, precision = recipe.evaluate.batch_tokens, _precision(recipe)
+    return (encode_store(student, queries, collection.query_rows, "query", "", budget, precision),
+            encode_store(student, passages, rows, "passage", "encode passages" if progress else "", budget, precision))
+
+
+def _precision(recipe: Recipe) -> Precision:
+    precision = recipe.evaluate.precision
+    return fastest_precision("cuda" if torch.cuda.is_available() else "cpu") if precision == "auto" else precision
 
 
 def _ranking(collection: Collection, found: np.ndarray) -> Ranking:

@@ -48,14 +48,13 @@ def explain(model: SpladeStudent, text: str, side: Side = "passage") -> list[Ter
     return _terms(model, encode_texts(model, [text], side))
 
 
-def encode_collection(model: SpladeStudent, passages: RunFolder | Sequence[str],
-                      batch_tokens: int = 16384) -> sparse.csr_matrix:
+def encode_collection(model: SpladeStudent, passages: RunFolder | Sequence[str]) -> sparse.csr_matrix:
     """Vectors of a run folder's searchable passages, or of texts at hand: float32 [n, vocabulary]."""
     if not isinstance(passages, RunFolder):
-        return encode_texts(model, passages, "passage", batch_tokens, "encode passages")
+        return encode_texts(model, passages, "passage", "encode passages")
     store = TextStore.open(passages.passages)
     tokens = token_store(model, store, passages, "passages")
-    return encode_store(model, tokens, np.arange(store.collection_size), "passage", batch_tokens, "encode passages")
+    return encode_store(model, tokens, np.arange(store.collection_size), "passage", "encode passages")
 
 
 def search_and_explain(model: SpladeStudent, vectors: sparse.csr_matrix, query: str, k: int = 5) -> list[Hit]:

@@ -21,7 +21,7 @@ class SpladeIndex:
         self.student = load_checkpoint(model, revision).to("cuda" if torch.cuda.is_available() else "cpu")
         tokens = token_store(self.student, passages, folder, "passages")
         self.passages = encode_store(self.student, tokens, np.arange(passages.collection_size), "passage",
-                                     description="encode passages")
+                                     "encode passages")
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best `k` passages of each query: rows int64 [n, min(k, N)], -1 where none shares a term; scores."""

@@ -24,15 +24,26 @@ def test_vectors_equal_sparse_encoders(checkpoint, tmp_path, batch_tokens, slab,
     student, reference = load_checkpoint(checkpoint), SparseEncoder(str(checkpoint), device="cpu")
     passages, queries = TextStore.open(folder.passages), TextStore.open(folder.queries("test"))
     rows = np.array([7, 0, 5, 5, 9, 1])  # long, short, empty and repeated
-    ours = encode_store(student, token_store(student, passages, folder, "passages"), rows, "passage", batch_tokens)
+    ours = encode_store(student, token_store(student, passages, folder, "passages"), rows, "passage",
+                        batch_tokens=batch_tokens)
     expected = reference.encode_document([PASSAGES[row] for row in rows]).to_dense().numpy()
     np.testing.assert_allclose(ours.toarray(), expected, atol=1e-5)
     tokens = token_store(student, queries, folder, "queries.test")
-    ours = encode_store(student, tokens, np.arange(4), "query", batch_tokens)
+    ours = encode_store(student, tokens, np.arange(4), "query", batch_tokens=batch_tokens)
     expected = reference.encode_query(QUERIES["test"]).to_dense().numpy()
     np.testing.assert_allclose(ours.toarray(), expected, atol=1e-5)
-    np.testing.assert_allclose(encode_texts(student, QUERIES["test"], "query", batch_tokens).toarray(), expected,
-                               atol=1e-5)
+    ours = encode_texts(student, QUERIES["test"], "query", batch_tokens=batch_tokens)
+    np.testing.assert_allclose(ours.toarray(), expected, atol=1e-5)
+
+
+def test_half_precision_is_near(checkpoint, tmp_path):
+    folder = write_run(tmp_path)
+    student, passages = load_checkpoint(checkpoint), TextStore.open(folder.passages)
+    tokens, rows = token_store(student, passages, folder, "passages"), np.arange(len(PASSAGES))
+    whole = encode_store(student, tokens, rows, "passage")
+    half = encode_store(student, tokens, rows, "passage", precision="bfloat16")
+    assert half.dtype == np.float32 and (whole != half).nnz
+    np.testing.assert_allclose(half.toarray(), whole.toarray(), atol=0.1)
 
 
 def test_prompts_and_top_k_are_the_checkpoints(tiny_mlm, tmp_path):

@@ -40,7 +40,8 @@ def checkpoint(tiny_mlm, tmp_path_factory):
 @pytest.fixture
 def run(tmp_path, tiny_mlm):
     folder = write_run(tmp_path)
-    recipe = small_recipe(tmp_path, teachers=TEACHERS, mine={"shard_queries": 3, "rerank_depth": 5})
+    recipe = small_recipe(tmp_path, teachers=TEACHERS, mine={"shard_queries": 3, "rerank_depth": 5},
+                          evaluate={"precision": "float32"})
     mine(recipe, folder)
     score(folder, "test", "one", lambda queries, passages: -passages.astype(np.float32))
     score(folder, "test", "two", lambda queries, passages: np.sin(passages + queries).astype(np.float32))

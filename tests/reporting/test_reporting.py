@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import time
 from html.parser import HTMLParser
 
 import pytest
@@ -145,8 +146,10 @@ def test_wandb_gets_the_log_and_the_results_offline(run, monkeypatch):
     assert state["lines"] == len(LOG + LOOKS) + 2
     written = list(folder.logs.glob("wandb/offline-run-*/*.wandb"))
     assert len(written) == 1
-    content = written[0].read_bytes()
-    assert b"student/nDCG@10" in content and b"dev/nDCG@10" in content
+    deadline = time.monotonic() + 30  # wandb's own process may still be writing when `finish` returns
+    while any(key not in written[0].read_bytes() for key in (b"student/nDCG@10", b"dev/nDCG@10")):
+        assert time.monotonic() < deadline, "neither results nor looks at the development set arrived"
+        time.sleep(0.1)
 
 
 def test_without_wandb_in_the_recipe_nothing_is_written(tmp_path):
