@@ -177,11 +177,18 @@ def _flat(hidden: Tensor, weight: Tensor) -> Tensor:
     return hidden.detach().reshape(-1, hidden.shape[-1]).to(weight.dtype)  # [B * L, H]
 
 
+def _in_autocast(weight: Tensor) -> Tensor:
+    """The weights in the dtype of an autocast around the model, if there is one: as a linear layer takes them."""
+    kind = weight.device.type
+    return weight.detach().to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight
+
+
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden, weight, bias, mask, twice):
+        factor = _in_autocast(weight)
         indptr, terms, maxima, rows = _max_kernels(hidden).max_forward(
-            _flat(hidden, weight), *_real_tokens(mask), weight, bias)
+            _flat(hidden, factor), *_real_tokens(mask), factor, bias)
         values = maxima.log1p().log1p() if twice else maxima.log1p()
         argmax = rows % hidden.shape[1]
         ctx.save_for_backward(hidden, weight, bias, indptr, rows, terms, values)

@@ -1,0 +1,170 @@
+"""What the training benchmarks share: a student of a given shape, a batch, one step of ours and one of the peer's."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import SparseEncoder
+from sentence_transformers.sparse_encoder import losses
+from sentence_transformers.sparse_encoder.modules import SpladePooling, Transformer
+from transformers import BertConfig, BertForMaskedLM, BertTokenizer
+
+from distill import config
+from distill.losses.objective import Place, objective
+from distill.student.model import SpladeStudent, set_dropout
+from distill.training.engine import Engine
+from distill.training.measure import graph_bytes_per_token
+from distill.training.step import Texts, cached_step, plan
+from distill.training.world import join
+
+PASSAGE_LENGTH, QUERY_LENGTH, SPECIAL = 128, 32, 2
+FLOPS_WEIGHT, L1_WEIGHT = 1e-3, 1e-3
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    for name, default in (("queries", 32), ("passages", 8), ("tokens", 92), ("layers", 6), ("hidden", 384),
+                          ("vocabulary", 30522), ("repeats", 3), ("threads", torch.get_num_threads()),
+                          ("chunk-tokens", 8192), ("peer-texts", 32)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--active", type=int, default=300, help="active terms of a passage; 0: every term")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--small", action="store_true", help="a shape for a quick look")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    args = parser.parse_args()
+    if args.small:
+        args.queries, args.passages, args.layers, args.chunk_tokens = 8, 4, 2, 1024
+    torch.set_num_threads(args.threads)
+    return args
+
+
+def make_model(args, folder: Path) -> Path:
+    """A random BertForMaskedLM whose passages have about `args.active` active terms, with a word-level tokenizer."""
+    torch.manual_seed(0)
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(args.vocabulary - 5))])})
+    model = BertForMaskedLM(BertConfig(
+        vocab_size=args.vocabulary, hidden_size=args.hidden, num_hidden_layers=args.layers,
+        num_attention_heads=args.hidden // 32, intermediate_size=4 * args.hidden, hidden_dropout_prob=args.dropout,
+        attention_probs_dropout_prob=args.dropout)).eval()
+    _, passages, _ = make_batch(args, 1)
+    with torch.no_grad():
+        maxima = torch.stack([model(torch.from_numpy(text)[None]).logits[0].max(0).values for text in passages[:8]])
+        share = (args.active or args.vocabulary) / args.vocabulary
+        shift = maxima.min() - 1 if share == 1 else torch.quantile(maxima, 1 - share, dim=1).mean()
+        model.get_output_embeddings().bias.sub_(shift)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_batch(args, times: int):
+    """Token ids of `times` batches of queries and passages, and labels."""
+    rng = np.random.default_rng(0)
+
+    def texts(count: int, mean: int, longest: int) -> list[np.ndarray]:
+        lengths = np.clip(rng.normal(mean, mean / 4, count), 4, longest).astype(int) - SPECIAL
+        return [rng.integers(5, args.vocabulary, length) for length in lengths]
+
+    queries = args.queries * times
+    return (texts(queries, 10, QUERY_LENGTH), texts(queries * args.passages, args.tokens, PASSAGE_LENGTH),
+            torch.from_numpy(rng.normal(size=(queries, args.passages)).astype(np.float32)) * 3)
+
+
+class Ours:
+    """Our step through DeepSpeed: representations, objective, backward, AdamW."""
+
+    def __init__(self, args, model: Path, precision: str = "fp32", budget_gib: float = 0.0, times: int = 1):
+        from transformers import AutoTokenizer
+
+        student = SpladeStudent(BertForMaskedLM.from_pretrained(model), AutoTokenizer.from_pretrained(model),
+                                query_max_length=QUERY_LENGTH, passage_max_length=PASSAGE_LENGTH)
+        set_dropout(student, args.dropout)
+        self.train = config.Train.model_validate({
+            "losses": [{"kind": "margin-mse"}], "precision": precision, "lr": 1e-5,
+            "query_regularizers": [{"kind": "flops", "weight": L1_WEIGHT, "ramp": "constant"}],
+            "passage_regularizers": [{"kind": "flops", "weight": FLOPS_WEIGHT, "ramp": "constant"}]})
+        self.world = join()
+        self.engine = Engine(student, self.train, self.world, precision)
+        queries, passages, self.labels = make_batch(args, times)
+        self.sides = (Texts(queries, QUERY_LENGTH, SPECIAL), Texts(passages, PASSAGE_LENGTH, SPECIAL))
+        held = graph_bytes_per_token(self.engine, PASSAGE_LENGTH, args.chunk_tokens) if budget_gib else 1.0
+        self.plan = plan(self.sides, args.chunk_tokens, self.world, budget_gib * 2**30 / held)
+
+    def __call__(self) -> None:
+        goal = partial(objective, self.train, labels=self.labels, place=Place(0, len(self.labels)), step=1)
+        self.last = cached_step(self.engine, self.sides, self.plan, goal, lambda out_of_memory: None)
+        self.engine.step(1.0)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class Peer:
+    """The same step in sentence-transformers: cached (`CachedSpladeLoss`) or plain (`SpladeLoss`)."""
+
+    def __init__(self, args, model: Path, cached: bool, precision: str = "fp32", times: int = 1):
+        transformer = Transformer(str(model), transformer_task="fill-mask", max_seq_length=PASSAGE_LENGTH)
+        encoder = SparseEncoder(modules=[transformer, SpladePooling("max")], device="cpu").train()
+        kind = partial(losses.CachedSpladeLoss, mini_batch_size=args.peer_texts) if cached else losses.SpladeLoss
+        self.loss = kind(encoder, losses.SparseMarginMSELoss(encoder), document_regularizer_weight=FLOPS_WEIGHT,
+                         query_regularizer_weight=L1_WEIGHT)
+        self.optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5)
+        queries, passages, self.labels = make_batch(args, times)
+        columns = [queries, *(passages[i::args.passages] for i in range(args.passages))]
+        self.columns = [features(column) for column in columns]
+        self.half = precision == "bf16"
+
+    def __call__(self) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            parts = self.loss(copy.copy(self.columns), self.labels)
+        sum(parts.values()).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def close(self) -> None:
+        pass
+
+
+def features(texts: list[np.ndarray]) -> dict[str, torch.Tensor]:
+    """A padded batch [n, L] as sentence-transformers' collator makes it."""
+    rows = [np.concatenate([[2], text, [3]]) for text in texts]
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, :len(row)] = row
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy((ids != 0).astype(np.int64))}
+
+
+def take_turns(mine, theirs, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of each call; the first of each warms up. In turns, so that other work weighs on both."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats + 1):
+        for kept, function in zip(times, (mine, theirs), strict=True):
+            start = time.perf_counter()
+            function()
+            if turn:
+                kept.append(time.perf_counter() - start)
+    return times
+
+
+def report(figure: str, args, unit: str, ours: float, peer: float, ratio: float, **more) -> None:
+    shape = (f"{args.queries} queries x {args.passages} passages of {args.tokens} tokens, {args.layers} layers, "
+             f"hidden {args.hidden}, vocabulary {args.vocabulary}")
+    print(json.dumps({"figure": figure, "shape": shape, "active_terms": args.active or args.vocabulary,
+                      "threads": args.threads, "unit": unit, "ours": round(ours, 3), "peer": round(peer, 3),
+                      "ours/peer": round(ratio, 3), "peer/ours": round(1 / ratio, 2), **more}), flush=True)
+
+
+def median_ratio(mine: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
