@@ -41,6 +41,8 @@ Redo = Annotated[bool, typer.Option("--redo", help="Where an earlier output was 
 def main() -> None:
     """Entry point of the `distill` command."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars too: ours are plain lines there
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "urllib3", "filelock", "sentence_transformers", "transformers", "DeepSpeed", "bm25s"):
         logging.getLogger(name).setLevel(logging.WARNING)
