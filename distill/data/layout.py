@@ -76,7 +76,7 @@ class RunFolder:
 
     @property
     def train_log(self) -> Path:
-        return self.metrics / "train.jsonl"
+        return self.logs / "train.jsonl"
 
     @property
     def evaluation(self) -> Path:

@@ -98,7 +98,7 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 
 def training_log(folder: RunFolder) -> list[dict[str, Any]]:
-    """The finished lines of metrics/train.jsonl."""
+    """The finished lines of logs/train.jsonl."""
     if not folder.train_log.exists():
         return []
     lines = folder.train_log.read_text(encoding="utf-8").splitlines(keepends=True)

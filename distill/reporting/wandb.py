@@ -25,7 +25,7 @@ _SECONDS_BETWEEN_READS = 5.0
 
 @contextlib.contextmanager
 def follow(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
-    """Send what is appended to metrics/train.jsonl while the block runs, and the evaluation at its end.
+    """Send what is appended to logs/train.jsonl while the block runs, and the evaluation at its end.
 
     Does nothing where the recipe has no `tracking.wandb`. A run that goes on after an interruption goes on in the
     same wandb run, after the lines sent already.

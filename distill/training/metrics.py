@@ -1,4 +1,4 @@
-"""The training log: one JSON object a line in metrics/train.jsonl, and what is measured on a step."""
+"""The training log: one JSON object a line in logs/train.jsonl, and what is measured on a step."""
 
 from __future__ import annotations
 
