@@ -251,10 +251,9 @@ class Engine:
             return
         base = self._base_optimizer
         on_cpu = type(base).__name__ == "DeepSpeedCPUAdam"
-        for group in base.param_groups:
-            for flat in group["params"]:
-                base.state[flat] = {"step": int(updates) if on_cpu else torch.tensor(updates),
-                                    **{key: torch.zeros_like(flat, dtype=torch.float32) for key in keys}}
+        for flat in self._optimized():
+            base.state[flat] = {"step": int(updates) if on_cpu else torch.tensor(updates, device=flat.device),
+                                **{key: torch.zeros_like(flat) for key in keys}}
         if self.stage in (1, 2):
             self._ds.optimizer._lazy_init_hp_params_optimizer_state()  # so that the states can be reached by parameter
         for name, parameter in self.student.named_parameters():
@@ -264,6 +263,14 @@ class Engine:
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:
         return self._ds.optimizer if self.stage == 0 else self._ds.optimizer.optimizer
+
+    def _optimized(self) -> list[Tensor]:
+        """What the optimizer updates: the parameters, or this rank's flat partitions of them."""
+        if self.stage == 0:
+            return [parameter for group in self._base_optimizer.param_groups for parameter in group["params"]]
+        if self.stage < 3:
+            return self._ds.optimizer.single_partition_of_fp32_groups
+        return self._ds.optimizer.fp32_partitioned_groups_flat
 
     def _state_keys(self) -> list[str]:
         states = self._base_optimizer.state.values()
@@ -301,4 +308,4 @@ def _optimizer(train: config.Train, groups: list[dict[str, Any]], offload: bool)
         except Exception as error:  # compiled on first use: whatever the compiler says
             raise TrainingError("train.deepspeed.zero_optimization.offload_optimizer needs DeepSpeed's CPU Adam, which "
                                 f"cannot be built here: {error}") from error
-    return torch.optim.AdamW(groups, lr=train.lr)
+    return torch.optim.AdamW(groups, lr=train.lr, fused=True)
