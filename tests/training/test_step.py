@@ -1,12 +1,20 @@
 """The cached step under real DeepSpeed equals a plain single-process step: every ZeRO stage, chunking, world size."""
 
+import copy
 import itertools
 import json
+from functools import partial
 
 import pytest
 import torch
-from reference import reference_steps, train_section
-from transformers import BertForMaskedLM
+from reference import PASSAGE_LENGTH, QUERY_LENGTH, dense_objective, make_batch, reference_steps, train_section
+from transformers import AutoTokenizer, BertForMaskedLM
+
+from distill.losses.objective import Place, objective
+from distill.student.model import SpladeStudent, set_dropout
+from distill.training.engine import Engine
+from distill.training.step import Texts, cached_step, plan
+from distill.training.world import join
 
 SMALL, LARGE = 30, 10_000  # tokens a chunk: one text or two; everything
 NONE, SOME, ALL = 0, 120, 10_000  # tokens whose graphs are kept from the first pass
@@ -37,3 +45,40 @@ def test_three_sgd_steps_equal_the_reference(processes, expected, run_processes,
             assert difference.norm() <= 1e-5 * value.norm() + 1e-7, f"{name}: {key}"
             # the change itself, too: three clipped steps move a matrix little (a key's bias has gradient zero)
             assert difference.norm() <= 1e-4 * (value - start[key]).norm() + 1e-7, f"{name}: change of {key}"
+
+
+@pytest.mark.parametrize("kept_tokens", [NONE, 200, ALL])
+def test_with_dropout_it_equals_a_plain_step_over_the_same_chunks_and_draws(tiny_mlm, kept_tokens):
+    queries, passages, labels = make_batch(0, 1000)
+    sides = (Texts(queries, QUERY_LENGTH, 2), Texts(passages, PASSAGE_LENGTH, 2))
+    train = train_section()
+    world = join()
+    plans = plan(sides, 100, world, kept_tokens)
+    assert len({planned.keep for planned in plans}) == (2 if kept_tokens == 200 else 1)
+
+    model = BertForMaskedLM.from_pretrained(tiny_mlm).train()
+    student = SpladeStudent(copy.deepcopy(model), AutoTokenizer.from_pretrained(tiny_mlm),
+                            query_max_length=QUERY_LENGTH, passage_max_length=PASSAGE_LENGTH)
+    for module in (model, student):
+        set_dropout(module, 0.3)
+    engine = Engine(student, train, world, "fp32")
+    torch.manual_seed(5)
+    goal = partial(objective, train, labels=labels, place=Place(0, len(labels)), step=1)
+    cached_step(engine, sides, plans, goal, lambda out_of_memory: None)
+    ours = {name.removeprefix("mlm."): parameter.grad for name, parameter in student.named_parameters()}
+    draws = torch.rand(1)
+
+    torch.manual_seed(5)
+    reps = [torch.zeros(len(texts.ids), model.config.vocab_size) for texts in sides]
+    for planned in plans:  # all graphs at once, materialised logits
+        ids, mask = student.assemble([sides[planned.side].ids[row] for row in planned.chunk.rows],
+                                     sides[planned.side].max_length)
+        logits = model(input_ids=ids, attention_mask=mask).logits.masked_fill(mask[..., None] == 0, -torch.inf)
+        reps[planned.side] = reps[planned.side].index_put((torch.from_numpy(planned.chunk.rows),),
+                                                          torch.log1p(logits.max(dim=1).values.relu()))
+    dense_objective(train, *reps, labels).backward()
+    assert torch.equal(draws, torch.rand(1)), "the generators go on from after the first pass"
+    for name, parameter in model.named_parameters():
+        scale = max(float(parameter.grad.norm()), 1.0)  # of 400 in all; a key's bias has gradient zero
+        assert (ours[name] - parameter.grad).norm() <= 1e-5 * scale, name
+    engine.close()
