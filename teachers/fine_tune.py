@@ -1,0 +1,190 @@
+"""Fine-tuning a cross-encoder on the labelled training pairs: the "teach" stage, on CrossEncoderTrainer.
+
+One model a fold, trained on the queries outside it, so that the margins a model gives the queries inside mean
+something. Positives come from the judgements, negatives from the mined candidates. Batches hold pairs of like length:
+with the short and long texts of real collections that saves a third of the work.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from distill.config import Recipe, Teacher, resolve_model
+from distill.data.candidates import iterate_candidates
+from distill.data.files import read_json, storage_errors, sync, write_json, xxh128_file
+from distill.data.fingerprint import check_same
+from distill.data.layout import RunFolder
+from distill.data.manifest import FORMAT, Manifest, Shard, read_manifest, require_manifest, write_manifest
+from distill.data.texts import TextStore
+from distill.errors import TeacherError
+from distill.progress import progress
+from teachers.folds import query_folds
+from teachers.identity import model_identity
+
+if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
+log = logging.getLogger(__name__)
+
+_MARK = "fine_tune.json"  # in each fold's folder: what it was made from
+
+
+def fine_tune_fields(recipe: Recipe, folder: RunFolder, name: str) -> dict[str, Any]:
+    """What the fine-tuned models depend on: the hashed part of their manifest."""
+    cfg = recipe.teachers[name]
+    assert cfg.fine_tune is not None
+    return {"stage": "teach", "format": FORMAT, "seed": recipe.seed, "max_length": cfg.max_length,
+            "candidates": require_manifest(folder.candidates("train"), "mine").fingerprint,
+            "backbone": model_identity(name, cfg.model, cfg.revision), **cfg.fine_tune.model_dump(mode="json")}
+
+
+def fine_tune(recipe: Recipe, folder: RunFolder, name: str) -> Manifest:
+    """Train the folds of teacher `name` that are not there yet.
+
+    Each fold's folder appears whole, and is a sentence-transformers CrossEncoder. Raises `TeacherError` where the
+    backbone cannot be loaded or there is nothing to train on, `FingerprintError` for models made from other inputs.
+    """
+    cfg = recipe.teachers[name]
+    home, fields = folder.teacher(name), fine_tune_fields(recipe, folder, name)
+    done = read_manifest(home)
+    if done is not None:
+        check_same(home, done.fields, fields)
+        return done
+    folds = query_folds(folder, cfg.fine_tune.folds)
+    triples = training_pairs(folder, cfg.fine_tune.negatives, recipe.seed)
+    counts: dict[str, Any] = {}
+    for fold in range(cfg.fine_tune.folds):
+        path = folder.teacher_fold(name, fold)
+        outside = folds[triples[:, 0]] != fold if cfg.fine_tune.folds > 1 else np.ones(len(triples), bool)
+        counts[f"pairs_fold_{fold}"] = int(outside.sum())
+        if path.exists():
+            check_same(path, read_json(path / _MARK), fields)
+            continue
+        if not outside.any():
+            raise TeacherError(f"teacher {name!r}: no training query with a positive lies outside fold {fold}; "
+                               "use fewer folds, or more queries")
+        _train_fold(name, cfg, folder, triples[outside], recipe.seed + fold, fields, path)
+    files = [path for fold in range(cfg.fine_tune.folds)
+             for path in sorted(folder.teacher_fold(name, fold).glob("*.safetensors"))]
+    shards = [Shard(str(path.relative_to(home)), 0, path.stat().st_size, xxh128_file(path)) for path in files]
+    manifest = Manifest(fields, tuple(shards), counts)
+    write_manifest(home, manifest)
+    return manifest
+
+
+def training_pairs(folder: RunFolder, negatives: int, seed: int) -> np.ndarray:
+    """int64 [n, 3] rows of (query, passage, 1 or 0): every positive, and `negatives` candidates drawn for each."""
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[int, int, int]] = []
+    for _, candidates in iterate_candidates(folder.candidates("train")):
+        for i, query in enumerate(candidates.query.tolist()):
+            span = slice(candidates.offsets[i], candidates.offsets[i + 1])
+            passages, positive = candidates.passages[span], candidates.positive[span]
+            pool = passages[~positive]
+            drawn = rng.choice(pool, min(len(pool), negatives * int(positive.sum())), replace=False)
+            rows += [(query, int(passage), 1) for passage in passages[positive]]
+            rows += [(query, int(passage), 0) for passage in drawn]
+    return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def _train_fold(name: str, cfg: Teacher, folder: RunFolder, triples: np.ndarray, seed: int, fields: dict[str, Any],
+                path: Path) -> None:
+    # heavy imports: seconds, and the fields of a finished stage are read without them
+    from datasets import Dataset
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
+    from transformers import set_seed
+
+    from teachers.execution import resolve_execution
+
+    tuning, execution = cfg.fine_tune, resolve_execution(cfg)
+    set_seed(seed)
+    model = load_backbone(name, cfg, execution.device)
+    queries = TextStore.open(folder.queries("train")).texts(triples[:, 0])
+    passages = TextStore.open(folder.passages).texts(triples[:, 1])
+    lengths = np.array([len(q) + len(p) for q, p in zip(queries, passages, strict=True)])  # characters will do
+    dataset = Dataset.from_dict({"query": queries, "passage": passages, "label": triples[:, 2].astype(float)})
+    steps = math.ceil(tuning.epochs * math.ceil(len(dataset) / tuning.batch_size))
+    partial_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(partial_path, ignore_errors=True)
+    try:
+        arguments = CrossEncoderTrainingArguments(
+            output_dir=str(partial_path / "trainer"), max_steps=steps, per_device_train_batch_size=tuning.batch_size,
+            learning_rate=tuning.lr, warmup_ratio=tuning.warmup_ratio, seed=seed, report_to=[], save_strategy="no",
+            logging_strategy="no", disable_tqdm=True, use_cpu=execution.device == "cpu",
+            bf16=execution.precision == "bfloat16", fp16=execution.precision == "float16",
+            batch_sampler=partial(_batches_by_length, lengths=lengths))
+        with storage_errors(path), progress(f"teach {path.parent.name}/{path.name}", steps, "steps") as advance:
+            trainer = CrossEncoderTrainer(model=model, args=arguments, train_dataset=dataset,
+                                          loss=BinaryCrossEntropyLoss(model), callbacks=[_progress_callback(advance)])
+            trainer.train()
+            model.save(str(partial_path / "model"))
+        write_json(partial_path / "model" / _MARK, fields)
+        for file in (partial_path / "model").rglob("*"):
+            sync(file)
+        os.replace(partial_path / "model", path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(partial_path, ignore_errors=True)
+
+
+def load_backbone(name: str, cfg: Teacher, device: str) -> CrossEncoder:
+    """A CrossEncoder with one fresh label, on the backbone's lower `layers`. Raises `TeacherError`."""
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Transformer
+
+    from teachers.models import load_config, loading
+
+    settings: dict[str, Any] = {"num_labels": 1}
+    if cfg.fine_tune.layers is not None:
+        there = load_config(name, cfg.model, cfg.revision).num_hidden_layers
+        if cfg.fine_tune.layers > there:
+            raise TeacherError(f"teacher {name!r}: fine_tune.layers is {cfg.fine_tune.layers}, but {cfg.model!r} has "
+                               f"{there}")
+        settings["num_hidden_layers"] = cfg.fine_tune.layers
+    common = {"revision": cfg.revision}
+    module = loading(name, cfg.model, lambda: Transformer(
+        resolve_model(cfg.model), transformer_task="sequence-classification", model_kwargs=common,
+        processor_kwargs=common | {"model_max_length": cfg.max_length}, config_kwargs=common | settings))
+    return CrossEncoder(modules=[module], device=device)
+
+
+def _batches_by_length(dataset: Any, *, lengths: np.ndarray, batch_size: int, drop_last: bool, seed: int = 0,
+                       **ignored: Any) -> Any:
+    """A sentence-transformers batch sampler: pairs of like length together, batches in random order."""
+    from sentence_transformers.base.sampler import DefaultBatchSampler
+
+    class ByLength(DefaultBatchSampler):
+        def __iter__(self) -> Iterator[list[int]]:
+            rng = np.random.default_rng((seed, self.epoch))
+            # lengths within ten per cent count as alike, so that batches differ from epoch to epoch
+            order = np.argsort(lengths * rng.uniform(0.95, 1.05, len(lengths)), kind="stable")
+            starts = np.arange(0, len(order), batch_size)
+            for start in rng.permutation(starts):
+                yield order[start:start + batch_size].tolist()
+
+        def __len__(self) -> int:
+            return math.ceil(len(lengths) / batch_size)
+
+    return ByLength(dataset, batch_size=batch_size, drop_last=drop_last, seed=seed, **ignored)
+
+
+def _progress_callback(advance: Any) -> Any:
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            advance(1)
+
+    return Progress()
+
+
