@@ -19,6 +19,7 @@ from distill.data.tokens import TokenStore, token_key
 from distill.errors import TeacherError
 from teachers.base import Pairs, Teacher, Work
 from teachers.execution import Execution
+from teachers.first_token import first_token_only
 from teachers.folds import FoldedTeacher
 from teachers.identity import check_labels, fold_folders
 from teachers.inference import heads_in_float32, run_batches
@@ -60,6 +61,7 @@ class CrossEncoderTeacher:
                                "name a cross-encoder")
         check_labels(name, model, self._model.config.num_labels)
         self._model.eval().requires_grad_(False).to(execution.device)
+        first_token_only(self._model)
         if execution.precision != "float32":
             heads_in_float32(self._model, execution.device)
         self._stores: dict[str, TokenStore] = {}

@@ -26,7 +26,7 @@ from teachers.base import Pairs, Work
 if TYPE_CHECKING:
     from teachers.execution import Execution
 
-CHUNK = 1024  # texts
+CHUNK = 512  # texts
 STORES = ("queries", "passages")
 _PAIRS = 8192  # whose vectors are in memory at once
 

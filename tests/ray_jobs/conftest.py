@@ -1,22 +1,12 @@
-"""One Ray for the session, and a run folder with some forty shards to score."""
+"""One Ray for the session."""
 
 from __future__ import annotations
 
-import itertools
-from pathlib import Path
-
-import numpy as np
 import pytest
 import ray
-from small_run import small_recipe, write_passages, write_queries
 
-from distill.config import Cluster, Recipe
-from distill.data.candidates import from_lists, shard_name, write_candidates
-from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, write_manifest
+from distill.config import Cluster
 from ray_jobs.shard_map import ray_cluster
-
-WORDS = Path(__file__).parent.parent.joinpath("words.txt").read_text(encoding="utf-8").split()[:800]
 
 
 @pytest.fixture(scope="session")
@@ -24,39 +14,3 @@ def cluster():
     with ray_cluster(Cluster(cpus=2, object_store_gib=0.1)):
         yield
     assert not ray.is_initialized()
-
-
-def write_job(root: Path, queries: int = 24, per_shard: int = 2, candidates: int = 12) -> RunFolder:
-    """Random texts and candidates: `queries / per_shard` shards in train, one in test."""
-    rng = np.random.default_rng(0)
-
-    def text(low: int, high: int) -> str:
-        return " ".join(rng.choice(WORDS, rng.integers(low, high)))
-
-    folder = RunFolder(root)
-    write_passages(folder.passages, [text(3, 60) for _ in range(80)])
-    for split, count in (("train", queries), ("test", 2)):
-        write_queries(folder.queries(split), [text(2, 9) for _ in range(count)])
-        shards = []
-        for index, start in enumerate(range(0, count, per_shard)):
-            rows = list(range(start, min(start + per_shard, count)))
-            lists = [rng.choice(80, candidates, replace=False).tolist() for _ in rows]
-            shards.append(write_candidates(folder.candidates(split) / shard_name(index),
-                                           from_lists(rows, lists, [1] * len(rows), ("judgement",)), "candidates"))
-        write_manifest(folder.candidates(split), Manifest({"stage": "mine", "split": split}, tuple(shards)))
-    return folder
-
-
-@pytest.fixture
-def job(tmp_path) -> RunFolder:
-    return write_job(tmp_path / "run")
-
-
-def recipe_for(folder: RunFolder, teachers: dict, **score) -> Recipe:
-    return small_recipe(folder.root, teachers=teachers, score={"actors": 2, "cpus": 1, **score})
-
-
-def score_bytes(folder: RunFolder) -> dict[str, bytes]:
-    """Every score shard's content."""
-    return {str(path.relative_to(folder.root)): path.read_bytes()
-            for path in itertools.chain((folder.root / "scores").glob("*/*/part-*.arrow"))}

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import recipe_for, score_bytes, write_job
+from small_job import recipe_for, score_bytes, write_job
 
 from distill.config import dump_recipe
 from distill.data.candidates import iterate_candidates

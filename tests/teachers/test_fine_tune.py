@@ -108,5 +108,5 @@ def test_it_learns_what_it_is_shown(folder, tiny_sentence):
 
 
 def test_more_layers_than_the_backbone_has_are_refused(folder, tiny_sentence):
-    with pytest.raises(TeacherError, match="fine_tune.layers is 9"):
+    with pytest.raises(TeacherError, match=r"fine_tune\.layers is 9"):
         fine_tune(recipe_for(folder, tiny_sentence, layers=9), folder, "own")
