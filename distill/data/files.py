@@ -21,17 +21,20 @@ import xxhash
 from distill.errors import StorageError
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" (or a full quota), from Python or from Arrow, into a `StorageError` naming `path`."""
+    """Turn "no space left" (or a full quota) and "not permitted", from Python or from Arrow, into a `StorageError`."""
     try:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
             raise StorageError(f"{path}: no space left on the disk; nothing was written there. "
                                "Free some and start the same command again") from error
+        if error.errno in _NO_ACCESS:
+            raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
         raise
 
 
@@ -39,7 +42,10 @@ def storage_errors(path: Path) -> Iterator[None]:
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A free name in `path`'s folder (made if missing); what lies there at the end, or after an error, is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path.parent}: this folder cannot be made ({error.strerror})") from error
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         with storage_errors(path):

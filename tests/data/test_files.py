@@ -37,6 +37,13 @@ def test_a_full_disk_is_a_storage_error_that_names_the_file(tmp_path, number):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file/folder: this folder cannot be made"), \
+            write_atomic(tmp_path / "file" / "folder" / "a"):
+        pass
+
+
 def test_arrow_reports_a_full_disk_in_the_same_way(tmp_path, monkeypatch):
     monkeypatch.setattr(pa, "OSFile", lambda path, mode, real=pa.OSFile: real("/dev/full", mode))
     with pytest.raises(StorageError, match="no space left"):

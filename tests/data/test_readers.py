@@ -101,6 +101,7 @@ def test_bad_rows_are_refused_with_line_and_field(tmp_path, name):
 
 def test_bad_flagembedding_rows(tmp_path):
     for row, message in [({"query": "q", "pos": [], "neg": ["b"]}, r":1 \[pos\]: no positive"),
+                         ({"query": "q", "pos": "a text", "neg": ["b"]}, r":1 \[pos\]: expected a list of texts"),
                          ({"query": "q", "pos": ["a"], "neg": ["b"], "neg_scores": [1, 2]},
                           r":1 \[neg_scores\]: 2 scores for 1 passages")]:
         with pytest.raises(DataError, match=message):
@@ -122,12 +123,19 @@ def separated(rows: list[list[str]], delimiter: str) -> str:
 @pytest.mark.parametrize(("name", "delimiter"), [("in.csv", ","), ("in.tsv", "\t"), ("in.csv.gz", ",")])
 def test_csv_and_tsv_have_a_header_line(tmp_path, name, delimiter):
     content = separated([["query", "positive", "negative_1", "negative_2", "label"],
-                         ["one, two", "a", "b", "", "1.5"]], delimiter)
+                         ["one, two", "a", "b", "", "1.5"]], delimiter) + "\n"
     path = tmp_path / name
     path.write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
     (tmp_path / "spool").mkdir()
     found = lists_of(read_jsonl(Jsonl(kind="jsonl", path=path), 0, tmp_path / "spool"))
     assert found == {"one, two": (["a", "b"], [True, False], [0.0, -1.5])}
+
+
+def test_a_quoted_text_keeps_its_empty_lines(tmp_path):
+    (tmp_path / "in.csv").write_text('query,positive\nq,"one\n\ntwo"\n')
+    (tmp_path / "spool").mkdir()
+    found = lists_of(read_jsonl(Jsonl(kind="jsonl", path=tmp_path / "in.csv"), 0, tmp_path / "spool"))
+    assert found == {"q": (["one\n\ntwo"], [True], None)}
 
 
 def test_csv_faults(tmp_path):

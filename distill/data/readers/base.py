@@ -49,8 +49,8 @@ class Collection:
     lists: dict[str, Batches] = field(default_factory=dict)
 
 
-def lines_of(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, line without its end) of a UTF-8 file, plain or gzipped; empty lines are skipped."""
+def lines_of(path: Path, blank: bool = False) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line without its end) of a UTF-8 file, plain or gzipped; blank lines only if asked for."""
     path = Path(path)
     number = 0
     try:
@@ -61,7 +61,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
                 except UnicodeDecodeError as error:
                     raise DataError(f"not valid UTF-8 (byte {error.start + 1} of the line): {error.reason}",
                                     path=path, line=number) from None
-                if line and not line.isspace():
+                if blank or (line and not line.isspace()):
                     yield number, line
     except FileNotFoundError:
         raise DataError("no such file", path=path) from None

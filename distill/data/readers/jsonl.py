@@ -44,7 +44,7 @@ def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]
 
     def lines() -> Iterator[str]:
         nonlocal last
-        for number, line in lines_of(path):
+        for number, line in lines_of(path, blank=True):  # a quoted text may hold some
             last = number
             yield line + "\n"
 
@@ -53,6 +53,8 @@ def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]
     header: list[str] | None = None
     try:
         for cells in reader:
+            if not any(cells):
+                continue
             if header is None:
                 header = [cell.strip() for cell in cells]
                 continue

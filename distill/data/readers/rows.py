@@ -110,7 +110,11 @@ class _Fields:
         sides = []
         for side in ("pos", "neg"):
             name = self._columns.get(side, side)
-            texts = self._texts(row.get(name) or [], name, line)
+            texts = row.get(name) or []
+            if not isinstance(texts, list):  # a text is a sequence, too: of its letters
+                raise DataError(f"expected a list of texts, found {type(texts).__name__}", path=self._path, line=line,
+                                field=name)
+            texts = self._texts(texts, name, line)
             field = self._columns.get(f"{side}_scores", f"{side}_scores")
             scores = self._values(row[field], field, line) if row.get(field) is not None else None
             if scores is not None and len(scores) != len(texts):
@@ -194,7 +198,8 @@ def collection_from_rows(rows: Iterable[tuple[int, Row]], path: Path, spool: Pat
     order = np.random.default_rng([seed, 0x5B117]).permutation(len(queries))
     if dev_queries + test_queries >= len(order) > 0:
         raise DataError(f"{dev_queries} dev and {test_queries} test queries asked for, of {len(order)} in all; "
-                        "none are left for training", path=path)
+                        "none are left for training. Lower data.source.dev_queries and data.source.test_queries",
+                        path=path)
     split_of = np.full(len(queries), "train", dtype=object)
     split_of[order[:test_queries]] = "test"
     split_of[order[test_queries:test_queries + dev_queries]] = "dev"
