@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -165,6 +166,12 @@ class Mine(Section):
     shard_queries: Positive = 1000  # queries a candidate shard
     rerank_depth: Positive = 100  # candidates a dev or test query, from the first miner's top
 
+    @model_validator(mode="after")
+    def _some_miner(self) -> Mine:
+        if not self.miners:
+            raise ValueError("needs at least one miner")
+        return self
+
 
 class FineTune(Section):
     """Fine-tuning a cross-encoder on the labelled training pairs (sentence-transformers' CrossEncoderTrainer).
@@ -193,7 +200,7 @@ class Teacher(Section):
     dtype: Dtype = "auto"
     max_length: Positive = 256  # tokens of a pair (cross-encoder, llm) or of a text (the others)
     batch_tokens: Positive | None = None  # padded tokens a batch; None: what suits the device
-    weight: float = 1.0  # in the ensemble
+    weight: Annotated[float, Field(ge=0)] = 1.0  # in the ensemble; 0: only in the evaluation's table
     template: str | None = None  # llm: prompt with {query} and {passage}
     cls: str | None = None  # custom: package.module:Class
     options: dict[str, Any] = {}  # custom: keyword arguments of the class; llm: its answers, `yes` and `no`
@@ -382,6 +389,8 @@ class Recipe(Section):
     def _references_exist(self) -> Recipe:
         if not self.teachers:
             raise ValueError("needs at least one teacher")
+        if not any(teacher.weight for teacher in self.teachers.values()):
+            raise ValueError("every teacher has the weight 0: no label can be made")
         if self.label.map_to is not None and self.label.map_to not in self.teachers:
             raise ValueError(f"label.map_to names {self.label.map_to!r}, which is not among the teachers "
                              f"({', '.join(self.teachers)})")
@@ -398,11 +407,13 @@ def load_recipe(path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe") from None
     except IsADirectoryError:
         raise RecipeError(f"{path} is a folder; `distill init {path}` writes a recipe for the data in it") from None
+    except PermissionError:
+        raise RecipeError(f"{path}: cannot be read (permission denied)") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -440,6 +451,23 @@ def resolve_model(name: str) -> str:
     return str(path)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: `1e-5` is a number (YAML 1.1 wants `1.0e-5`), and a field given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value)
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{name!r} is there twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+                              list("-+0123456789"))
+
+
 def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
@@ -454,7 +482,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise RecipeError(f"override {override!r}: {parent!r} is not a section")
         node = child
     try:
-        node[leaf] = yaml.safe_load(value)
+        node[leaf] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
 
@@ -473,7 +501,9 @@ def _describe(error: ValidationError) -> list[str]:
             lines.append(f"field {field!r} is missing")
         else:
             given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
-            lines.append(f"field {field!r}: {problem['msg'].removeprefix('Value error, ')}{given}")
+            message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list").replace(
+                "a valid dictionary or object to extract fields from", "a section, with fields of its own")
+            lines.append((f"field {field!r}: " if names else "") + message + given)
     return lines
 
 

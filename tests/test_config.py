@@ -41,6 +41,9 @@ def test_missing_and_impossible_values_are_named():
     assert "label.map_to names 'nobody'" in refused(label={"map_to": "nobody"})
     assert "cross-encoder teacher needs a model" in refused(teachers={"x": {"kind": "cross-encoder"}})
     assert "at least one teacher" in refused(teachers={})
+    assert "every teacher has the weight 0" in refused(teachers={"bm25": {"kind": "bm25", "weight": 0}})
+    assert "at least one miner" in refused(mine={"miners": {}})
+    assert "Input should be a list (given: 'kl')" in refused(train={"losses": "kl"})
 
 
 def test_overrides_reach_any_depth_and_are_checked(tmp_path):
@@ -50,6 +53,7 @@ def test_overrides_reach_any_depth_and_are_checked(tmp_path):
                                 "teachers.second={kind: bm25}"])
     assert recipe.train.lr == 1e-5 and recipe.teachers["bm25"].weight == 2 and str(recipe.folder) == "/x/y"
     assert list(recipe.teachers) == ["bm25", "second"]
+    assert load_recipe(path, ["train.deepspeed={bucket: 5e8}"]).train.deepspeed["bucket"] == 5e8  # no text
     with pytest.raises(RecipeError, match=r"dotted\.path=value"):
         load_recipe(path, ["train.lr"])
     with pytest.raises(RecipeError, match="did you mean 'lr'"):
@@ -60,7 +64,7 @@ def test_overrides_reach_any_depth_and_are_checked(tmp_path):
 
 def test_a_file_that_is_no_recipe_is_refused(tmp_path):
     broken = tmp_path / "broken.yaml"
-    for text in ("a: [", "just words", "- 1"):
+    for text in ("a: [", "just words", "- 1", "name: a\nname: b"):
         broken.write_text(text)
         with pytest.raises(RecipeError, match=r"broken\.yaml"):
             load_recipe(broken)
