@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import Stemmer
@@ -16,7 +17,7 @@ from bm25s.tokenization import Tokenizer
 from scipy import sparse
 
 from distill.data.texts import TextStore
-from distill.mining.search import search_sparse
+from distill.mining.search import search_inverted
 from distill.progress import progress
 
 _PAIRS = 200_000  # pairs scored at a time
@@ -34,12 +35,17 @@ class Bm25Index:
     k1: float
     b: float
 
+    @cached_property
+    def inverted(self) -> sparse.csr_matrix:
+        """The posting lists: float32 [stems, collection_size]."""
+        return self.weights.T.tocsr()
+
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32.
 
         Only passages that share a stem with the query are ranked: the rest of a row is -1, with score 0.
         """
-        return search_sparse(self.query_vectors(queries), self.weights, k)
+        return search_inverted(self.query_vectors(queries), self.inverted, k)
 
     def score_pairs(self, queries: Sequence[str], passages: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Scores of chosen passages: `passages[i]` int64 [m_i] are rows of the store, for `queries[i]`.

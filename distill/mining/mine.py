@@ -31,6 +31,7 @@ from distill.data.judgements import Judgements, load_judgements
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import FORMAT, Manifest, Shard, read_manifest, require_manifest, write_manifest
 from distill.data.texts import TextStore
+from distill.errors import DataError
 from distill.mining.bm25 import build_index
 from distill.progress import progress
 
@@ -46,13 +47,17 @@ def mine(recipe: Recipe, folder: RunFolder) -> Manifest:
     """Write the candidates of every split that has judgements; returns the training split's manifest.
 
     Done work is left alone: whole splits by their manifest, single shards by the fingerprint in them. Raises
-    `FingerprintError` where a folder's candidates came from other inputs.
+    `FingerprintError` where a folder's candidates came from other inputs, `DataError` without training queries.
     """
+    train = folder.judgements("train")
+    if not train.exists() or not len(RowReader(train)):
+        raise DataError("there are no training queries to mine for: the source has no judgements of its train split "
+                        "(data.source.splits); data.generate makes queries from the passages", path=train)
     searchers: dict[str, Searcher] = {}
     for split in SPLITS:
         if folder.judgements(split).exists():
             mine_split(recipe, folder, split, searchers)
-    return require_manifest(folder.candidates("train"), "import")
+    return require_manifest(folder.candidates("train"), "mine")
 
 
 def mining_fields(recipe: Recipe, folder: RunFolder, split: str) -> dict[str, Any]:
@@ -99,7 +104,10 @@ def mine_split(recipe: Recipe, folder: RunFolder, split: str, searchers: dict[st
                     candidates = _training_candidates(recipe, rows, texts, judgements, passages, searchers)
                 else:
                     candidates = _rerank_candidates(recipe, rows, texts, judgements, passages, searchers)
-                shard = write_candidates(target, candidates, fingerprint)
+                target.unlink(missing_ok=True)  # left by a run of another meaning
+                # None: another machine was first; its copy counts, since a teacher may be scoring it already
+                shard = write_candidates(target, candidates, fingerprint, exclusive=True) or _finished(
+                    target, fingerprint)
             _count(totals, read_candidates(target))
             shards.append(shard)
             advance(len(rows), target.name)

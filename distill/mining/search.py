@@ -23,12 +23,19 @@ def search_sparse(
     `queries` [n, vocabulary] and `passages` [N, vocabulary] are sparse float32. Returns rows int64 [n, min(k, N)] and
     scores float32 of the same shape; where fewer passages share a term, the row is -1 and the score 0.
     """
-    width = min(k, passages.shape[0])
+    return search_inverted(queries, passages.T.tocsr(), k, threads)
+
+
+def search_inverted(
+    queries: sparse.csr_matrix, inverted: sparse.csr_matrix, k: int, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `search_sparse`, over posting lists [vocabulary, N] (`passages.T.tocsr()`) that are kept between searches."""
+    size = inverted.shape[1]
+    width = min(k, size)
     rows = np.full((queries.shape[0], width), -1, dtype=np.int64)
     scores = np.zeros((queries.shape[0], width), dtype=np.float32)
     if width == 0 or queries.shape[0] == 0:
         return rows, scores
-    inverted = passages.T.tocsr()  # [vocabulary, N]: the posting lists
     postings = np.diff(inverted.indptr)
 
     def search_block(span: tuple[int, int]) -> None:
@@ -41,7 +48,7 @@ def search_sparse(
 
     # A query's row of the product has at most as many entries as its posting lists together, at 12 bytes each.
     entries = np.diff(np.concatenate([[0], np.cumsum(postings[queries.indices], dtype=np.int64)])[queries.indptr])
-    entries = np.minimum(entries, passages.shape[0])
+    entries = np.minimum(entries, size)
     spans = _spans(12 * entries + 1, _BLOCK_BYTES)
     with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:  # SciPy's product releases the GIL
         list(pool.map(search_block, spans))

@@ -10,7 +10,7 @@ import torch
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
 from distill.mining.encode import encode_store, encode_texts, token_store
-from distill.mining.search import search_sparse
+from distill.mining.search import search_inverted
 from distill.student.checkpoint import load_checkpoint
 
 
@@ -20,9 +20,9 @@ class SpladeIndex:
     def __init__(self, model: str, revision: str | None, passages: TextStore, folder: RunFolder):
         self.student = load_checkpoint(model, revision).to("cuda" if torch.cuda.is_available() else "cpu")
         tokens = token_store(self.student, passages, folder, "passages")
-        self.passages = encode_store(self.student, tokens, np.arange(passages.collection_size), "passage",
-                                     "encode passages")
+        vectors = encode_store(self.student, tokens, np.arange(passages.collection_size), "passage", "encode passages")
+        self.inverted = vectors.T.tocsr()  # [vocabulary, N]: the posting lists
 
     def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """The best `k` passages of each query: rows int64 [n, min(k, N)], -1 where none shares a term; scores."""
-        return search_sparse(encode_texts(self.student, queries, "query"), self.passages, k)
+        return search_inverted(encode_texts(self.student, queries, "query"), self.inverted, k)

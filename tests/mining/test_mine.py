@@ -1,16 +1,19 @@
 """Mined candidates: who is in them, who never is, and what happens when the stage runs again."""
 
+import shutil
+
 import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from small_run import JUDGEMENTS, PASSAGES, QUERIES, save_checkpoint, small_recipe, write_run
 
 from distill.config import Miner
-from distill.data.candidates import iterate_candidates
+from distill.data.candidates import iterate_candidates, write_candidates
 from distill.data.files import xxh128_file
 from distill.data.layout import RunFolder
+from distill.data.manifest import verify
 from distill.data.texts import TextStore
-from distill.errors import FingerprintError, RecipeError
+from distill.errors import DataError, FingerprintError, RecipeError
 from distill.mining.bm25 import build_index
 from distill.mining.mine import choose_negatives, mine, open_searcher
 
@@ -144,3 +147,31 @@ def test_a_miner_that_cannot_be_loaded_is_named(folder):
     recipe = small_recipe(folder.root, mine={"miners": {"far": {"kind": "dense", "model": "/no/such/model"}}})
     with pytest.raises(RecipeError, match="/no/such/model"):
         mine(recipe, folder)
+
+
+def test_without_training_queries_there_is_nothing_to_mine(folder):
+    folder.judgements("train").unlink()
+    with pytest.raises(DataError, match="no training queries"):
+        mine(small_recipe(folder.root), folder)
+    assert not folder.candidates("dev").exists()
+
+
+def test_a_shard_that_another_machine_committed_first_is_kept(folder, monkeypatch):
+    """A teacher may be scoring it already."""
+    recipe = small_recipe(folder.root)
+    elsewhere = RunFolder(folder.root.with_name("elsewhere"))
+    shutil.copytree(folder.root, elsewhere.root)
+    shard = folder.candidates("train") / "part-00000.arrow"
+
+    def write_second(path, *rest, **options):
+        if path == shard and not shard.exists():
+            mine(recipe, elsewhere)
+            shutil.copytree(elsewhere.candidates("train"), folder.candidates("train"))
+            first.append(shard.stat().st_ino)
+        return write_candidates(path, *rest, **options)
+
+    first = []
+    monkeypatch.setattr("distill.mining.mine.write_candidates", write_second)
+    mine(recipe, folder)
+    assert first == [shard.stat().st_ino]
+    assert verify(folder.candidates("train")) == []
