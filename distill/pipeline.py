@@ -21,10 +21,10 @@ from typing import Any, Literal
 
 from distill.config import Recipe, dump_recipe
 from distill.data.files import write_atomic
-from distill.data.fingerprint import first_difference, fingerprint
+from distill.data.fingerprint import fingerprint, first_difference
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import read_manifest, require_manifest, verify
-from distill.errors import FingerprintError
+from distill.errors import FingerprintError, RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,8 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, re
     start = time.monotonic()
     did_something = False
     for stage in stages:
+        if only is None and stage.name == "mine":
+            _refuse_early(recipe, folder)
         state = stage_state(stage, recipe, folder)
         if state.state == "stale":
             if not redo:
@@ -88,6 +90,19 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, re
     if only in (None, "evaluate"):
         _finish(recipe, folder, time.monotonic() - start if did_something else None)
     return folder
+
+
+def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
+    """Refuse, once the data is there, what evaluation would refuse hours later."""
+    from distill.evaluation.metrics import parse_measures
+
+    parse_measures(recipe.evaluate.metrics)
+    split = recipe.evaluate.split
+    if not folder.judgements(split).exists():
+        others = [other for other in ("dev", "test") if folder.judgements(other).exists()]
+        remedy = f"set evaluate.split={others[0]}" if others else "run the stages one by one, without `evaluate`"
+        raise RecipeError(f"evaluate.split is {split!r}, but the data in {folder.data} has no judged {split} queries; "
+                          + remedy)
 
 
 def rehearsal(recipe: Recipe, limit: int | None) -> Recipe:
@@ -197,7 +212,7 @@ def _mine_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
     from distill.mining.mine import mining_fields
 
     require_manifest(folder.data, "import")
-    splits = [split for split in SPLITS if folder.judgements(split).exists()]
+    splits = [split for split in SPLITS if split == "train" or folder.judgements(split).exists()]
     return {folder.candidates(split): mining_fields(recipe, folder, split)
             for split in splits if not are_imported(folder.candidates(split))}
 

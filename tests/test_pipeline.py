@@ -12,8 +12,8 @@ from distill.data.texts import TextStore
 from distill.errors import FingerprintError
 from distill.pipeline import run, stage_states
 
-NUMBERS = "zero one two three four five six seven eight nine".split()
-THINGS = "book house river road table market school garden window paper".split()
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+THINGS = ("book", "house", "river", "road", "table", "market", "school", "garden", "window", "paper")
 
 
 @pytest.fixture(scope="session")
