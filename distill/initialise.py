@@ -15,9 +15,9 @@ _TEMPLATE = """\
 # Written by `distill init {path}`, which found there:
 {found}
 # Look at it with `distill run {output} --dry-run`, rehearse it with `--limit 200`.
-name: {name}
+name: {quoted}
 
-{data}
+{data}{evaluate}
 mine:
   miners:
     bm25: {{kind: bm25, top: 30, sample: 20, depth: 500}}
@@ -56,7 +56,9 @@ def write_recipe_for(data: Path, output: Path | None, *, force: bool = False) ->
     output = output or Path(f"{name}.yaml")
     if output.exists() and not force:
         raise RecipeError(f"{output} exists; name another with -o, or add --force")
-    text = _TEMPLATE.format(path=data, output=output, name=name, data=_data_section(found),
+    plain = name[0].isalpha() and isinstance(yaml.safe_load(name), str)
+    text = _TEMPLATE.format(path=data, output=output, quoted=name if plain else f"'{name}'",
+                            data=_data_section(found), evaluate=_evaluate_section(found),
                             found="\n".join(f"#   {line}" for line in found.lines))
     parse_recipe(yaml.safe_load(text), origin=str(output))
     with write_atomic(output) as temporary:
@@ -78,4 +80,14 @@ def _data_section(found: Found) -> str:
     section["source"] = {"kind": found.data.source.kind, **section["source"]}
     if found.data.source.kind in ("beir", "msmarco", "jsonl"):
         section["source"]["path"] = str(Path(section["source"]["path"]).resolve())
+    elif found.data.source.kind == "huggingface":
+        section["source"]["dataset"] = str(Path(section["source"]["dataset"]).resolve())
     return yaml.safe_dump({"data": section}, sort_keys=False, allow_unicode=True)
+
+
+def _evaluate_section(found: Found) -> str:
+    """Evaluation on the development queries where there are no others."""
+    sizes = found.data.sizes
+    if sizes is None or sizes.test_queries or not sizes.dev_queries:
+        return ""
+    return "\nevaluate: {split: dev}  # there are no test queries\n"

@@ -1,6 +1,7 @@
 """`distill run --dry-run`: what each stage would do, before anything runs: pairs, shards, steps, tokens, disk.
 
-Sizes come from the run folder's data where the import is done, else from `data.sizes` of the recipe.
+Sizes come from the run folder's data where the import is done, else from `data.sizes` of the recipe, else from the
+source's files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from distill.config import Recipe
+from distill.data.inspect import sizes_of
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
 from distill.errors import RecipeError
@@ -40,19 +42,23 @@ class Volumes:
 
 
 def volumes(recipe: Recipe) -> Volumes:
-    """From the imported data, else from `data.sizes`; `RecipeError` where there is neither."""
+    """From the imported data, else from `data.sizes`, else counted in the source's files; `RecipeError` without any."""
     sizes = recipe.data.sizes
     manifest = read_manifest(RunFolder(recipe.folder).data)
     if manifest is not None:
         queries = {split: manifest.counts.get(f"queries.{split}", 0) for split in ("train", "dev", "test")}
         return Volumes(f"the data in {RunFolder(recipe.folder).data}", manifest.counts["passages"], queries,
                        sizes.passage_tokens if sizes else 80.0, sizes.query_tokens if sizes else 12.0)
+    origin = "data.sizes of the recipe"
+    if sizes is None:
+        sizes, origin = sizes_of(recipe.data), "the source's files"
     if sizes is None:
         raise RecipeError("a dry run needs sizes: run `distill import` first, or declare data.sizes "
                           "(passages, queries) in the recipe")
-    limit = min(n for n in (recipe.data.limit, recipe.data.train_queries, sizes.queries) if n is not None)
-    queries = {"train": limit, "dev": sizes.dev_queries, "test": sizes.test_queries}
-    return Volumes("data.sizes of the recipe", sizes.passages, queries, sizes.passage_tokens, sizes.query_tokens)
+    queries = {"train": min(sizes.queries, recipe.data.train_queries or sizes.queries), "dev": sizes.dev_queries,
+               "test": sizes.test_queries}
+    queries = {split: min(count, recipe.data.limit or count) for split, count in queries.items()}
+    return Volumes(origin, sizes.passages, queries, sizes.passage_tokens, sizes.query_tokens)
 
 
 def plan(recipe: Recipe) -> tuple[Volumes, list[Planned]]:
@@ -79,7 +85,7 @@ def plan(recipe: Recipe) -> tuple[Volumes, list[Planned]]:
         Planned("mine", f"{', '.join(recipe.mine.miners)}: up to {negatives} negatives for each of {queries:,} "
                 f"training queries, {shards:,} shards", pairs * BYTES_PER_PAIR),
         Planned("teach", "; ".join(f"{name}: {cfg.folds} folds, {queries * (cfg.folds - 1) * (1 + cfg.negatives):,} "
-                                   f"pairs an epoch" for name, cfg in tuned.items()) or "no teacher to fine-tune", None),
+                                   "pairs an epoch" for name, cfg in tuned.items()) or "no teacher to fine-tune", None),
         Planned("score", f"{pairs:,} pairs x {len(recipe.teachers)} teachers, {shards * len(recipe.teachers):,} "
                 f"shards; {sum(pairs * tokens for tokens in pair_tokens.values()):.3g} tokens through rankers",
                 pairs * BYTES_PER_SCORE * len(recipe.teachers) + text_tokens * 4 * tokenizers),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from distill.config import load_recipe
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +67,14 @@ def test_bad_input_gives_one_message_and_status_2(recipe, beir):
     assert not (recipe.parent / "run" / "data" / "manifest.json").exists()
 
 
+def test_what_evaluation_would_refuse_is_refused_before_anything_is_mined(recipe):
+    for override, message in (("evaluate.metrics=[nDGC@10]", "'nDGC@10' is not a measure"),
+                              ("evaluate.split=dev", "no judged dev queries; set evaluate.split=test")):
+        shown = distill("run", recipe, override)
+        assert shown.returncode == 2 and message in shown.stderr and "Traceback" not in shown.stderr
+    assert not (recipe.parent / "run" / "candidates").exists()
+
+
 def test_stages_run_one_by_one_and_say_what_is_done(recipe):
     run = recipe.parent / "run"
     assert distill("import", recipe).returncode == 0
@@ -103,6 +114,19 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(tmp_path, beir
     assert distill("run", made, "--dry-run").returncode == 0
     again = distill("init", beir, "-o", made)
     assert again.returncode == 2 and "--force" in again.stderr
+
+
+def test_init_without_judgements_evaluates_on_development_queries_made_from_the_passages(tmp_path, beir):
+    shutil.rmtree(beir / "qrels")
+    made = tmp_path / "2024.yaml"
+    assert distill("init", beir.rename(tmp_path / "2024"), "-o", made).returncode == 0
+    recipe = load_recipe(made)
+    assert recipe.name == "2024" and recipe.data.generate is not None and recipe.evaluate.split == "dev"
+
+
+def test_dry_run_counts_the_sources_files_and_keeps_to_the_limit(recipe):
+    shown = distill("run", recipe, "--dry-run", "--limit", 3)
+    assert "12 passages, 3 train queries, 2 test queries" in shown.stdout, shown.stdout + shown.stderr
 
 
 def test_dry_run_prints_every_stage_of_the_published_recipe():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill import config
-from distill.data.readers.base import find_file
+from distill.data.readers.base import find_file, lines_of, require_file
+from distill.data.readers.beir import qrels_files
 from distill.data.readers.jsonl import raw_rows
-from distill.data.readers.rows import detect_layout, row_parser
+from distill.data.readers.rows import Layout, detect_layout, row_parser
 from distill.errors import DataError
 
 _COUNT_BYTES = 1 << 28  # larger files are not read through, their rows are estimated
@@ -74,11 +74,9 @@ def _beir(path: Path) -> Found:
         generate = config.GenerateQueries()
         lines.append("no judgements for training: training queries will be made from titles and sentences")
     if "test" not in splits:
-        lines.append("no judgements for a test split: evaluation needs some in qrels/test.tsv")
-    judged = {split: _judged_queries(find_file(path / "qrels", f"{name}.tsv")) for split, name in splits.items()}
-    sizes = _sizes(_count(corpus)[1], judged, generate)
-    return Found(config.Data(source=config.Beir(kind="beir", path=path, splits=splits), generate=generate,
-                             sizes=sizes), tuple(lines))
+        lines.append("no judgements for a test split: evaluation is on the development queries")
+    data = config.Data(source=config.Beir(kind="beir", path=path, splits=splits), generate=generate)
+    return Found(data.model_copy(update={"sizes": sizes_of(data)}), tuple(lines))
 
 
 def _msmarco(path: Path) -> Found:
@@ -90,10 +88,8 @@ def _msmarco(path: Path) -> Found:
     lines += [f"{split}: queries and judgements of {name}" for split, name in splits.items()]
     if not splits:
         raise DataError("collection.tsv is there, but no qrels.<split>.tsv", path=path)
-    judged = {split: _judged_queries(find_file(path, f"qrels.{name}.tsv")) for split, name in splits.items()}
-    sizes = _sizes(_count(find_file(path, "collection.tsv"))[1], judged, None)
-    return Found(config.Data(source=config.MsMarco(kind="msmarco", path=path, splits=splits), sizes=sizes),
-                 tuple(lines))
+    data = config.Data(source=config.MsMarco(kind="msmarco", path=path, splits=splits))
+    return Found(data.model_copy(update={"sizes": sizes_of(data)}), tuple(lines))
 
 
 def _huggingface(path: Path) -> Found:
@@ -109,29 +105,57 @@ def _rows(path: Path) -> Found:
         raise DataError("the file has no rows", path=path)
     layout = detect_layout(first)
     row = row_parser(layout, {}, first, path)(first, line)
-    _, count = _count(path)
-    held_out = {"test_queries": min(500, count // 10), "dev_queries": min(200, count // 20)}
+    queries = _distinct_queries(path, layout, {})
+    held_out = {"test_queries": min(500, queries // 10 or int(queries > 2)), "dev_queries": min(200, queries // 20)}
     source = config.Jsonl(kind="jsonl", path=path, layout=layout, **held_out)
     told = f"{_rows_in(path)} rows of the layout {layout!r}: columns {', '.join(first)}"
     lists = f"the first row has {sum(row.positive)} positive and {len(row.passages) - sum(row.positive)} negatives" \
         + (", with scores" if row.scores is not None else "")
-    sizes = config.Sizes(passages=count * len(row.passages), queries=count - sum(held_out.values()), **held_out)
-    return Found(config.Data(source=source, sizes=sizes), (told, lists, f"{held_out['test_queries']} queries are set aside for "
-                                              f"test, {held_out['dev_queries']} for development"))
+    aside = f"{held_out['test_queries']} queries are set aside for test, {held_out['dev_queries']} for development"
+    data = config.Data(source=source)
+    return Found(data.model_copy(update={"sizes": sizes_of(data)}), (told, lists, aside))
 
 
-def _sizes(passages: int, judged: dict[str, int], generate: config.GenerateQueries | None) -> config.Sizes:
-    """What a dry run reckons with before the import has counted."""
-    train = passages * generate.per_passage if generate else judged.get("train", 0)
-    return config.Sizes(passages=passages, queries=train, dev_queries=judged.get("dev", 0),
-                        test_queries=judged.get("test", 0))
+def sizes_of(data: config.Data) -> config.Sizes | None:
+    """What a dry run reckons with before the import has counted; None for sources that are no files.
+
+    Generated queries are the most that can be made, and passages of rows are counted as often as they are repeated.
+    """
+    source, generate = data.source, data.generate
+    if isinstance(source, config.Jsonl):
+        line, first = next(raw_rows(source.path), (0, None))
+        if first is None:
+            raise DataError("the file has no rows", path=source.path)
+        row = row_parser(source.layout, source.columns, first, source.path)(first, line)
+        queries = _distinct_queries(source.path, source.layout, source.columns)
+        return config.Sizes(passages=_count(source.path)[1] * len(row.passages), dev_queries=source.dev_queries,
+                            queries=max(0, queries - source.dev_queries - source.test_queries),
+                            test_queries=source.test_queries)
+    if isinstance(source, config.Beir):
+        corpus, qrels = require_file(source.path, "corpus.jsonl"), qrels_files(source)
+    elif isinstance(source, config.MsMarco):
+        corpus = require_file(source.path, "collection.tsv")
+        qrels = {split: require_file(source.path, f"qrels.{name}.tsv") for split, name in source.splits.items()}
+    else:
+        return None
+    passages = _count(corpus)[1]
+    judged = {split: _judged_queries(path) for split, path in qrels.items()}
+    made = passages * generate.per_passage if generate else 0
+    made_dev = round(made * generate.dev_share) if generate else 0
+    return config.Sizes(passages=passages, queries=judged.get("train", 0) + made - made_dev,
+                        dev_queries=judged.get("dev", 0) + made_dev, test_queries=judged.get("test", 0))
+
+
+def _distinct_queries(path: Path, layout: Layout, columns: dict[str, str]) -> int:
+    """Different queries in a file of rows, by their share of the first ten thousand rows."""
+    head = list(itertools.islice(raw_rows(path), 10_000))
+    parse = row_parser(layout, columns, head[0][1], path)
+    return round(_count(path)[1] * len({parse(row, line).query for line, row in head}) / len(head))
 
 
 def _judged_queries(path: Path) -> int:
     """Queries in a judgement file, whose lines stand together by query."""
-    with (gzip.open(path, "rt") if path.suffix == ".gz" else open(path, encoding="utf-8")) as file:
-        groups = sum(1 for _ in itertools.groupby(line.split()[0] for line in file if not line.isspace()))
-        return groups - _has_header(path)
+    return sum(1 for _ in itertools.groupby(line.split()[0] for _, line in lines_of(path))) - _has_header(path)
 
 
 def _rows_in(path: Path) -> str:
@@ -141,17 +165,16 @@ def _rows_in(path: Path) -> str:
 
 def _count(path: Path) -> tuple[bool, int]:
     """(whether exact, rows): lines with something on them; the mean of the first thousand tells for a large file."""
-    with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as file:
-        if path.stat().st_size <= _COUNT_BYTES:
-            lines = sum(1 for line in file if not line.isspace())
-            return True, lines - _has_header(path)
-        head = list(itertools.islice(file, 1000))
-        size = path.stat().st_size * (3 if path.suffix == ".gz" else 1)  # text shrinks to about a third
-        return False, int(size / max(1.0, sum(map(len, head)) / len(head)))
+    if path.stat().st_size <= _COUNT_BYTES:
+        return True, sum(1 for _ in lines_of(path)) - _has_header(path)
+    head = [len(line.encode()) + 1 for _, line in itertools.islice(lines_of(path), 1000)]
+    size = path.stat().st_size * (3 if path.suffix == ".gz" else 1)  # text shrinks to about a third
+    return False, int(size * len(head) / max(1, sum(head)))
 
 
 def _has_header(path: Path) -> int:
     name = path.name.removesuffix(".gz")
-    return int(name.endswith(".csv") or (name.endswith(".tsv") and not name.startswith(("collection", "queries", "qrels."))))
+    headerless = name.startswith(("collection", "queries", "qrels."))  # MS MARCO's
+    return int(name.endswith(".csv") or (name.endswith(".tsv") and not headerless))
 
 

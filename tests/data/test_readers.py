@@ -271,6 +271,8 @@ def test_what_a_folder_or_file_is_gets_recognised(tmp_path):
     found = sniff(rows)
     assert (found.data.source.layout, found.data.source.test_queries, found.data.source.dev_queries) == (
         "flagembedding", 10, 5)
+    lines(rows, [{"query": f"q{i % 20}", "pos": ["a"], "neg": [f"b{i}"]} for i in range(100)])  # twenty queries only
+    assert sniff(rows).data.sizes.queries == 17 and sniff(rows).data.source.test_queries == 2
     (tmp_path / "pairs.csv").write_text("question,answer\nq,a\n")
     assert sniff(tmp_path / "pairs.csv").data.source.layout == "pairs"
     (tmp_path / "empty").mkdir()
