@@ -11,7 +11,7 @@ import difflib
 import importlib.util
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -78,7 +78,7 @@ class NaverScores(Section):
     """A BEIR or MS MARCO folder with scored hard negatives: naver's `{qid: {did: score}}`, or a TREC run."""
 
     kind: Literal["naver"]
-    collection: Annotated[Union[Beir, MsMarco], Field(discriminator="kind")]
+    collection: Annotated[Beir | MsMarco, Field(discriminator="kind")]
     scores: Path  # .json or .json.gz; by any other name, a TREC run
 
 
@@ -104,7 +104,7 @@ class IrDatasets(Section):
 
 
 Source = Annotated[
-    Union[PythonDocs, Beir, MsMarco, Jsonl, NaverScores, HuggingFace, IrDatasets], Field(discriminator="kind")
+    PythonDocs | Beir | MsMarco | Jsonl | NaverScores | HuggingFace | IrDatasets, Field(discriminator="kind")
 ]
 
 
@@ -281,7 +281,7 @@ class InfoNceLoss(Section):
     in_batch: bool = True  # other queries' passages, of all processes, as negatives
 
 
-Loss = Annotated[Union[KlLoss, MarginMseLoss, InfoNceLoss], Field(discriminator="kind")]
+Loss = Annotated[KlLoss | MarginMseLoss | InfoNceLoss, Field(discriminator="kind")]
 
 
 class Regularizer(Section):

@@ -141,7 +141,8 @@ def _ports() -> Finding:
 
 def _hub() -> Finding:
     if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return Finding("ok", "model hub", "HF_HUB_OFFLINE=1: models must be paths, cached, or package:<module>/<folder>")
+        return Finding("ok", "model hub", "HF_HUB_OFFLINE=1: models must be paths, cached, or "
+                                          "package:<module>/<folder>")
     host = "huggingface.co"
     try:
         with socket.create_connection((host, 443), timeout=2):
