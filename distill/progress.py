@@ -43,10 +43,18 @@ def track(items: Iterable[T], total: float | None = None, description: str = "",
 @contextmanager
 def _bar(description: str, total: float | None, unit: str) -> Iterator[Advance]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = [TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-               TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
+    columns = [TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
+               TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}")]
     with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
         task = bars.add_task(description, total=total, rate="", note="")
         start, done = time.monotonic(), 0.0
