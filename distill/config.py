@@ -232,7 +232,14 @@ class Label(Section):
 
     normalise: Literal["min-max", "z-score", "none"] = "min-max"  # per query and teacher
     map_to: str | None = None  # teacher whose global mean and standard deviation the labels take
+    scale: Annotated[float, Field(gt=0)] = 1.0  # without map_to: what a label of 1 is worth in the student's dot products
     drop_false_negatives: float | None = None  # drop negatives above the positive by more than this, in label units
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Label:
+        if self.map_to is not None and self.scale != 1.0:
+            raise ValueError("map_to gives the labels their scale: leave out scale, or map_to")
+        return self
 
 
 # ------------------------------------------------------------------------------------ student, training
@@ -389,6 +396,8 @@ class Recipe(Section):
     def _references_exist(self) -> Recipe:
         if not self.teachers:
             raise ValueError("needs at least one teacher")
+        if "ensemble" in self.teachers:
+            raise ValueError("teachers.ensemble: the name belongs to the mean of all teachers; choose another")
         if not any(teacher.weight for teacher in self.teachers.values()):
             raise ValueError("every teacher has the weight 0: no label can be made")
         if self.label.map_to is not None and self.label.map_to not in self.teachers:

@@ -180,6 +180,7 @@ def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
         values = _ensemble(recipe, candidates, raw, "train")
         if recipe.label.map_to is not None:
             values = affine_map(values, ours.mean, ours.std, reference.mean, reference.std)
+        values = values * recipe.label.scale
         batch, kept = _labelled(candidates, values, recipe.label.drop_false_negatives, counts)
         final.add(kept)
         shards.append(write_ipc(target / name, SCHEMA, [batch], {"fingerprint": fingerprint(fields)}))

@@ -22,7 +22,7 @@ from distill.data.labels import (
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
 from distill.data.scores import write_scores
-from distill.errors import DataError, FingerprintError, StorageError
+from distill.errors import DataError, FingerprintError, RecipeError, StorageError
 
 NAN = float("nan")
 
@@ -187,3 +187,16 @@ def test_statistics_of_the_teachers(folder):
     equal([a.negatives_above_positive, b.negatives_above_positive], [1 / 4, 1.0])
     taus = [kendalltau([4, 0, 2], [10, 30, 20]).statistic, kendalltau([1, 9], [5, 6]).statistic]
     equal(stats.kendall_tau["a", "b"], np.mean(taus))
+
+
+def test_scale_multiplies_the_labels_and_excludes_a_mapping(folder):
+    build_labels(recipe(), folder)
+    plain = all_labels(folder)
+    (folder.labels() / "manifest.json").unlink()
+    build_labels(recipe(scale=8), folder)
+    scaled = all_labels(folder)
+    assert plain.keys() == scaled.keys()
+    for query in plain:
+        equal([scaled[query][p] for p in plain[query]], [8 * value for value in plain[query].values()])
+    with pytest.raises(RecipeError, match="leave out scale, or map_to"):
+        recipe(scale=8, map_to="a")
