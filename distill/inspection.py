@@ -38,7 +38,7 @@ def search_and_print(checkpoint: Path, data: Path, query: str, *, beside: Path |
     for path in (checkpoint, *((beside,) if beside else ())):
         model = open_model(path)
         hits = search_and_explain(model, encode_collection(model, passages), query, top)
-        print(f"\n{path}: {query!r}")
+        print(f"\n{path}: {query!r}" + ("" if hits else "  (no passage shares a term with the query)"))
         for rank, hit in enumerate(hits, start=1):
             terms = ", ".join(f"{term.text} {term.weight:.2f}" for term in hit.matches[:8])
             print(f"{rank:>3}. {hit.score:7.3f}  {ids(hit.row)}  {_short(texts(hit.row))}")

@@ -24,7 +24,7 @@ from distill.data.files import write_atomic
 from distill.data.fingerprint import fingerprint, first_difference
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import read_manifest, require_manifest, verify
-from distill.errors import FingerprintError, RecipeError
+from distill.errors import DistillError, FingerprintError, RecipeError
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +122,16 @@ def stage_states(recipe: Recipe, *, limit: int | None = None, verify: bool = Fal
         if states and states[-1].state != "done":
             states.append(StageState(stage.name, "pending", f"after {states[-1].stage}"))
         else:
-            states.append(stage_state(stage, recipe, folder, check=verify))
+            states.append(_state_or_reason(stage, recipe, folder, verify))
     return states
+
+
+def _state_or_reason(stage: Stage, recipe: Recipe, folder: RunFolder, check: bool) -> StageState:
+    """For looking only: what would stop the stage is the reason why it is pending."""
+    try:
+        return stage_state(stage, recipe, folder, check=check)
+    except DistillError as error:
+        return StageState(stage.name, "pending", f"cannot start: {error}")
 
 
 def stage_state(stage: Stage, recipe: Recipe, folder: RunFolder, *, check: bool = False) -> StageState:

@@ -96,6 +96,12 @@ def test_another_recipe_in_the_same_folder_is_refused_with_the_field_and_redo_se
     assert len(list((recipe.parent / "run" / "replaced").glob("*/candidates/train/manifest.json"))) == 1
 
 
+def test_status_says_why_a_stage_cannot_start(recipe, beir):
+    shutil.move(beir, beir.with_name("elsewhere"))
+    shown = distill("status", recipe)
+    assert shown.returncode == 0 and "cannot start" in shown.stdout and "no such folder" in shown.stdout
+
+
 def test_status_verify_finds_a_damaged_file(recipe):
     distill("import", recipe)
     assert distill("status", recipe, "--verify").returncode == 0

@@ -18,8 +18,6 @@ from distill.errors import StorageError
 
 BATCH_ROWS = 16_384  # rows per record batch in stores
 
-__all__ = ["BATCH_ROWS", "RowReader", "Shard", "open_ipc", "write_ipc"]
-
 
 def write_ipc(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], metadata: dict[str, str] | None = None,
               exclusive: bool = False) -> Shard | None:
@@ -46,13 +44,11 @@ def write_ipc(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], 
     return shard
 
 
-def open_ipc(path: Path) -> RowReader:
-    """Memory-map a file; `StorageError` if it is missing or not a whole Arrow file."""
-    return RowReader(path)
-
-
 class RowReader:
-    """A memory-mapped Arrow file whose rows are addressed by number. Opening reads the footer and batch headers."""
+    """A memory-mapped Arrow file whose rows are addressed by number. Opening reads the footer and batch headers.
+
+    Raises `StorageError` where the file is missing or not a whole Arrow file.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)

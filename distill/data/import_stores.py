@@ -85,7 +85,7 @@ def spool_passages(batches: Batches, options: config.GenerateQueries | None, see
             advance(batch.num_rows)
     opened = TextStore.open(path)
     if not len(opened):
-        raise DataError("there are no passages", path=places.of(0)["path"])
+        raise DataError("there are no passages", field="data.source")
     refuse_repeated_ids(opened, places, "passage")
     if options is not None:
         generated = RowReader(spool / "generated.arrow")

@@ -87,6 +87,10 @@ def import_data(recipe: Recipe, folder: RunFolder) -> Manifest:
     with storage_errors(folder.data), tempfile.TemporaryDirectory(prefix=".import-", dir=folder.data) as temporary:
         staged = RunFolder(Path(temporary) / "run")
         manifest = _import(recipe, fields, staged, Path(temporary) / "spool")
+        done = read_manifest(folder.data)
+        if done is not None:  # another machine was first
+            check_same(folder.data, done.fields, fields)
+            return done
         publish(staged, folder)
         for shard in manifest.shards:
             os.replace(staged.data / shard.name, folder.data / shard.name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from distill.data.arrow import BATCH_ROWS
@@ -39,11 +38,6 @@ class Spool:
             columns = [pa.array(column, field.type)
                        for column, field in zip(zip(*rows, strict=True), self.schema, strict=True)]
             self.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
-
-    def write_columns(self, *columns: np.ndarray) -> None:
-        self.write_batch(pa.RecordBatch.from_arrays(
-            [pa.array(column, field.type) for column, field in zip(columns, self.schema, strict=True)],
-            schema=self.schema))
 
     def write_batch(self, batch: pa.RecordBatch) -> None:
         """Small batches are gathered, so that the file is made of batches of at least `BATCH_ROWS` rows."""

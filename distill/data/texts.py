@@ -58,11 +58,6 @@ class TextStore:
         """Texts as models read them: for a passage, its title and its text."""
         return self._texts(self._reader.take(rows)).to_pylist()
 
-    def titles_and_texts(self, rows: np.ndarray) -> list[tuple[str, str]]:
-        """Passages only: title and text apart."""
-        taken = self._reader.take(rows, ["title", "text"])
-        return list(zip(taken.column(0).to_pylist(), taken.column(1).to_pylist(), strict=True))
-
     def origin(self, rows: np.ndarray) -> np.ndarray:
         """Passages only: int64 per row; -1 for the collection, else the collection row that a variant was cut from."""
         return self._reader.take(rows, ["origin"]).column(0).to_numpy()
@@ -74,14 +69,6 @@ class TextStore:
             if keep <= 0:
                 return
             yield self._texts(batch.slice(0, keep)).to_pylist()
-
-    def id_batches(self) -> Iterable[list[str]]:
-        """All ids of the collection (no variants) in row order, a record batch at a time."""
-        for start, batch in zip(self._reader.starts, self._reader.batches, strict=False):
-            keep = min(batch.num_rows, self.collection_size - int(start))
-            if keep <= 0:
-                return
-            yield batch.column("id").slice(0, keep).to_pylist()
 
     def rows_of(self, ids: list[str] | pa.Array | pa.ChunkedArray) -> np.ndarray:
         """Row of each id in the collection, -1 where there is none; int64.

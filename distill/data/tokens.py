@@ -78,11 +78,6 @@ class TokenStore:
         columns = [batch.column("length").to_numpy() for batch in self._reader.batches]
         return columns[0] if len(columns) == 1 else np.concatenate([np.empty(0, np.int32), *columns])
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the file."""
-        return self.path.stat().st_size
-
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Token ids of each row, in the order given: a list of int32 arrays."""
         batches, locals_ = self._reader.locate(rows)

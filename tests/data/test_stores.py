@@ -36,14 +36,12 @@ def passages(tmp_path) -> TextStore:
 
 def test_a_passage_reads_as_title_and_text_with_one_space_between(passages):
     assert passages.texts([1, 2, 3, 0, 31]) == ["Title text 1", "text 2", "Title", "", "too"]
-    assert passages.titles_and_texts([1]) == [("Title", "text 1")]
     assert [text for batch in passages.text_batches(stop=9) for text in batch] == passages.texts(np.arange(9))
 
 
 def test_the_collection_ends_where_the_variants_begin(passages):
     assert len(passages) == 32 and passages.collection_size == 30
     assert passages.origin([29, 30, 31]).tolist() == [-1, 4, 1]
-    assert sum(map(len, passages.id_batches())) == 30
 
 
 def test_ids_are_found_whatever_their_order_and_repeats(passages):
