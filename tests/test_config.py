@@ -42,6 +42,7 @@ def test_missing_and_impossible_values_are_named():
     assert "cross-encoder teacher needs a model" in refused(teachers={"x": {"kind": "cross-encoder"}})
     assert "at least one teacher" in refused(teachers={})
     assert "every teacher has the weight 0" in refused(teachers={"bm25": {"kind": "bm25", "weight": 0}})
+    assert "choose another" in refused(teachers={"ensemble": {"kind": "bm25"}})
     assert "at least one miner" in refused(mine={"miners": {}})
     assert "Input should be a list (given: 'kl')" in refused(train={"losses": "kl"})
 
