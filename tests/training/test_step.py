@@ -21,6 +21,9 @@ NONE, SOME, ALL = 0, 120, 10_000  # tokens whose graphs are kept from the first 
 CASES = {f"zero{stage}-chunk{chunk}-kept{kept}": {"stage": stage, "chunk_tokens": chunk, "kept_tokens": kept}
          for stage, (chunk, kept) in itertools.product(range(4), [(SMALL, NONE), (SMALL, SOME), (LARGE, ALL)])}
 
+CASES |= {f"zero{stage}-checkpointing": {"stage": stage, "chunk_tokens": 60, "kept_tokens": SOME,
+                                         "train": {"activation_checkpointing": True}} for stage in (0, 3)}
+
 
 @pytest.fixture(scope="module")
 def expected(tiny_mlm):
