@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from distill.config import Recipe, Teacher, parse_recipe
+from distill.config import Recipe, Teacher
 from distill.data.candidates import from_lists, iterate_candidates, shard_name, write_candidates
 from distill.data.importing import import_data
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
 from distill.data.texts import TextStore
 from distill.mining.mine import mine
+from distill.recipe_file import parse_recipe
 from ray_jobs.joblog import JobLog
 from ray_jobs.score import score
 from teachers.base import Pairs, prepare
@@ -157,7 +158,7 @@ class Stub:
         return np.zeros(len(queries), np.float32)
 
 
-def bookkeeping(root: Path, shards: int = 10_000) -> None:
+def bookkeeping(root: Path, shards: int = 2_000) -> None:
     """Driver CPU time a shard and memory, over many small shards."""
     from ray_jobs.shard_map import ray_cluster
 

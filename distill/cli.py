@@ -17,8 +17,8 @@ from typing import Annotated
 import typer
 
 from distill import __version__
-from distill.config import dump_recipe, load_recipe
 from distill.errors import DistillError
+from distill.recipe_file import dump_recipe, load_recipe
 
 app = typer.Typer(
     name="distill",
@@ -77,11 +77,28 @@ for _name, _about in {
     "mine": "Find hard negatives for the training queries, and candidates for the others.",
     "teach": "Fine-tune the teachers that the recipe says to fine-tune.",
     "score": "Let every teacher score the candidates, in Ray, into Arrow shards.",
-    "label": "Make training labels of the teachers' scores.",
     "train": "Distil the labels into the student.",
     "evaluate": "Evaluate the saved student beside its teachers and BM25.",
 }.items():
     _stage_command(_name, _about)
+
+
+@app.command()
+def label(
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Show each teacher's scores, how far teachers agree, and how "
+                                                        "often a negative outscores the positive.")] = False,
+) -> None:
+    """Make training labels of the teachers' scores."""
+    from distill.pipeline import run
+
+    loaded = load_recipe(recipe, overrides or ())
+    folder = run(loaded, only="label", limit=limit, redo=redo)
+    if stats:
+        from distill.data.label_stats import label_stats
+        from distill.reporting.table import print_label_stats
+
+        print_label_stats(label_stats(loaded, folder))
 
 
 @app.command("run")

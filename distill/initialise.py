@@ -6,10 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from distill.config import parse_recipe
 from distill.data.files import write_atomic
 from distill.data.inspect import Found, sniff
 from distill.errors import RecipeError
+from distill.recipe_file import parse_recipe
 
 _TEMPLATE = """\
 # Written by `distill init {path}`, which found there:

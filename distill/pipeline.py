@@ -4,7 +4,7 @@
 the run folder, idempotent and resumable; what it depends on stands in the manifest of what it wrote. Here they are
 put in order, compared with what lies on disk, and run:
 
-    from distill.config import load_recipe
+    from distill.recipe_file import load_recipe
     from distill.pipeline import run
     run(load_recipe("configs/quickstart.yaml"))
 """
@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from distill.config import Recipe, dump_recipe
+from distill.config import Recipe
 from distill.data.files import write_atomic
 from distill.data.fingerprint import fingerprint, first_difference
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import read_manifest, require_manifest, verify
 from distill.errors import DistillError, FingerprintError, RecipeError
+from distill.recipe_file import dump_recipe
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,10 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, re
             log.info("%-9s done already", stage.name)
             continue
         did_something = True
-        _write_recipe(recipe, folder)
         log.info("%-9s ...", stage.name)
         began = time.monotonic()
         stage.run(recipe, folder)
+        _write_recipe(recipe, folder)
         log.info("%-9s done in %.0f s", stage.name, time.monotonic() - began)
     if only in (None, "evaluate"):
         _finish(recipe, folder, time.monotonic() - start if did_something else None)

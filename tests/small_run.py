@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from distill.config import Recipe, Student, parse_recipe
+from distill.config import Recipe, Student
 from distill.data.arrow import write_ipc
 from distill.data.judgements import JUDGEMENT_SCHEMA
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
 from distill.data.texts import PASSAGE_SCHEMA, QUERY_SCHEMA, TextStore
+from distill.recipe_file import parse_recipe
 from distill.student.checkpoint import save_student
 from distill.student.model import load_student
 

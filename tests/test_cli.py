@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import load_recipe
+from distill.recipe_file import load_recipe
 
 ROOT = Path(__file__).parent.parent
 

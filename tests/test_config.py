@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import dump_recipe, load_recipe, parse_recipe, resolve_model
+from distill.config import resolve_model
 from distill.errors import RecipeError
+from distill.recipe_file import dump_recipe, load_recipe, parse_recipe
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
 MINIMAL = {"name": "a", "data": {"source": {"kind": "python-docs"}}, "teachers": {"bm25": {"kind": "bm25"}},

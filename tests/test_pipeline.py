@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from distill.config import parse_recipe
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
 from distill.errors import FingerprintError
 from distill.pipeline import run, stage_states
+from distill.recipe_file import parse_recipe
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 THINGS = ("book", "house", "river", "road", "table", "market", "school", "garden", "window", "paper")

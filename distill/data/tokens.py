@@ -15,6 +15,7 @@ import pyarrow as pa
 import xxhash
 
 from distill.data.arrow import RowReader, write_ipc
+from distill.data.files import locked
 from distill.data.texts import TextStore
 from distill.progress import progress
 
@@ -46,7 +47,13 @@ def build_token_store(texts: TextStore, tokenizer: PreTrainedTokenizerBase | str
     """Tokenise a text store into `path`; returns at once where a store of these texts, cut no earlier, is there."""
     if (store := _usable(path, texts, max_tokens)) is not None:
         return store
-    tokenizer = _load(tokenizer)
+    # one builder at a time: else a store cut early could replace one cut late under its readers
+    with locked(path):
+        return _usable(path, texts, max_tokens) or _build(texts, _load(tokenizer), path, max_tokens, prefix)
+
+
+def _build(texts: TextStore, tokenizer: PreTrainedTokenizerBase, path: Path, max_tokens: int, prefix: str
+           ) -> TokenStore:
     value_type = pa.uint16() if len(tokenizer) <= 1 << 16 else pa.int32()
     schema = pa.schema([pa.field("tokens", pa.large_list(value_type)), pa.field("length", pa.int32())])
     metadata = {"texts": texts.fingerprint, "max_tokens": str(max_tokens), "prefix": prefix,

@@ -12,6 +12,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distill.data.label_stats import LabelStats
+
 _COSTS = (("query_terms", "query terms", ".0f"), ("passage_terms", "passage terms", ".0f"), ("flops", "FLOPS", ".2f"))
 _MISSING = "–"
 
@@ -67,6 +69,23 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
         shown = [f"**{value}**" for value in values] if row["name"] == "student" else values
         lines.append("| " + " | ".join(value.replace("|", "\\|") for value in shown) + " |")
     return "\n".join(lines)
+
+
+def print_label_stats(stats: LabelStats, console: Console | None = None) -> None:
+    """Show each teacher's raw scores, and how far teachers agree on the order of a query's candidates."""
+    console = console or Console()
+    table = Table(title=f"raw scores; quantiles of {stats.sampled_queries:,} queries", title_justify="left",
+                  title_style="bold", header_style="bold")
+    columns = ("teacher", "scores", "missing", "mean", "std", "5 %", "median", "95 %", "negatives above positive")
+    for i, header in enumerate(columns):
+        table.add_column(header, justify="left" if i == 0 else "right")
+    for name, teacher in stats.teachers.items():
+        quantiles = [_number(teacher.quantiles.get(q), ".3f") for q in ("0.05", "0.5", "0.95")]
+        table.add_row(name, f"{teacher.scores:,}", f"{teacher.missing:,}", f"{teacher.mean:.3f}", f"{teacher.std:.3f}",
+                      *quantiles, f"{teacher.negatives_above_positive:.1%}")
+    console.print(table)
+    for (one, other), tau in stats.kendall_tau.items():
+        console.print(f"Kendall's tau, {one} and {other}: {tau:.3f}", highlight=False)
 
 
 def metric_title(name: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from distill import config, errors
 from distill.data.layout import RunFolder
+from distill.recipe_file import dump_recipe
 from distill.training.preemption import SIGNALS
 
 GRACE_SECONDS = 120  # for the other processes to end by themselves after one has
@@ -60,7 +61,7 @@ def start(recipe: config.Recipe, folder: RunFolder, processes: int) -> dict[str,
                    "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // processes)))}
     with tempfile.TemporaryDirectory(prefix="distill-train-") as temporary:
         recipe_file = Path(temporary) / "recipe.yaml"
-        recipe_file.write_text(config.dump_recipe(recipe), encoding="utf-8")
+        recipe_file.write_text(dump_recipe(recipe), encoding="utf-8")
         outcomes = [Path(temporary) / f"rank-{rank}.json" for rank in range(processes)]
         workers = [_worker(recipe_file, folder, outcome, rank, environment) for rank, outcome in enumerate(outcomes)]
         _wait(workers)

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from distill.config import load_recipe
 from distill.data.layout import RunFolder
 from distill.errors import DataError, DistillError, TrainingError
+from distill.recipe_file import load_recipe
 
 
 def main(recipe_file: str, root: str, outcome_file: str) -> int:

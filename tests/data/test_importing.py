@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distill.config import Recipe, parse_recipe
+from distill.config import Recipe
 from distill.data.candidates import are_imported, iterate_candidates
 from distill.data.importing import import_data, import_outputs
 from distill.data.judgements import load_judgements
@@ -20,6 +20,7 @@ from distill.data.readers import read_passages
 from distill.data.scores import read_scores
 from distill.data.texts import TextStore
 from distill.errors import DataError, FingerprintError, RecipeError, StorageError
+from distill.recipe_file import parse_recipe
 
 CORPUS = [{"_id": "a", "title": "Cats", "text": "cats sleep all day"}, {"_id": "b", "title": "", "text": "dogs bark"},
           {"_id": "c", "text": "no title here"}, {"_id": "d", "title": "", "text": ""}]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from distill.config import Recipe, parse_recipe
+from distill.config import Recipe
 from distill.data.batches import TrainingData
 from distill.data.candidates import from_lists, read_candidates, write_candidates
 from distill.data.label_stats import label_stats
@@ -23,6 +23,7 @@ from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
 from distill.data.scores import write_scores
 from distill.errors import DataError, FingerprintError, RecipeError, StorageError
+from distill.recipe_file import parse_recipe
 
 NAN = float("nan")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from distill.config import HuggingFace, IrDatasets, Jsonl, parse_recipe
+from distill.config import HuggingFace, IrDatasets, Jsonl
 from distill.data.importing import import_data
 from distill.data.inspect import sniff
 from distill.data.judgements import load_judgements
@@ -21,6 +21,7 @@ from distill.data.readers.naver import json_object_items
 from distill.data.readers.qrels import read_qrels
 from distill.data.texts import TextStore
 from distill.errors import DataError
+from distill.recipe_file import parse_recipe
 
 
 def lines(path: Path, rows: list) -> Path:

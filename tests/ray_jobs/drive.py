@@ -2,8 +2,8 @@
 
 import sys
 
-from distill.config import load_recipe
 from distill.data.layout import RunFolder
+from distill.recipe_file import load_recipe
 from ray_jobs.score import score
 
 recipe = load_recipe(sys.argv[1])

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from small_job import recipe_for, score_bytes, write_job
 
-from distill.config import dump_recipe
 from distill.data.candidates import iterate_candidates
 from distill.data.files import read_json
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest, verify
 from distill.data.scores import read_scores
 from distill.errors import FingerprintError, TeacherError
+from distill.recipe_file import dump_recipe
 from ray_jobs.joblog import JobLog
 from ray_jobs.score import score, score_local
 from teachers.base import Pairs, open_teacher

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distill.config import Recipe, parse_recipe
+from distill.config import Recipe
+from distill.recipe_file import parse_recipe
 
 
 def make_recipe(model, root: Path, **train) -> Recipe:

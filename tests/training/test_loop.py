@@ -16,9 +16,9 @@ from make_recipe import make_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SparseEncoder
 
-from distill import config
 from distill.data.layout import RunFolder
 from distill.errors import FingerprintError, Preempted, RecipeError, TrainingError
+from distill.recipe_file import dump_recipe
 from distill.student.checkpoint import load_checkpoint
 from distill.training.engine import Engine
 from distill.training.loop import train
@@ -119,7 +119,7 @@ def test_killed_outright_it_goes_on_from_its_last_checkpoint(tiny_mlm, run_folde
     changes = {"steps": 8, "checkpoints": {"every": 2, "keep_last": 1}, "activation_budget": 1e-4}
     expected = run(make_recipe(tiny_mlm, run_folder, **changes))
     recipe = make_recipe(tiny_mlm, copied, **changes)
-    (tmp_path / "recipe.yaml").write_text(config.dump_recipe(recipe))
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     worker = subprocess.Popen([sys.executable, "-m", "distill.training.worker", tmp_path / "recipe.yaml", recipe.folder,
                                tmp_path / "outcome"], env={**os.environ, "OMP_NUM_THREADS": "1"})
     with once_logged(recipe, 5, worker.kill):
