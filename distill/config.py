@@ -171,7 +171,7 @@ class Mine(Section):
 
 
 class FineTune(Section):
-    """Fine-tuning a cross-encoder on the labelled training pairs (sentence-transformers' CrossEncoderTrainer).
+    """Fine-tuning a cross-encoder to put labelled positives above mined negatives (listwise, CrossEncoderTrainer).
 
     With `folds` > 1, each model trains on the queries outside its fold, and scores only those inside it.
     """
@@ -181,7 +181,8 @@ class FineTune(Section):
     layers: Positive | None = None  # keep only the lower layers
     epochs: float = 1.0
     batch_size: Positive = 32  # pairs
-    lr: float = 5e-5
+    lr: Annotated[float, Field(gt=0)] = 5e-5
+    head_lr: Annotated[float, Field(gt=0)] | None = None  # of the pooler and the classifier, if fresh; None: lr
     warmup_ratio: Fraction = 0.1
 
 

@@ -14,7 +14,7 @@ from distill.errors import FingerprintError, TeacherError
 from teachers import fine_tune as module
 from teachers.base import Pairs, open_teacher, prepare
 from teachers.execution import Execution
-from teachers.fine_tune import fine_tune, training_pairs
+from teachers.fine_tune import fine_tune, training_lists
 from teachers.folds import _mix, query_folds
 from teachers.identity import identity
 
@@ -41,15 +41,15 @@ def test_folds_are_balanced():
     assert counts.min() > 900
 
 
-def test_pairs_are_every_positive_and_negatives_from_the_candidates(folder):
-    triples = training_pairs(folder, 2, seed=1)
+def test_lists_hold_a_positive_and_negatives_from_the_candidates(folder):
+    lists = training_lists(folder, 2, seed=1)
     judged = {(query, passage) for query, passage, grade in JUDGEMENTS["train"] if grade}
-    assert {(q, p) for q, p, label in triples.tolist() if label} == judged
+    assert {(one.query, one.passages[0]) for one in lists} == judged
     candidates = {(q, p) for _, shard in iterate_candidates(folder.candidates("train"))
                   for q, p in zip(shard.pair_queries.tolist(), shard.passages.tolist(), strict=True)}
-    negatives = [(q, p) for q, p, label in triples.tolist() if not label]
-    assert negatives and set(negatives) <= candidates - judged
-    np.testing.assert_array_equal(triples, training_pairs(folder, 2, seed=1))
+    negatives = {(one.query, passage) for one in lists for passage in one.passages[1:]}
+    assert negatives and negatives <= candidates - judged
+    assert lists == training_lists(folder, 2, seed=1)
 
 
 def test_each_fold_is_a_cross_encoder_and_scores_only_what_it_has_not_seen(folder, tiny_sentence):
@@ -102,9 +102,10 @@ def test_it_learns_what_it_is_shown(folder, tiny_sentence):
     fine_tune(recipe, folder, "own")
     model = CrossEncoder(str(folder.teacher_fold("own", 0)), device="cpu")
     queries, passages = TextStore.open(folder.queries("train")), TextStore.open(folder.passages)
-    triples = training_pairs(folder, 2, recipe.seed)
-    scores = model.predict(list(zip(queries.texts(triples[:, 0]), passages.texts(triples[:, 1]), strict=True)))
-    assert scores[triples[:, 2] == 1].min() > scores[triples[:, 2] == 0].max()
+    for one in training_lists(folder, 2, recipe.seed):
+        query = queries.texts(np.array([one.query]))[0]
+        scores = model.predict([(query, text) for text in passages.texts(np.array(one.passages))])
+        assert scores[0] > scores[1:].max()
 
 
 def test_more_layers_than_the_backbone_has_are_refused(folder, tiny_sentence):
