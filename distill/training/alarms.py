@@ -7,6 +7,7 @@ from distill import config
 DENSE = 0.25  # of the vocabulary
 EMPTY = 0.05  # of the texts
 CONFIDENT = 0.98  # mean probability of a teacher's favourite
+FLAT = 0.05  # spread of the labels beside that of the untrained student's scores
 
 
 def alarms(train: config.Train, line: dict[str, float], step: int, total_steps: int, vocab_size: int
@@ -32,7 +33,22 @@ def alarms(train: config.Train, line: dict[str, float], step: int, total_steps: 
         said["saturated"] = (
             f"the teacher is saturated: it gives its favourite passage {line['teacher_confidence']:.1%} on average, so "
             "that KL sees little but the top; raise train.losses teacher_temperature")
+    scale = _label_scale(train)
+    dense_start = line["passage_active"] > DENSE * vocab_size  # its scores are large whatever the labels are
+    if step == 1 and scale and not dense_start and scale * line["label_spread"] < FLAT * line["score_spread"]:
+        said["flat-labels"] = (
+            "the labels of a query's passages hardly differ (standard deviation "
+            f"{scale * line['label_spread']:.2g}, the student's scores {line['score_spread']:.2g}): the student will "
+            "be taught to say nothing; raise label.scale, or map the labels to a teacher's own scale with "
+            "label.map_to, or use a better teacher")
     return said
+
+
+def _label_scale(train: config.Train) -> float:
+    """What the losses multiply the labels by to make of them what the student's scores should be; 0: none uses them."""
+    scales = [loss.student_temperature / loss.teacher_temperature if isinstance(loss, config.KlLoss) else 1.0
+              for loss in train.losses if isinstance(loss, config.KlLoss | config.MarginMseLoss)]
+    return max(scales, default=0.0)
 
 
 def _plural(side: str) -> str:

@@ -6,6 +6,7 @@ checkpoint when it is started again, with the same batches, draws and numbers as
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
@@ -21,13 +22,15 @@ import torch
 from distill.config import KlLoss, Recipe
 from distill.data.batches import Batch, Sampler, TrainingData
 from distill.data.files import write_atomic
+from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, read_manifest, write_manifest
+from distill.data.manifest import Manifest, read_manifest, require_manifest, write_manifest
 from distill.data.texts import TextStore
 from distill.data.tokens import TokenStore, build_token_store, token_key
 from distill.errors import Preempted, RecipeError, TrainingError
 from distill.evaluation.evaluate import evaluate_student, open_collection
 from distill.losses.objective import Place, objective
+from distill.losses.sparse_products import list_scores
 from distill.progress import progress
 from distill.student.checkpoint import load_checkpoint, save_student
 from distill.student.model import SpladeStudent, load_student, set_dropout
@@ -83,13 +86,21 @@ def train_process(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         preemption.unmark(folder)
     with preemption.watching() as asked_to_stop:
         while True:
-            run = Run(recipe, folder, world, asked_to_stop)
             try:
-                return run.finish()
+                return _attempt(recipe, folder, world, asked_to_stop)
             except _SmallerChunks:
-                continue
-            finally:
-                run.engine.close()
+                pass
+            gc.collect()  # the attempt that ran out of memory must be gone before the next one begins
+            if world.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
+def _attempt(recipe: Recipe, folder: RunFolder, world: World, asked_to_stop: Callable[[], bool]) -> dict[str, Any]:
+    run = Run(recipe, folder, world, asked_to_stop)
+    try:
+        return run.finish()
+    finally:
+        run.engine.close()
 
 
 def _refuse_fewer_queries(recipe: Recipe, processes: int) -> None:
@@ -152,16 +163,26 @@ class Run:
 
     def _start(self) -> SpladeStudent:
         """The untrained student: made once, by rank 0, and read back from folder.start by all."""
-        if self.world.rank == 0 and not self.folder.start.exists():
-            passages = TextStore.open(self.folder.passages)
-            size = min(self.recipe.student.calibration.passages, passages.collection_size)
-            rows = np.random.default_rng(self.recipe.seed).choice(passages.collection_size, size, replace=False)
-            save_student(load_student(self.recipe.student, passages.texts(np.sort(rows))), self.folder.start)
+        if self.world.rank == 0:
+            self._make_start()
         self.world.barrier()
         student = load_checkpoint(self.folder.start)
         if self.cfg.dropout is not None:
             set_dropout(student, self.cfg.dropout)
         return student
+
+    def _make_start(self) -> None:
+        fields = {"stage": "start", "format": FORMAT, "seed": self.recipe.seed, "student": self.fields["student"],
+                  "data": require_manifest(self.folder.data, "import").fingerprint}
+        done = read_manifest(self.folder.start)
+        if done is not None:
+            check_same(self.folder.start, done.fields, fields)
+        else:
+            passages = TextStore.open(self.folder.passages)
+            size = min(self.recipe.student.calibration.passages, passages.collection_size)
+            rows = np.random.default_rng(self.recipe.seed).choice(passages.collection_size, size, replace=False)
+            save_student(load_student(self.recipe.student, passages.texts(np.sort(rows))), self.folder.start)
+            write_manifest(self.folder.start, Manifest(fields))
 
     def _token_stores(self) -> tuple[TokenStore, TokenStore]:
         stores = []
@@ -191,7 +212,7 @@ class Run:
             if engine.loss_scale is not None and standing.loss_scale is not None:
                 engine.loss_scale = LossScale(**standing.loss_scale)
             log.info("going on from step %d", standing.step)
-        elif self.cfg.activation_budget:
+        if self.cfg.activation_budget and not standing.graph_bytes:
             measured = measure.graph_bytes_per_token(engine, self.student.passage_max_length, standing.chunk_tokens)
             standing.graph_bytes = max(self.world.gather(measured))
         return engine
@@ -205,11 +226,14 @@ class Run:
             advance(standing.step)
             while standing.step < self.total_steps:
                 before = self.sampler.state_dict(), rng_state(self.world.device)
+                flag = 0
                 try:
                     self._check()
                     self._step()
                 except _Abandoned as abandoned:
-                    self._leave(abandoned.flag, *before)
+                    flag = abandoned.flag
+                if flag:  # here, where the abandoned step's tensors are freed
+                    self._leave(flag, *before)
                 advance(1, self.note)
                 if self.cfg.evaluate_every and (standing.step % self.cfg.evaluate_every == 0
                                                 or standing.step == self.total_steps):
@@ -241,13 +265,12 @@ class Run:
 
     def _mine(self, batch: Batch) -> tuple[Place, tuple[Texts, Texts], torch.Tensor]:
         """This rank's slice of the global batch."""
-        total, rank, size = len(batch.query_rows), self.world.rank, self.world.size
-        here = slice(rank * total // size, (rank + 1) * total // size)
-        student = self.student
-        queries = Texts(self.texts[0].take(batch.query_rows[here]), student.query_max_length, self.special_tokens)
-        passages = Texts(self.texts[1].take(batch.passage_rows[here].reshape(-1)), student.passage_max_length,
+        student, here = self.student, batch.part(self.world.rank, self.world.size)
+        queries = Texts(self.texts[0].take(here.query_rows), student.query_max_length, self.special_tokens)
+        passages = Texts(self.texts[1].take(here.passage_rows.reshape(-1)), student.passage_max_length,
                          self.special_tokens)
-        return Place(here.start, total), (queries, passages), torch.from_numpy(batch.labels[here]).to(self.world.device)
+        place = Place(self.world.rank * len(batch) // self.world.size, len(batch))
+        return place, (queries, passages), torch.from_numpy(here.labels).to(self.world.device)
 
     def _check(self, out_of_memory: bool = False) -> None:
         """Between chunks: leave the step if any rank has to."""
@@ -305,6 +328,7 @@ class Run:
             "loss": float(step.objective.total),
             **{name: float(part) for name, part in step.objective.parts.items()},
             **metrics.sparsity(*step.sides), "teacher_confidence": metrics.teacher_confidence(labels, temperature),
+            "label_spread": metrics.spread(labels), "score_spread": metrics.spread(list_scores(*step.sides)),
             "grad_norm": update.grad_norm if update else math.nan, "lr": self.engine.lr, "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "mfu": tokens / seconds * self.flops_per_token / self.world.size / self.peak_flops,

@@ -66,6 +66,11 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def spread(scores: Tensor) -> float:
+    """Mean standard deviation of the scores (or labels) [b, 1+n] of a query's passages."""
+    return float(scores.std(1, correction=0).mean())
+
+
 def teacher_confidence(labels: Tensor, temperature: float) -> float:
     """Mean probability of the teacher's favourite passage: 1 means that its distribution has collapsed."""
     return float((labels / temperature).softmax(1).max(1).values.mean())

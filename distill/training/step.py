@@ -62,7 +62,7 @@ class Step:
     objective: Objective
     finite: bool
     sides: tuple[SparseReps, SparseReps]  # detached, in the order of the texts
-    tokens: int  # without padding
+    tokens: int  # without padding, each text once
     padded: int
     chunks: int
     kept: int
@@ -89,6 +89,7 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
     `between_chunks` is called after each chunk, as often on every rank, and told whether this one ran out of memory;
     what it raises abandons the step.
     Where the objective is not finite, no backward is made (on any rank: its value is the same on all).
+    Chunks that run out of memory are told to `between_chunks`; the objective itself is not guarded.
     """
     device = engine.world.device
 
@@ -112,7 +113,7 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
         value = objective(*gathered)
     step = Step(replace(value, total=value.total.detach()), bool(torch.isfinite(value.total)),
                 (gathered[0].detach(), gathered[1].detach()),
-                tokens=sum(int(piece.inputs[1].sum()) for piece in encoded),
+                tokens=sum(int(texts.lengths.sum()) for texts in sides),
                 padded=sum(piece.inputs[0].numel() for piece in encoded),
                 chunks=len(plans), kept=sum(planned.keep for planned in plans))
     if not step.finite:
@@ -157,8 +158,8 @@ class _Memory:
         return self
 
     def __exit__(self, kind, error, _) -> bool:
-        self.ran_out = kind is not None and (issubclass(kind, torch.OutOfMemoryError)
-                                             or "can't allocate memory" in str(error))  # the CPU's wording
+        self.ran_out = kind is not None and (issubclass(kind, (torch.OutOfMemoryError, MemoryError))
+                                             or "can't allocate memory" in str(error))  # torch's wording on CPUs
         return self.ran_out
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 
 import numpy as np
@@ -102,6 +103,19 @@ def test_a_finished_training_is_not_repeated_and_another_recipe_is_refused(tiny_
         run(make_recipe(tiny_mlm, run_folder, steps=4, lr=0.5))
 
 
+def test_a_start_made_by_another_recipe_is_refused_before_there_is_any_checkpoint(tiny_mlm, run_folder, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    recipe = make_recipe(tiny_mlm, run_folder)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Engine, "step", killed)
+        run(recipe)
+    other = recipe.model_copy(update={"student": recipe.student.model_copy(update={"pooling": "sum"})})
+    with pytest.raises(FingerprintError, match=r"start: .*student\.pooling"):
+        run(other)
+
+
 def test_asked_to_stop_it_saves_and_goes_on_to_the_very_same_weights(tiny_mlm, run_folder, copied):
     """With dropout and Adam: random draws, moments and order are all restored."""
     expected = run(make_recipe(tiny_mlm, run_folder, steps=8))
@@ -149,16 +163,23 @@ def test_a_diverged_run_stops_and_names_the_batch(tiny_mlm, run_folder):
     assert len([event for event in events if "non-finite" in event.get("event", "")]) == 2
 
 
-def test_a_chunk_without_memory_halves_the_token_budget(tiny_mlm, run_folder, copied, monkeypatch):
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])  # torch's, and the head's CPU kernel's
+def test_a_chunk_without_memory_halves_the_token_budget(tiny_mlm, run_folder, copied, monkeypatch, error):
     changes = {"steps": 4, "optimizer": "sgd", "lr": 0.01, "dropout": 0.0, "chunk_tokens": 240}
     expected = run(make_recipe(tiny_mlm, run_folder, **changes))
-    encode = Engine.encode
+    encode, init, students = Engine.encode, Engine.__init__, []
+
+    def one_at_a_time(self, student, *arguments):
+        assert not [earlier for earlier in students if earlier() is not None], "the attempt before holds its memory"
+        students.append(weakref.ref(student))
+        init(self, student, *arguments)
 
     def too_large(self, input_ids, attention_mask, cached=None):
         if cached is not None and input_ids.numel() > 130:
-            raise torch.OutOfMemoryError("no memory for this")
+            raise error("no memory for this")
         return encode(self, input_ids, attention_mask, cached)
 
+    monkeypatch.setattr(Engine, "__init__", one_at_a_time)
     monkeypatch.setattr(Engine, "encode", too_large)
     recipe = make_recipe(tiny_mlm, copied, **changes)
     assert_close(run(recipe), expected)

@@ -54,7 +54,7 @@ def test_stretched_chunks_hold_the_same_texts_and_idle_ones_fill_up(count):
 def line(**changes):
     return {"kl": 1.0, "margin-mse": 0.1, "infonce": 0.2, "query_empty": 0.0, "passage_empty": 0.0,
             "query_active": 50.0, "passage_active": 200.0, "query-l1": 0.1, "passage-flops": 0.1,
-            "teacher_confidence": 0.6, **changes}
+            "teacher_confidence": 0.6, "label_spread": 3.0, "score_spread": 5.0, **changes}
 
 
 @pytest.mark.parametrize(("changes", "words"), [
@@ -71,6 +71,24 @@ def test_alarms_say_in_words_what_goes_wrong(changes, words):
 
 def test_a_dense_start_is_no_alarm():
     assert not alarms(train_section(), line(passage_active=30_000.0), 10, 100, 30_000)
+
+
+def test_labels_that_hardly_differ_are_an_alarm_at_the_first_step():
+    flat = line(label_spread=0.05)
+    said = alarms(train_section(), flat, 1, 100, 30_000)
+    assert said.keys() == {"flat-labels"}
+    assert "standard deviation 0.05, the student's scores 5" in said["flat-labels"]
+    assert "label.scale" in said["flat-labels"]
+    assert not alarms(train_section(), line(), 1, 100, 30_000)
+    assert not alarms(train_section(), flat, 2, 100, 30_000), "later it is the student that has changed"
+    assert not alarms(train_section(), line(label_spread=0.05, passage_active=20_000.0), 1, 100, 30_000)
+    sharpened = train_section(losses=[{"kind": "kl", "teacher_temperature": 0.02}])
+    assert not alarms(sharpened, flat, 1, 100, 30_000), "what counts is the labels as the loss takes them"
+    assert not alarms(train_section(losses=[{"kind": "infonce"}]), flat, 1, 100, 30_000), "no label is used"
+
+
+def test_constant_labels_are_an_alarm_too():
+    assert "flat-labels" in alarms(train_section(), line(label_spread=0.0), 1, 100, 30_000)
 
 
 def test_checkpoints_are_whole_or_not_there(tmp_path):
