@@ -21,7 +21,7 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling, Transfor
 from sentence_transformers.util import load_file_path
 
 from distill.config import resolve_model
-from distill.data.files import storage_errors
+from distill.data.files import storage_errors, sync
 from distill.errors import StudentError
 from distill.student.model import SpladeStudent, load_mlm, load_tokenizer, longest_input
 
@@ -102,9 +102,12 @@ def _folder(path: Path):
         with storage_errors(path):
             temporary.mkdir()
             yield temporary
+            for part in (*temporary.rglob("*"), temporary):
+                sync(part)
             if path.exists():
                 os.replace(path, replaced)
             os.replace(temporary, path)
+            sync(path.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from distill.data.files import read_json, storage_errors, sync, write_json, xxh128_file
+from distill.data.files import read_json, remove_leftovers, storage_errors, sync, write_json, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
 
@@ -26,7 +26,8 @@ STATE, MARKER = "state.pt", "complete.json"
 def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, Any], keep_last: int) -> Path:
     """Commit `state` as the checkpoint of `step`, then remove all but the newest `keep_last`. For rank 0 alone."""
     path = folder.checkpoint(step)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary, replaced = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{kind}") for kind in ("tmp", "old"))
+    remove_leftovers(folder.checkpoints, ".*")
     with storage_errors(path):
         temporary.mkdir(parents=True)
         try:
@@ -35,9 +36,10 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, 
             write_json(temporary / MARKER, {"format": FORMAT, "step": step, "fields": fields,
                                             "xxh128": xxh128_file(temporary / STATE)})
             if path.exists():  # the same step again: after an abandoned one
-                shutil.rmtree(path)
+                path.rename(replaced)
             temporary.rename(path)
             sync(path.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     for old in _finished(folder)[:-keep_last]:
