@@ -23,6 +23,7 @@ from distill.errors import RecipeError, TrainingError
 from distill.student.head import SparseReps
 from distill.student.model import SpladeStudent
 from distill.training.world import World
+from teachers.execution import fastest_precision
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")  # else it warns that it guesses
 import deepspeed
@@ -50,6 +51,9 @@ def deepspeed_config(train: config.Train, world_size: int, precision: str) -> di
     Raises `RecipeError`, naming both fields, where the section contradicts the recipe. "auto" agrees with anything.
     """
     given = {key: value for key, value in train.deepspeed.items() if value != "auto"}
+    for key in (*PRECISION_SECTIONS, "torch_autocast", "amp", "zero_optimization"):
+        if not isinstance(given.get(key, {}), dict):
+            raise RecipeError(f"train.deepspeed.{key} is a section of fields, not {given[key]!r}")
     agreed = {"train_batch_size": train.batch_size, "gradient_accumulation_steps": 1,
               "gradient_clipping": train.max_grad_norm}
     for key, field in DECIDED.items():
@@ -88,14 +92,12 @@ def parameter_groups(student: SpladeStudent, train: config.Train) -> list[dict[s
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """"auto": bf16 on a GPU that has it, else fp16; on a CPU fp32, unless bf16 products measure faster."""
+    """"auto": bf16 on a GPU that has it, else fp16; on a CPU fp32, unless it has bf16 and multiplies it faster."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-    from distill.training.measure import bf16_is_faster
-
-    return "bf16" if bf16_is_faster() else "fp32"
+    return "bf16" if fastest_precision("cpu") == "bfloat16" else "fp32"
 
 
 @dataclass
@@ -143,7 +145,6 @@ class Engine:
         ds_config = deepspeed_config(train, world.size, precision)
         self.stage = ds_config["zero_optimization"]["stage"]
         self.loss_scale = LossScale() if precision == "fp16" else None
-        self._clip = train.max_grad_norm
         if train.activation_checkpointing:
             student.mlm.gradient_checkpointing_enable({"use_reentrant": False})
         offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"

@@ -1,7 +1,8 @@
-"""Measurements that settle a choice once at the start of a run: which precision, how much a graph holds."""
+"""Measurements at the start of a run: how much a graph holds, how fast this machine multiplies."""
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -14,25 +15,6 @@ from distill.training.rng import rng_state, set_rng_state
 if TYPE_CHECKING:
     from distill.student.model import SpladeStudent
     from distill.training.engine import Engine
-
-
-def bf16_is_faster() -> bool:
-    """Whether this processor multiplies bf16 matrices faster than float32 ones, by a margin that pays for the casts."""
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    a, b = torch.ones(1024, 384), torch.ones(384, 1536)
-    return 1.3 * _seconds(a.bfloat16(), b.bfloat16()) < _seconds(a, b)
-
-
-def _seconds(a: Tensor, b: Tensor) -> float:
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ b
-        if a.device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
 
 
 def graph_bytes_per_token(engine: Engine, max_length: int, tokens: int) -> float:
@@ -69,4 +51,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large matrix product, as measured here."""
     size = 4096 if device.type == "cuda" else 1024
     a = torch.ones(size, size, device=device, dtype=dtype)  # not random: the generators are set already
-    return 2.0 * size**3 / _seconds(a, a)
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best
