@@ -158,7 +158,7 @@ class Stub:
         return np.zeros(len(queries), np.float32)
 
 
-def bookkeeping(root: Path, shards: int = 2_000) -> None:
+def bookkeeping(root: Path, shards: int = 10_000) -> None:
     """Driver CPU time a shard and memory, over many small shards."""
     from ray_jobs.shard_map import ray_cluster
 
