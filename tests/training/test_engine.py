@@ -5,9 +5,12 @@ import json
 import pytest
 import torch
 from reference import reference_steps, train_section
+from transformers import AutoTokenizer, BertForMaskedLM
 
 from distill.errors import RecipeError
-from distill.training.engine import LossScale, deepspeed_config
+from distill.student.model import SpladeStudent
+from distill.training.engine import Engine, LossScale, deepspeed_config
+from distill.training.world import join
 
 
 @pytest.mark.parametrize(("section", "field"), [
@@ -26,6 +29,27 @@ def test_what_contradicts_the_recipe_is_refused_with_both_fields_named(section, 
         deepspeed_config(train_section(deepspeed=section), 2, "bf16")
     assert f"train.deepspeed.{next(iter(section))}" in str(refused.value)
     assert field in str(refused.value)
+
+
+def test_a_section_that_is_none_is_refused():
+    with pytest.raises(RecipeError, match=r"train\.deepspeed\.fp16 is a section of fields, not True"):
+        deepspeed_config(train_section(deepspeed={"fp16": True}), 1, "fp16")
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tiny_mlm, stage):
+    student = SpladeStudent(BertForMaskedLM.from_pretrained(tiny_mlm), AutoTokenizer.from_pretrained(tiny_mlm),
+                            query_max_length=12, passage_max_length=24)
+    engine = Engine(student, train_section(deepspeed={"zero_optimization": {"stage": stage}}), join(), "fp32")
+    before = engine.parameters()
+    batch = torch.tensor([[2, 30, 31, 3]]), torch.ones(1, 4, dtype=torch.int64)
+    for factor, applied in ((torch.inf, False), (1.0, True)):
+        with engine.accumulating():
+            engine.backward(engine.encode(*batch).values.sum() * factor)
+        assert engine.step(1.0).applied is applied
+        changed = [name for name, value in engine.parameters().items() if not torch.equal(value, before[name])]
+        assert bool(changed) is applied
+    engine.close()
 
 
 def test_what_agrees_with_the_recipe_or_concerns_deepspeed_alone_passes():
