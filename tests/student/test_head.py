@@ -172,6 +172,14 @@ def test_half_precision_keeps_float32_values_and_its_own_gradient_dtype(kernel, 
         close(mine.grad.float(), theirs.grad, 1e-2)
 
 
+def test_a_float32_bias_is_not_rounded_to_the_weights_dtype(kernel):
+    hidden, mask, weight, _ = problem()
+    bias = torch.linspace(9, 10, VOCABULARY)  # bf16 tells 16 of these apart
+    reps = SpladeHead(torch.nn.Parameter(weight.bfloat16()), torch.nn.Parameter(bias))(hidden.bfloat16(), mask)
+    expected = materialised(hidden.bfloat16().float(), mask, weight.bfloat16().float(), bias)
+    close(reps.to_dense().detach(), expected)
+
+
 def test_tied_weights_gather_both_gradients(kernel):
     _, mask, weight, bias = problem()
     ids = torch.randint(0, VOCABULARY, mask.shape)

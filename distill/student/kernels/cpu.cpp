@@ -12,6 +12,7 @@
 #include <cstring>
 #include <exception>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -150,7 +151,7 @@ struct Forward {
 
 template <class T>
 Forward* max_forward(const T* hidden, const int64_t* rows, const int64_t* offsets, int64_t texts, const T* weight,
-                     const T* bias, int64_t vocabulary, int64_t width, int threads) {
+                     const float* bias, int64_t vocabulary, int64_t width, int threads) {
     const int64_t tokens = offsets[texts], steps = (width + STEP<T> - 1) / STEP<T>;
     const int64_t blocks = (tokens + ROWS - 1) / ROWS, block_size = steps * STEP<T> * ROWS;
     Aligned<T> packed(blocks * block_size);
@@ -164,7 +165,7 @@ Forward* max_forward(const T* hidden, const int64_t* rows, const int64_t* offset
 
     const int64_t panel_size = steps * STEP<T> * TERMS;
     const int64_t panels = std::clamp<int64_t>(GROUP_BYTES / (panel_size * sizeof(T)), 1, 8), span = panels * TERMS;
-    auto* result = new Forward{texts, {}};
+    auto result = std::make_unique<Forward>(Forward{texts, {}});
     result->groups.resize((vocabulary + span - 1) / span);
     parallel(result->groups.size(), threads, [&](int64_t group) {
         const int64_t first = group * span, count = std::min(span, vocabulary - first);
@@ -175,7 +176,7 @@ Forward* max_forward(const T* hidden, const int64_t* rows, const int64_t* offset
                            [=](int64_t i) { return first + p * TERMS + i; });
         std::fill_n(offset.data, span, 0.0f);
         if (bias)
-            for (int64_t v = 0; v < count; ++v) offset.data[v] = to_float(bias[first + v]);
+            for (int64_t v = 0; v < count; ++v) offset.data[v] = bias[first + v];
         Aligned<float> best(texts * span);
         Aligned<int32_t> at(texts * span);
         std::fill_n(best.data, texts * span, -std::numeric_limits<float>::infinity());
@@ -211,7 +212,7 @@ Forward* max_forward(const T* hidden, const int64_t* rows, const int64_t* offset
             found.starts[b + 1] = found.entries.size();
         }
     });
-    return result;
+    return result.release();
 }
 
 // --------------------------------------------------------------------------------------------- backward
@@ -310,19 +311,19 @@ int multiplies_bf16() {
 }
 
 // hidden [R, width]; rows [tokens] of it, text b having rows[offsets[b]:offsets[b+1]]; weight [vocabulary, width];
-// bias [vocabulary] or null. Writes indptr [texts + 1] and returns what `max_collect` takes.
+// bias float32 [vocabulary] or null. Writes indptr [texts + 1] and returns what `max_collect` takes.
 void* max_forward(const void* hidden, const int64_t* rows, const int64_t* offsets, int64_t texts, const void* weight,
-                  const void* bias, int64_t vocabulary, int64_t width, int half, int threads, int64_t* indptr) {
+                  const float* bias, int64_t vocabulary, int64_t width, int half, int threads, int64_t* indptr) {
     try {
         Forward* result;
 #ifdef __AVX512BF16__
         if (half)
             result = max_forward((const uint16_t*)hidden, rows, offsets, texts, (const uint16_t*)weight,
-                                 (const uint16_t*)bias, vocabulary, width, threads);
+                                 bias, vocabulary, width, threads);
         else
 #endif
             result = max_forward((const float*)hidden, rows, offsets, texts, (const float*)weight,
-                                 (const float*)bias, vocabulary, width, threads);
+                                 bias, vocabulary, width, threads);
         indptr[0] = 0;
         for (int64_t b = 0; b < texts; ++b) {
             indptr[b + 1] = indptr[b];

@@ -40,7 +40,7 @@ def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, b
     half = weight.dtype == torch.bfloat16 and bool(library.multiplies_bf16())
     dtype = torch.bfloat16 if half else torch.float32
     hidden, weight = hidden.to(dtype).contiguous(), weight.detach().to(dtype).contiguous()
-    bias = None if bias is None else bias.detach().to(dtype).contiguous()
+    bias = None if bias is None else bias.detach().float().contiguous()
     texts, (vocabulary, width) = offsets.numel() - 1, weight.shape
     indptr = torch.empty(texts + 1, dtype=torch.int64)
     handle = library.max_forward(_pointer(hidden), _pointer(rows), _pointer(offsets), texts, _pointer(weight),
