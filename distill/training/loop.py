@@ -115,7 +115,7 @@ class Standing:
 
     chunk_tokens: int
     precision: str
-    graph_bytes: float = 0.0  # that a kept graph holds per padded token
+    graph_bytes: float = 0.0  # that a kept graph is reckoned to hold per padded token
     step: int = 0
     bad_steps: int = 0
     seconds: float = 0.0
@@ -294,6 +294,7 @@ class Run:
                         halved)
             self.log.write(step=standing.step, event="out of memory", chunk_tokens=halved)
             standing.chunk_tokens = halved
+            standing.graph_bytes *= 2  # so that half as many graphs are kept
             self._save(sampler, rng)
             raise _SmallerChunks
         self._save(sampler, rng)

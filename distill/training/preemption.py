@@ -21,13 +21,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 @contextmanager
 def watching() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether a signal has come. Handlers are put back at the end."""
-    came = threading.Event()
+    came: list[int] = []  # no Event: its lock would stop a handler that interrupts another one for ever
+
+    def asked_to_stop() -> bool:
+        return bool(came)
+
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set  # Python takes signals in the main thread only; whoever runs us in another one handles them
+        yield asked_to_stop  # Python takes signals in the main thread only; whoever runs us in another one handles them
         return
-    before = {number: signal.signal(number, lambda *_: came.set()) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, _: came.append(number)) for number in SIGNALS}
     try:
-        yield came.is_set
+        yield asked_to_stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

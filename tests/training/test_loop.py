@@ -116,6 +116,23 @@ def test_a_start_made_by_another_recipe_is_refused_before_there_is_any_checkpoin
         run(other)
 
 
+def test_an_activation_budget_set_when_a_run_goes_on_counts(tiny_mlm, run_folder, monkeypatch):
+    calls, step = [], Engine.step
+
+    def killed_at_the_third(self, lr_factor):
+        calls.append(lr_factor)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, lr_factor)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Engine, "step", killed_at_the_third)
+        run(make_recipe(tiny_mlm, run_folder, steps=4, checkpoints={"every": 2}))
+    recipe = make_recipe(tiny_mlm, run_folder, steps=4, checkpoints={"every": 2}, activation_budget=1.0)
+    run(recipe)
+    assert [line["kept_graphs"] > 0 for line in steps(recipe)] == [False, False, True, True]
+
+
 def test_asked_to_stop_it_saves_and_goes_on_to_the_very_same_weights(tiny_mlm, run_folder, copied):
     """With dropout and Adam: random draws, moments and order are all restored."""
     expected = run(make_recipe(tiny_mlm, run_folder, steps=8))
