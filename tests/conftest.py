@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import tiny_config, tiny_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-WORDS = Path(__file__).with_name("words.txt")
 
 
 def pytest_collection_modifyitems(items):
@@ -20,24 +18,6 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none here"))
-
-
-def tiny_tokenizer():
-    """A fast WordPiece tokenizer over about a thousand English words, letters and suffixes."""
-    from transformers import BertTokenizer
-
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    pieces = [*SPECIAL, *".,;:!?'\"()-/", *letters, *(f"##{letter}" for letter in letters),
-              *WORDS.read_text(encoding="utf-8").split()]
-    return BertTokenizer(vocab={piece: i for i, piece in enumerate(dict.fromkeys(pieces))}, model_max_length=128)
-
-
-def tiny_config(tokenizer, **changes):
-    from transformers import BertConfig
-
-    return BertConfig(**{"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 2,
-                         "num_attention_heads": 2, "intermediate_size": 64, "max_position_embeddings": 128,
-                         "initializer_range": 0.2, **changes})
 
 
 @pytest.fixture(scope="session")

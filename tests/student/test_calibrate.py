@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import WORDS, tiny_tokenizer
+from tiny_models import WORDS, tiny_tokenizer
 
 from distill import config
 from distill.errors import StudentError

@@ -6,9 +6,9 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_tokenizer
 from sentence_transformers import SparseEncoder
 from test_model import random_mlm
+from tiny_models import tiny_tokenizer
 from transformers import AutoModelForMaskedLM
 
 from distill import config

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import tiny_tokenizer
+from tiny_models import tiny_tokenizer
 
 from distill import config
 from distill.errors import StudentError
