@@ -19,8 +19,9 @@ def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.n
                 lengths: np.ndarray, execution: Execution, work: Work) -> tuple[np.ndarray, Execution]:
     """Score n items of the given lengths; float32 [n], and the execution record as it came to be. Adds to `work`.
 
-    A batch that does not fit a GPU's memory is halved, and so is the budget in the record returned. Results stay on
-    the device until the end, so that a GPU never waits for the assembly of the next batch.
+    Where a batch does not fit a GPU's memory, everything left is planned again with half its tokens as the budget,
+    which the record returned says. Results stay on the device until the end, so that a GPU never waits for the
+    assembly of the next batch.
     """
     execution.apply_threads()
     results: list[torch.Tensor] = []
@@ -38,8 +39,10 @@ def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.n
             if len(batch) == 1:
                 raise
             torch.cuda.empty_cache()
-            execution = execution.with_batch_tokens(max(1, execution.batch_tokens // 2))
-            stack += [batch[len(batch) // 2:], batch[:len(batch) // 2]]
+            budget = max(1, min(execution.batch_tokens, int(lengths[batch].max()) * len(batch)) // 2)
+            execution = execution.with_batch_tokens(budget)
+            left = np.concatenate([batch, *reversed(stack)])
+            stack = [left[again] for again in reversed(plan_batches(lengths[left], budget))]
     scores = np.empty(len(lengths), np.float32)
     if order:
         scores[np.concatenate(order)] = torch.cat(results).float().cpu().numpy()

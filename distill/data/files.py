@@ -100,14 +100,17 @@ def remove_leftovers(folder: Path, pattern: str, older_than: float = 3600.0) -> 
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path` against other processes that ask for it here; a process that dies lets go."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold `path` against other processes that ask for it here; a process that dies lets go.
+
+    Where another holds it, wait for it, or raise `BlockingIOError` at once.
+    """
     path = Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (held for the length of the block)
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
 

@@ -10,8 +10,8 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import torch
 
 from distill.config import KlLoss, Recipe
 from distill.data.batches import Batch, Sampler, TrainingData
-from distill.data.files import write_atomic
+from distill.data.files import locked, write_atomic
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, read_manifest, require_manifest, write_manifest
@@ -82,9 +82,9 @@ def train_process(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """This process's part of `train`."""
     world = join()
     _refuse_fewer_queries(recipe, world.size)
-    if world.rank == 0:
-        preemption.unmark(folder)
-    with preemption.watching() as asked_to_stop:
+    with _alone(folder, world), preemption.watching() as asked_to_stop:
+        if world.rank == 0:
+            preemption.unmark(folder)
         while True:
             try:
                 return _attempt(recipe, folder, world, asked_to_stop)
@@ -93,6 +93,22 @@ def train_process(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
             gc.collect()  # the attempt that ran out of memory must be gone before the next one begins
             if world.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+
+@contextmanager
+def _alone(folder: RunFolder, world: World) -> Iterator[None]:
+    """Hold the run folder for this training; every rank raises where another one has it."""
+    with ExitStack() as held:
+        free = True
+        if world.rank == 0:
+            try:
+                held.enter_context(locked(folder.checkpoints, wait=False))
+            except BlockingIOError:
+                free = False
+        if not world.minimum(int(free)):
+            raise TrainingError(f"{folder.root}: another process is training into this folder; wait for it, stop it, "
+                                "or choose another run_dir")
+        yield
 
 
 def _attempt(recipe: Recipe, folder: RunFolder, world: World, asked_to_stop: Callable[[], bool]) -> dict[str, Any]:

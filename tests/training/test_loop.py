@@ -17,6 +17,7 @@ from make_recipe import make_recipe
 from safetensors.torch import load_file
 from sentence_transformers import SparseEncoder
 
+from distill.data.files import locked
 from distill.data.layout import RunFolder
 from distill.errors import FingerprintError, Preempted, RecipeError, TrainingError
 from distill.recipe_file import dump_recipe
@@ -207,3 +208,10 @@ def test_a_chunk_without_memory_halves_the_token_budget(tiny_mlm, run_folder, co
 def test_a_batch_smaller_than_the_processes_is_refused(tiny_mlm, run_folder):
     with pytest.raises(RecipeError, match=r"train\.batch_size is 1"):
         run(make_recipe(tiny_mlm, run_folder, batch_size=1, processes=2))
+
+
+def test_a_second_training_into_the_same_folder_is_refused(tiny_mlm, run_folder):
+    recipe = make_recipe(tiny_mlm, run_folder)
+    folder = RunFolder(recipe.folder)
+    with locked(folder.checkpoints), pytest.raises(TrainingError, match="another process is training"):
+        train(recipe, folder)

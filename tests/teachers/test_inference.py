@@ -1,0 +1,37 @@
+"""Batches that do not fit the memory: what is left is planned again, once, and nothing is lost."""
+
+import numpy as np
+import pytest
+import torch
+
+from teachers.base import Work
+from teachers.execution import Execution
+from teachers.inference import run_batches
+
+
+def score(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, Execution, list[int]]:
+    """Score each item by its own number on a device that holds `capacity` padded tokens."""
+    sizes = []
+
+    def logits(inputs):
+        tokens = inputs["row"].numel() * int(inputs["length"].max())
+        if tokens > capacity:
+            raise torch.OutOfMemoryError("too much")
+        sizes.append(tokens)
+        return inputs["row"].float()
+
+    scores, execution = run_batches(logits, lambda batch: {"row": batch, "length": lengths[batch]}, lengths,
+                                    Execution("cpu", "float32", 1, 1024), Work())
+    return scores, execution, sizes
+
+
+def test_one_failure_halves_the_budget_once_and_every_score_is_in_its_place():
+    lengths = np.random.default_rng(0).integers(5, 60, 500)
+    scores, execution, sizes = score(lengths, capacity=600)
+    np.testing.assert_array_equal(scores, np.arange(500))
+    assert 256 <= execution.batch_tokens <= 512 and np.median(sizes) > 0.4 * execution.batch_tokens
+
+
+def test_a_pair_that_does_not_fit_alone_is_an_error():
+    with pytest.raises(torch.OutOfMemoryError):
+        score(np.full(4, 60), capacity=50)
