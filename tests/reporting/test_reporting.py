@@ -47,6 +47,7 @@ def run(tmp_path):
                           student={"model": "naver/splade-cocondenser-selfdistil", "top_k": 64},
                           data={"source": {"kind": "beir", "path": "/private/folder/animals & plants"}})
     write_json(folder.evaluation, EVALUATION)
+    folder.logs.mkdir(exist_ok=True)
     folder.train_log.write_text("".join(json.dumps(line) + "\n" for line in LOG + LOOKS) + '{"step": 5')
     write_manifest(folder.data, Manifest({"stage": "import"}, (), {"passages": 9000, "queries": {"test": 1200}}))
     folder.model.mkdir()
