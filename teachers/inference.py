@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from distill.data.token_batches import padded_tokens, token_batches
 from teachers.base import Work
-from teachers.batching import plan_batches
 from teachers.execution import Execution
 
 Inputs = dict[str, torch.Tensor]
@@ -26,9 +26,9 @@ def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.n
     execution.apply_threads()
     results: list[torch.Tensor] = []
     order: list[np.ndarray] = []
-    batches = plan_batches(lengths, execution.batch_tokens)
+    batches = token_batches(lengths, execution.batch_tokens)
     work.tokens += int(lengths.sum())
-    work.padded_tokens += sum(int(lengths[batch[0]]) * len(batch) for batch in batches)
+    work.padded_tokens += sum(padded_tokens(lengths, batch) for batch in batches)
     stack = list(reversed(batches))
     while stack:
         batch = stack.pop()
@@ -39,10 +39,10 @@ def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.n
             if len(batch) == 1:
                 raise
             torch.cuda.empty_cache()
-            budget = max(1, min(execution.batch_tokens, int(lengths[batch].max()) * len(batch)) // 2)
+            budget = max(1, min(execution.batch_tokens, padded_tokens(lengths, batch)) // 2)
             execution = execution.with_batch_tokens(budget)
             left = np.concatenate([batch, *reversed(stack)])
-            stack = [left[again] for again in reversed(plan_batches(lengths[left], budget))]
+            stack = [left[again] for again in reversed(token_batches(lengths[left], budget))]
     scores = np.empty(len(lengths), np.float32)
     if order:
         scores[np.concatenate(order)] = torch.cat(results).float().cpu().numpy()

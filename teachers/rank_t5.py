@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from teachers.batching import plan_batches
+from distill.data.token_batches import token_batches
 from teachers.identity import model_identity
 from teachers.models import load_tokenizer, loading
 
@@ -56,7 +56,7 @@ class RankT5(nn.Module):
         encoded = self.tokenizer(queries, passages, truncation="longest_first", max_length=self._max_length)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         scores = np.empty(len(lengths), np.float32)
-        for batch in plan_batches(lengths, self._batch_tokens):
+        for batch in token_batches(lengths, self._batch_tokens):
             inputs = self.tokenizer.pad({"input_ids": [encoded["input_ids"][i] for i in batch]}, return_tensors="pt")
             scores[batch] = self(**inputs.to(self._device)).float().cpu().numpy()
         return scores

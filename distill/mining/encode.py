@@ -5,7 +5,7 @@ Only active terms are kept, so what is held is 8 bytes a term and never [texts, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
@@ -15,6 +15,7 @@ from scipy import sparse
 
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
+from distill.data.token_batches import token_batches
 from distill.data.tokens import TokenStore, build_token_store, token_key
 from distill.progress import progress
 from distill.student.model import SpladeStudent
@@ -62,19 +63,6 @@ def encode_texts(student: SpladeStudent, texts: Sequence[str], side: Side, descr
     return _encode(student, lambda at: [arrays[i] for i in at], lengths, side, description, batch_tokens, "float32")
 
 
-def token_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Positions of texts, longest first, in batches whose padded size (texts × longest) is at most `batch_tokens`.
-
-    A text longer than the budget makes a batch of its own.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        count = max(1, batch_tokens // max(int(lengths[order[start]]), 1))
-        yield order[start : start + count]
-        start += count
-
-
 def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray]], lengths: np.ndarray,
             side: Side, description: str, batch_tokens: int | None, precision: Precision) -> sparse.csr_matrix:
     _, max_length = _conventions(student, side)
@@ -90,7 +78,7 @@ def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray
         shown = progress(description, len(lengths), "texts") if description else nullcontext(lambda n: None)
         with torch.no_grad(), autocast, shown as advance:
             for first in range(0, len(lengths), _SLAB):
-                batches = list(token_batches(padded[first : first + _SLAB], batch_tokens))
+                batches = token_batches(padded[first : first + _SLAB], batch_tokens)
                 parts = []
                 for batch in batches:
                     input_ids, mask = student.assemble(take(first + batch), max_length)

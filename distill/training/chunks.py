@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill.data.token_batches import token_batches
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -21,13 +23,7 @@ def cut(lengths: np.ndarray, budget: int) -> list[Chunk]:
 
     `lengths` int [n]: tokens of each text, special tokens included. Long texts first: memory peaks at the start.
     """
-    order = np.argsort(-lengths, kind="stable")
-    chunks, start = [], 0
-    while start < len(order):
-        end = start + max(1, budget // max(int(lengths[order[start]]), 1))
-        chunks.append(Chunk(order[start:end]))
-        start = end
-    return chunks
+    return [Chunk(rows) for rows in token_batches(lengths, budget)]
 
 
 def stretch(chunks: list[Chunk], count: int) -> list[Chunk]:
@@ -45,7 +41,3 @@ def stretch(chunks: list[Chunk], count: int) -> list[Chunk]:
             half = math.ceil(len(rows) / 2)
             chunks[largest:largest + 1] = [Chunk(rows[:half]), Chunk(rows[half:])]
     return chunks
-
-
-def padded_tokens(chunk: Chunk, lengths: np.ndarray) -> int:
-    return len(chunk.rows) * int(lengths[chunk.rows].max())

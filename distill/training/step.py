@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.token_batches import padded_tokens
 from distill.losses.objective import Objective
 from distill.student.head import SparseReps
-from distill.training.chunks import Chunk, cut, padded_tokens, stretch
+from distill.training.chunks import Chunk, cut, stretch
 from distill.training.engine import Engine
 from distill.training.rng import rng_state, set_rng_state
 from distill.training.world import World
@@ -76,7 +77,7 @@ def plan(sides: tuple[Texts, Texts], chunk_tokens: int, world: World, kept_token
     counts = world.maximum([len(side) for side in pieces])
     pieces = [stretch(side, count) for side, count in zip(pieces, counts, strict=True)]
     flat = [(side, chunk) for side in (0, 1) for chunk in pieces[side]]
-    filled = np.cumsum([padded_tokens(chunk, lengths[side]) for side, chunk in flat])
+    filled = np.cumsum([padded_tokens(lengths[side], chunk.rows) for side, chunk in flat])
     keep = world.minimum(int(np.searchsorted(filled, kept_tokens, side="right"))) if kept_tokens > 0 else 0
     return [Planned(side, chunk, i < keep) for i, (side, chunk) in enumerate(flat)]
 

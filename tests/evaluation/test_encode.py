@@ -1,4 +1,4 @@
-"""Encoding against `SparseEncoder.encode` of the same checkpoint, and the batches it goes in."""
+"""Encoding against `SparseEncoder.encode` of the same checkpoint."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from small_run import PASSAGES, QUERIES, save_checkpoint, write_run
 
 from distill.data.texts import TextStore
 from distill.mining import encode
-from distill.mining.encode import encode_store, encode_texts, token_batches, token_store
+from distill.mining.encode import encode_store, encode_texts, token_store
 from distill.student.checkpoint import load_checkpoint
 
 
@@ -62,11 +62,3 @@ def test_nothing_to_encode_and_the_mode_is_put_back(checkpoint):
     assert encode_texts(student, [], "query").shape == (0, student.vocab_size)
     encode_texts(student, ["text"], "query")
     assert student.training
-
-
-def test_batches_hold_every_text_once_within_the_budget():
-    lengths = np.random.default_rng(0).integers(1, 50, 300)
-    batches = list(token_batches(lengths, 120))
-    assert sorted(np.concatenate(batches)) == list(range(300))
-    assert all(len(batch) * lengths[batch].max() <= 120 for batch in batches)
-    assert all(len(batch) == 1 for batch in token_batches(lengths, 1))

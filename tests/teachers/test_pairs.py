@@ -11,7 +11,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distill.config import resolve_model
 from distill.errors import TeacherError
-from teachers.batching import padding_share, plan_batches
 from teachers.pairs import assemble_pairs, pair_layout, pair_lengths
 
 WORDS = ["retrieval", "sparse", "café", "naïve", "", "the", "of", "GPU", "x1", "don't", "日本語", "résumé\tTab", ",.",
@@ -86,16 +85,3 @@ def test_a_tokenizer_without_a_pair_template_is_refused():
 
     with pytest.raises(TeacherError, match="fixed template"):
         pair_layout(chat)
-
-
-def test_batches_hold_each_item_once_within_the_budget_and_hardly_any_padding():
-    lengths = np.random.default_rng(0).integers(3, 256, 5000)
-    batches = plan_batches(lengths, 4096)
-    assert sorted(np.concatenate(batches)) == list(range(5000))
-    assert max(len(batch) * lengths[batch].max() for batch in batches) <= 4096
-    assert padding_share(lengths, batches) < 0.02
-
-
-def test_an_item_longer_than_the_budget_is_a_batch_of_its_own():
-    assert [batch.tolist() for batch in plan_batches(np.array([3, 900, 4]), 100)] == [[1], [2, 0]]
-    assert plan_batches(np.array([], np.int64), 100) == []

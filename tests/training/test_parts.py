@@ -10,10 +10,11 @@ from torch.optim import SGD
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from distill.data.layout import RunFolder
+from distill.data.token_batches import padded_tokens
 from distill.errors import FingerprintError
 from distill.training import checkpoints, launch
 from distill.training.alarms import alarms
-from distill.training.chunks import cut, padded_tokens, stretch
+from distill.training.chunks import cut, stretch
 from distill.training.schedules import lr_factor
 
 
@@ -38,7 +39,7 @@ def test_chunks_hold_every_text_once_within_the_budget(budget):
     lengths = np.random.default_rng(0).integers(2, 60, 37)
     chunks = cut(lengths, budget)
     assert sorted(np.concatenate([chunk.rows for chunk in chunks])) == list(range(37))
-    assert all(padded_tokens(chunk, lengths) <= budget or len(chunk.rows) == 1 for chunk in chunks)
+    assert all(padded_tokens(lengths, chunk.rows) <= budget or len(chunk.rows) == 1 for chunk in chunks)
     flat = lengths[np.concatenate([chunk.rows for chunk in chunks])]
     assert (np.diff(flat) <= 0).all()
 
