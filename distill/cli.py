@@ -76,11 +76,28 @@ for _name, _about in {
     "import": "Read the source into text stores; check it; make queries where the recipe asks.",
     "mine": "Find hard negatives for the training queries, and candidates for the others.",
     "teach": "Fine-tune the teachers that the recipe says to fine-tune.",
-    "score": "Let every teacher score the candidates, in Ray, into Arrow shards.",
     "train": "Distil the labels into the student.",
     "evaluate": "Evaluate the saved student beside its teachers and BM25.",
 }.items():
     _stage_command(_name, _about)
+
+
+@app.command()
+def score(
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False,
+    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Without Ray, as one of N tasks of a job array: task "
+                                              "I, from 0, scores its share; the last to end finishes.")] = None,
+) -> None:
+    """Let every teacher score the candidates, in Ray, into Arrow shards."""
+    from distill.pipeline import run, score_part
+
+    loaded = load_recipe(recipe, overrides or ())
+    if shard is None:
+        run(loaded, only="score", limit=limit, redo=redo)
+    else:
+        from ray_jobs.score import parse_part
+
+        score_part(loaded, parse_part(shard), limit=limit, redo=redo)
 
 
 @app.command()

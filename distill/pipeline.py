@@ -15,15 +15,15 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from distill.config import Recipe
-from distill.data.files import write_atomic
+from distill.data.files import locked, write_atomic
 from distill.data.fingerprint import fingerprint, first_difference
 from distill.data.layout import SPLITS, RunFolder
-from distill.data.manifest import read_manifest, require_manifest, verify
+from distill.data.manifest import claimed, read_manifest, require_manifest, verify
 from distill.errors import DistillError, FingerprintError, RecipeError
 from distill.recipe_file import dump_recipe
 
@@ -72,25 +72,48 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, re
     for stage in stages:
         if only is None and stage.name == "mine":
             _refuse_early(recipe, folder)
-        state = stage_state(stage, recipe, folder)
-        if state.state == "stale":
-            if not redo:
-                raise FingerprintError(f"stage {stage.name!r} must run again: {state.reason}\n"
-                                       "Choose another run_dir (or name), or add --redo to set the old output aside")
-            log.info("%-9s must run again: %s", stage.name, state.reason)
-            _set_aside(folder, (*state.stale, *stage.beside(folder)))
-        if state.state == "done":
-            log.info("%-9s done already", stage.name)
-            continue
-        did_something = True
-        log.info("%-9s ...", stage.name)
-        began = time.monotonic()
-        stage.run(recipe, folder)
-        _write_recipe(recipe, folder)
-        log.info("%-9s done in %.0f s", stage.name, time.monotonic() - began)
+        did_something |= _run_stage(stage, recipe, folder, redo)
     if only in (None, "evaluate"):
         _finish(recipe, folder, time.monotonic() - start if did_something else None)
     return folder
+
+
+def score_part(recipe: Recipe, part: tuple[int, int], *, limit: int | None = None, redo: bool = False) -> RunFolder:
+    """One task of a job array: score every n-th shard from the i-th on, `part = (i, n)`, in this process.
+
+    The tasks need nothing but the folder; the last one to end finishes the stage. For the rest: see `run`.
+    """
+    from ray_jobs.score import score_local
+
+    recipe = rehearsal(recipe, limit)
+    folder = RunFolder(recipe.folder)
+    score_stage = next(stage for stage in STAGES if stage.name == "score")
+    _run_stage(replace(score_stage, run=lambda recipe, folder: score_local(recipe, folder, part=part)), recipe, folder,
+               redo)
+    return folder
+
+
+def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> bool:
+    """Run a stage unless it is done, and say so; stale output is refused, or set aside. Whether anything was run."""
+    state = stage_state(stage, recipe, folder)
+    if state.state == "stale" and not redo:
+        raise FingerprintError(f"stage {stage.name!r} must run again: {state.reason}\n"
+                               "Choose another run_dir (or name), or add --redo to set the old output aside")
+    if state.state == "stale":
+        with locked(folder.root / "replaced"):
+            state = stage_state(stage, recipe, folder)  # another task of a job array may have begun anew meanwhile
+            if state.state == "stale":
+                log.info("%-9s must run again: %s", stage.name, state.reason)
+                _set_aside(folder, (*state.stale, *stage.beside(folder)))
+    if state.state == "done":
+        log.info("%-9s done already", stage.name)
+        return False
+    log.info("%-9s ...", stage.name)
+    began = time.monotonic()
+    stage.run(recipe, folder)
+    _write_recipe(recipe, folder)
+    log.info("%-9s done in %.0f s", stage.name, time.monotonic() - began)
+    return True
 
 
 def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
@@ -142,14 +165,15 @@ def stage_state(stage: Stage, recipe: Recipe, folder: RunFolder, *, check: bool 
     outputs = stage.outputs(recipe, folder)
     for path, fields in outputs.items():
         manifest = read_manifest(path)
+        made_from = claimed(path) if manifest is None else manifest.fields
+        difference = None if made_from is None else first_difference(made_from, fields)
+        if difference is not None:
+            stale.append(path)
+            reasons.append(f"{path} was made from other inputs (fingerprint {fingerprint(made_from)}, this recipe: "
+                           f"{fingerprint(fields)}): {difference}")
         if manifest is None:
             missing.append(path)
             continue
-        difference = first_difference(manifest.fields, fields)
-        if difference is not None:
-            stale.append(path)
-            reasons.append(f"{path} was made from other inputs (fingerprint {manifest.fingerprint}, this recipe: "
-                           f"{fingerprint(fields)}): {difference}")
         counts[str(path)] = manifest.counts
         if check:
             damaged += [str(path / shard.name) for shard in verify(path)]

@@ -8,7 +8,6 @@ looks again before it scores and commits exclusively, so jobs may be killed, res
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
@@ -22,7 +21,7 @@ import ray
 
 from distill.config import Recipe
 from distill.data.candidates import Candidates, candidate_shards, read_candidates
-from distill.data.files import commit_exclusive, read_json, temporary_beside, xxh128_file
+from distill.data.files import xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.fingerprint import fingerprint as fingerprint_of
 from distill.data.layout import RunFolder
@@ -30,6 +29,7 @@ from distill.data.manifest import (
     FORMAT,
     Manifest,
     Shard,
+    claim,
     manifest_path,
     read_manifest,
     require_manifest,
@@ -116,21 +116,29 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
 
 def score_local(recipe: Recipe, folder: RunFolder, *, part: tuple[int, int] = (0, 1),
                 teachers: Sequence[str] | None = None, splits: Sequence[str] | None = None) -> dict[str, int]:
-    """Score in this process, without Ray: every n-th pending shard from the i-th on, `part = (i, n)`.
+    """Score in this process, without Ray: every n-th shard of the plan from the i-th on, `part = (i, n)`.
 
     The tasks of a job array share nothing but the folder; the one that finds nothing pending writes the manifests.
     """
     index, of = part
-    if not 0 <= index < of:
-        raise RecipeError(f"part {index} of {of}: the first is 0, the last {of - 1}")
+    assert 0 <= index < of
     job = _Job(recipe, folder, teachers, splits)
-    tasks = [task for task in job.plan() if task.number % of == index]
+    tasks = job.plan(lambda task: task.number % of == index)
     worker = ScoreWorker(recipe, folder, None, max(1, int(recipe.score.cpus)))
     with job.progress(tasks) as done:
         for task in tasks:
             done(task, worker.run(task))
     job.finish(must_be_complete=of == 1)
     return job.counters
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`"I/N"` as (I, N): part I of N, counted from 0. Raises `RecipeError`."""
+    index, of = (int(number) if number.isdecimal() else -1 for number in (*text.split("/", 1), "")[:2])
+    if not 0 <= index < of:
+        raise RecipeError(f"{text!r} is no part of the shards: write I/N, where N tasks count from 0 to N-1 "
+                          "(0/8 to 7/8)")
+    return index, of
 
 
 class _Job:
@@ -149,8 +157,8 @@ class _Job:
         self.counters = dict.fromkeys(("shards", "pairs", "tokens", "padded_tokens", "deaths"), 0)
         self._log = JobLog(folder)
 
-    def plan(self) -> list[ScoreTask]:
-        """Tasks that are not committed, after everything that workers share has been prepared.
+    def plan(self, mine: Callable[[ScoreTask], bool] = lambda task: True) -> list[ScoreTask]:
+        """Those of this launch's tasks that are not committed, after what workers share has been prepared.
 
         Raises `FingerprintError` where a folder holds scores of other inputs. Damaged shards are set aside.
         """
@@ -160,13 +168,13 @@ class _Job:
             cfg = self.recipe.teachers[teacher]
             splits = [split for split in self.splits if not self._finished(teacher, split)]
             pending = [task for split in splits for task in self._shards(teacher, split)
-                       if not self._committed(task, known)]
+                       if mine(task) and not self._committed(task, known)]
             if not pending:
                 continue
             prepare(teacher, cfg, self.folder, splits)
             if cfg.kind in _VECTOR_KINDS:
                 tasks += [task for split in splits for task in self._chunks(teacher, split)
-                          if not chunk_done(teacher, self.folder, split, task.store, task.chunk)]
+                          if mine(task) and not chunk_done(teacher, self.folder, split, task.store, task.chunk)]
             tasks += pending
         return tasks
 
@@ -195,18 +203,24 @@ class _Job:
         self._log.write("death", tasks=[task.name for task in tasks])
 
     def finish(self, must_be_complete: bool = True) -> None:
-        """Write the manifest of every split whose shards are all there."""
+        """Write the manifest of every split whose shards are all there; say what other tasks still have to do."""
+        elsewhere = 0
         for (teacher, split), fields in self.fields.items():
             home = self.folder.scores(teacher, split)
             if read_manifest(home) is not None:
                 continue
             tasks = self._shards(teacher, split)
-            missing = [task.name for task in tasks if task.name not in self.shards and not self._committed(task, {})]
+            missing = [task for task in tasks if not (home / task.shard).exists()]
+            if not missing:
+                missing = [task for task in tasks if task.name not in self.shards and not self._committed(task, {})]
             if missing:
-                assert not must_be_complete, f"{missing[0]} was not committed"
+                assert not must_be_complete, f"{missing[0].name} was not committed"
+                elsewhere += len(missing)
                 continue
             pairs = sum(task.pairs for task in tasks)
             write_manifest(home, Manifest(fields, tuple(self.shards[task.name] for task in tasks), {"pairs": pairs}))
+        if elsewhere:
+            log.info("%d shards are left to other tasks; the last of them to end finishes the stage", elsewhere)
 
     def _finished(self, teacher: str, split: str) -> bool:
         home, fields = self.folder.scores(teacher, split), self.fields[teacher, split]
@@ -218,8 +232,8 @@ class _Job:
                 return True
             for shard in damaged:
                 _set_aside(home / shard.name)
-            manifest_path(home).unlink()
-        _claim(home, fields)
+            manifest_path(home).unlink(missing_ok=True)
+        claim(home, fields)
         return False
 
     def _shards(self, teacher: str, split: str) -> list[ScoreTask]:
@@ -263,18 +277,8 @@ class _Job:
         return True
 
 
-def _claim(home: Path, fields: dict[str, Any]) -> None:
-    """The first job in a folder writes down what it is for; others must agree."""
-    plan = home / "plan.json"
-    if not plan.exists():
-        with temporary_beside(plan) as temporary:
-            temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-            commit_exclusive(temporary, plan)
-    check_same(home, read_json(plan), fields)
-
-
 def _set_aside(path: Path) -> None:
-    if path.exists():
+    with contextlib.suppress(FileNotFoundError):  # another job in this folder may have done it
         path.replace(path.with_name(f"{path.name}.damaged"))
 
 

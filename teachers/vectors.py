@@ -8,6 +8,7 @@ scored they can be removed.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import pyarrow as pa
 
 from distill.data.arrow import RowReader, write_ipc
 from distill.data.candidates import iterate_candidates
-from distill.data.files import read_json, write_atomic, write_json
+from distill.data.files import locked, read_json, write_atomic, write_json
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
 from teachers.base import Pairs, Work
@@ -36,8 +37,8 @@ class Encoder(Protocol):
 
     max_length: int
 
-    def vectors(self, store: str, texts: list[str]) -> pa.RecordBatch:
-        """`store`: "queries" or "passages", for models with prompts or two towers."""
+    def vectors(self, store: str, texts: list[str], execution: Execution) -> pa.RecordBatch:
+        """`store`: "queries" or "passages", for models with prompts or two towers; `execution`: how large a batch."""
         ...
 
     def similarity(self, queries: pa.RecordBatch, passages: pa.RecordBatch) -> np.ndarray:
@@ -50,18 +51,24 @@ def plan_vectors(name: str, folder: RunFolder, splits: Sequence[str], identity: 
     for split in splits:
         home = _home(folder, name, split)
         mark = home / "identity.json"
-        if mark.exists() and read_json(mark) == identity:
-            continue
-        shutil.rmtree(home, ignore_errors=True)
-        needed = {"queries": np.zeros(len(TextStore.open(folder.queries(split))), bool),
-                  "passages": np.zeros(len(TextStore.open(folder.passages)), bool)}
-        for _, candidates in iterate_candidates(folder.candidates(split)):
-            needed["queries"][candidates.query] = True
-            needed["passages"][candidates.passages] = True
-        for store, mask in needed.items():
-            with write_atomic(_rows_path(home, store)) as temporary, open(temporary, "wb") as file:
-                np.save(file, np.flatnonzero(mask))
-        write_json(mark, identity)
+        with locked(home):  # or the tasks of a job array that start together would remove each other's vectors
+            if mark.exists() and read_json(mark) == identity:
+                continue
+            shutil.rmtree(home, ignore_errors=True)
+            for store, rows in _needed_rows(folder, split).items():
+                with write_atomic(_rows_path(home, store)) as temporary, open(temporary, "wb") as file:
+                    np.save(file, rows)
+            write_json(mark, identity)
+
+
+def _needed_rows(folder: RunFolder, split: str) -> dict[str, np.ndarray]:
+    """Store -> the rows, ascending, of every text in a split's candidates."""
+    needed = {"queries": np.zeros(len(TextStore.open(folder.queries(split))), bool),
+              "passages": np.zeros(len(TextStore.open(folder.passages)), bool)}
+    for _, candidates in iterate_candidates(folder.candidates(split)):
+        needed["queries"][candidates.query] = True
+        needed["passages"][candidates.passages] = True
+    return {store: np.flatnonzero(mask) for store, mask in needed.items()}
 
 
 def vector_chunks(name: str, folder: RunFolder, split: str) -> list[tuple[str, int]]:
@@ -99,9 +106,16 @@ class VectorTeacher:
         if not path.exists():
             rows = self._needed(split, store)[chunk * CHUNK:(chunk + 1) * CHUNK]
             texts = TextStore.open(self._folder.passages if store == "passages" else self._folder.queries(split))
-            batch = self._encoder.vectors(store, texts.texts(rows))
-            write_ipc(path, batch.schema, [batch], exclusive=True)
+            batch = self._encode(store, texts.texts(rows))
+            write_ipc(path, batch.schema, [batch], {"execution": json.dumps(self.execution.record())}, exclusive=True)
         return path
+
+    def _encode(self, store: str, texts: list[str]) -> pa.RecordBatch:
+        from teachers.inference import until_it_fits  # torch: a look at the plan doesn't need it
+
+        batch, self.execution = until_it_fits(lambda execution: self._encoder.vectors(store, texts, execution),
+                                              self.execution, self.max_length)
+        return batch
 
     def _take(self, split: str, store: str, rows: np.ndarray) -> pa.RecordBatch:
         """Vectors of the given rows, in their order, repeats allowed."""

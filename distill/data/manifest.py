@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from distill.data import fingerprint as fp
-from distill.data.files import read_json, write_json, xxh128_file
+from distill.data.files import commit_exclusive, read_json, temporary_beside, write_json, xxh128_file
 from distill.errors import StorageError
 
 FORMAT = 1  # of everything on disk; part of every fingerprint
@@ -74,6 +75,26 @@ def require_manifest(folder: Path, stage: str) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     write_json(manifest_path(folder), dataclasses.asdict(manifest))
+
+
+def claim(folder: Path, fields: dict[str, Any]) -> None:
+    """Write down, before the first shard, what a folder is for. Raises `FingerprintError` where it is for another."""
+    if claimed(folder) is None:
+        plan = _plan_path(folder)
+        with temporary_beside(plan) as temporary:
+            temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            commit_exclusive(temporary, plan)
+    fp.check_same(folder, claimed(folder), fields)
+
+
+def claimed(folder: Path) -> dict[str, Any] | None:
+    """The fields that an unfinished folder was claimed for; None where nobody has begun."""
+    plan = _plan_path(folder)
+    return read_json(plan) if plan.exists() else None
+
+
+def _plan_path(folder: Path) -> Path:
+    return Path(folder) / "plan.json"
 
 
 def verify(folder: Path) -> list[Shard]:

@@ -55,13 +55,14 @@ class Stillborn:
 class Steady:
     """A teacher that takes the time written in `log`.seconds for a shard, and logs who scored what."""
 
-    def __init__(self, log: str, nan: bool = False):
-        self.log, self.nan = Path(log), nan
+    def __init__(self, log: str, nan: bool = False, offset: float = 0.0):
+        self.log, self.nan, self.offset = Path(log), nan, offset
 
     def score(self, queries: list[str], passages: list[str]) -> np.ndarray:
         pace = self.log.with_suffix(".seconds")
         time.sleep(float(pace.read_text()) if pace.exists() else 0)
         scores = np.array([len(q) * 100.0 + len(p) + 1 / (1 + len(q)) for q, p in zip(queries, passages, strict=True)])
+        scores += self.offset
         if self.nan:
             scores[len(scores) // 2] = np.nan
         with open(self.log, "a", encoding="utf-8") as file:
