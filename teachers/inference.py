@@ -1,8 +1,9 @@
-"""Running a ranker over planned batches: precision, memory, devices. Shared by cross-encoders and LLM rerankers."""
+"""Running models over batches: precision, memory, devices. Shared by all teachers that run one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from teachers.base import Work
 from teachers.execution import Execution
 
 Inputs = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 
 @torch.inference_mode()
@@ -47,6 +49,17 @@ def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.n
     if order:
         scores[np.concatenate(order)] = torch.cat(results).float().cpu().numpy()
     return scores, execution
+
+
+def until_it_fits(run: Callable[[Execution], T], execution: Execution) -> tuple[T, Execution]:
+    """Call `run`, again with half the batch tokens while a GPU's memory does not suffice; and the record at the end."""
+    while execution.batch_tokens > 1:
+        try:
+            return run(execution), execution
+        except torch.OutOfMemoryError:
+            execution = execution.with_batch_tokens(execution.batch_tokens // 2)
+        torch.cuda.empty_cache()  # only now is the memory free: the exception held the frames, and they the tensors
+    return run(execution), execution
 
 
 def _run(logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, np.ndarray], execution: Execution) -> torch.Tensor:

@@ -1,7 +1,13 @@
-"""SPLADE models as teachers: a `SparseEncoder`, its own prompts; score = dot product (or cosine, as saved)."""
+"""SPLADE models as teachers, their own prompts and lengths; score = dot product (or cosine, as saved).
+
+A masked language model with SPLADE pooling is loaded like a student, so that its head never makes
+`[batch, length, vocabulary]` logits. What else a `SparseEncoder` may hold (inference-free queries, CSR) runs as it is.
+"""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,29 +18,63 @@ from scipy import sparse
 from distill import config
 from distill.config import resolve_model
 from distill.data.layout import RunFolder
-from distill.errors import TeacherError
+from distill.errors import StudentError, TeacherError
+from distill.mining.encode import encode_texts
+from distill.student.checkpoint import load_checkpoint
 from teachers.bi_encoder import TYPICAL_TOKENS, prepare
 from teachers.execution import Execution
 from teachers.models import loading
 from teachers.vectors import VectorTeacher
 
-__all__ = ["SparseVectors", "open_teacher", "prepare"]
+__all__ = ["SparseVectors", "StudentVectors", "open_teacher", "prepare"]
 
 
 def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> VectorTeacher:
-    return VectorTeacher(name, SparseVectors(name, cfg, execution), folder, execution)
+    execution.apply_threads()
+    modules, settings = (_read_json(name, cfg, file) for file in ("modules.json", "config_sentence_transformers.json"))
+    encoder = StudentVectors if _like_a_student(modules, settings or {}) else SparseVectors
+    return VectorTeacher(name, encoder(name, cfg, execution), folder, execution)
+
+
+def _like_a_student(modules: list[dict[str, str]] | None, settings: dict[str, Any]) -> bool:
+    """Whether `load_checkpoint` reads it as `SparseEncoder` would: no modules but ours, no prompts by other names."""
+    if modules is None:
+        return True
+    prompts = {key for key, text in (settings.get("prompts") or {}).items() if text}
+    return (modules[0]["path"] == "" and [module["type"].rsplit(".", 1)[-1] for module in modules[1:]]
+            == ["SpladePooling"] and prompts <= {"query", "document"} and not settings.get("default_prompt_name")
+            and settings.get("similarity_fn_name") in (None, "dot"))
+
+
+class StudentVectors:
+    """`Encoder` over a masked language model with the exact SPLADE head."""
+
+    def __init__(self, name: str, cfg: config.Teacher, execution: Execution):
+        try:
+            self._student = load_checkpoint(cfg.model, cfg.revision).to(execution.device)
+        except StudentError as error:
+            raise TeacherError(f"teacher {name!r}: {error}") from error
+        self._student.query_max_length = min(cfg.max_length, self._student.query_max_length)
+        self._student.passage_max_length = min(cfg.max_length, self._student.passage_max_length)
+        self.max_length = max(self._student.query_max_length, self._student.passage_max_length)
+
+    def vectors(self, store: str, texts: list[str], execution: Execution) -> pa.RecordBatch:
+        side = "query" if store == "queries" else "passage"
+        return _to_arrow(encode_texts(self._student, texts, side, batch_tokens=execution.batch_tokens,
+                                      precision=execution.precision))
+
+    def similarity(self, queries: pa.RecordBatch, passages: pa.RecordBatch) -> np.ndarray:
+        return _dot_products(*(_from_arrow(batch, self._student.vocab_size) for batch in (queries, passages)))
 
 
 class SparseVectors:
-    """`Encoder` over a SparseEncoder; vectors are kept as active terms and their weights."""
+    """`Encoder` over any SparseEncoder."""
 
     def __init__(self, name: str, cfg: config.Teacher, execution: Execution):
         from sentence_transformers import SparseEncoder
 
-        execution.apply_threads()
         self._model: Any = loading(name, cfg.model, lambda: SparseEncoder(
             resolve_model(cfg.model), revision=cfg.revision, device=execution.device))
-        self._execution = execution
         self.max_length = self._model.max_seq_length = min(cfg.max_length, self._model.max_seq_length or cfg.max_length)
         self._size = self._model.get_embedding_dimension()
         self._cosine = self._model.similarity_fn_name == "cosine"
@@ -42,30 +82,48 @@ class SparseVectors:
             raise TeacherError(f"teacher {name!r}: the similarity {self._model.similarity_fn_name!r} of {cfg.model!r} "
                                "is not supported (dot and cosine are)")
 
-    def vectors(self, store: str, texts: list[str]) -> pa.RecordBatch:
+    def vectors(self, store: str, texts: list[str], execution: Execution) -> pa.RecordBatch:
         encode = self._model.encode_query if store == "queries" else self._model.encode_document
-        with self._execution.autocast():
-            rows = encode(texts, batch_size=max(1, self._execution.batch_tokens // TYPICAL_TOKENS),
-                          convert_to_tensor=False, convert_to_sparse_tensor=True, save_to_cpu=True,
-                          show_progress_bar=False)
+        with execution.autocast():
+            rows = encode(texts, batch_size=max(1, execution.batch_tokens // TYPICAL_TOKENS), convert_to_tensor=False,
+                          convert_to_sparse_tensor=True, save_to_cpu=True, show_progress_bar=False)
         rows = [row.coalesce() for row in rows]
-        offsets = pa.array(np.concatenate([[0], np.cumsum([row.values().numel() for row in rows])]), pa.int32())
-        terms = torch.cat([row.indices()[0] for row in rows]).to(torch.int32).numpy()
-        values = torch.cat([row.values() for row in rows]).float().numpy()
-        columns = [pa.ListArray.from_arrays(offsets, pa.array(flat)) for flat in (terms, values)]
-        return pa.RecordBatch.from_arrays(columns, names=["terms", "values"])
+        indptr = np.cumsum([0, *(row.values().numel() for row in rows)])
+        terms, values = (torch.cat(parts).numpy() for parts in ([row.indices()[0] for row in rows],
+                                                                [row.values().float() for row in rows]))
+        return _to_arrow(sparse.csr_matrix((values, terms, indptr), shape=(len(rows), self._size)))
 
     def similarity(self, queries: pa.RecordBatch, passages: pa.RecordBatch) -> np.ndarray:
-        a, b = self._matrix(queries), self._matrix(passages)
-        scores = np.asarray(a.multiply(b).sum(axis=1)).ravel()
+        a, b = (_from_arrow(batch, self._size) for batch in (queries, passages))
+        scores = _dot_products(a, b)
         if self._cosine:
-            norms = [np.sqrt(np.asarray(m.multiply(m).sum(axis=1)).ravel()) for m in (a, b)]
-            scores = scores / np.maximum(norms[0] * norms[1], 1e-12)
-        return scores.astype(np.float32)
+            scores = scores / np.maximum(np.sqrt(_dot_products(a, a) * _dot_products(b, b)), 1e-12)
+        return scores
 
-    def _matrix(self, batch: pa.RecordBatch) -> sparse.csr_matrix:
-        terms, values = batch.column("terms"), batch.column("values")
-        lengths = np.diff(terms.offsets.to_numpy())
-        indptr = np.concatenate([[0], np.cumsum(lengths)])
-        return sparse.csr_matrix((values.flatten().to_numpy(), terms.flatten().to_numpy(), indptr),
-                                 shape=(batch.num_rows, self._size))
+
+def _to_arrow(vectors: sparse.csr_matrix) -> pa.RecordBatch:
+    """One row a text: its active terms and their weights."""
+    offsets = pa.array(vectors.indptr, pa.int32())
+    columns = [pa.ListArray.from_arrays(offsets, pa.array(flat)) for flat in
+               (vectors.indices.astype(np.int32), vectors.data.astype(np.float32))]
+    return pa.RecordBatch.from_arrays(columns, names=["terms", "values"])
+
+
+def _from_arrow(batch: pa.RecordBatch, size: int) -> sparse.csr_matrix:
+    terms, values = batch.column("terms"), batch.column("values")
+    indptr = np.concatenate([[0], np.cumsum(np.diff(terms.offsets.to_numpy()))])
+    return sparse.csr_matrix((values.flatten().to_numpy(), terms.flatten().to_numpy(), indptr),
+                             shape=(batch.num_rows, size))
+
+
+def _dot_products(a: sparse.csr_matrix, b: sparse.csr_matrix) -> np.ndarray:
+    """Row by row: float32 [n]."""
+    return np.asarray(a.multiply(b).sum(axis=1)).ravel().astype(np.float32)
+
+
+def _read_json(name: str, cfg: config.Teacher, file: str) -> Any:
+    """A file of sentence-transformers in the model's folder; None where there is none."""
+    from sentence_transformers.util import load_file_path
+
+    path = loading(name, cfg.model, lambda: load_file_path(resolve_model(cfg.model), file, revision=cfg.revision))
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

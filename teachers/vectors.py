@@ -114,7 +114,7 @@ class VectorTeacher:
         from teachers.inference import until_it_fits  # torch: a look at the plan doesn't need it
 
         batch, self.execution = until_it_fits(lambda execution: self._encoder.vectors(store, texts, execution),
-                                              self.execution, self.max_length)
+                                              self.execution)
         return batch
 
     def _take(self, split: str, store: str, rows: np.ndarray) -> pa.RecordBatch:

@@ -53,14 +53,14 @@ def encode_store(student: SpladeStudent, tokens: TokenStore, rows: np.ndarray, s
 
 
 def encode_texts(student: SpladeStudent, texts: Sequence[str], side: Side, description: str = "",
-                 batch_tokens: int | None = None) -> sparse.csr_matrix:
+                 batch_tokens: int | None = None, precision: Precision = "float32") -> sparse.csr_matrix:
     """Vectors of texts at hand, prompt included: float32 [len(texts), vocabulary]; else as `encode_store`."""
     prefix, max_length = _conventions(student, side)
     prompted = [prefix + text for text in texts]
     ids = student.tokenizer(prompted, add_special_tokens=False, verbose=False)["input_ids"] if prompted else []
     arrays = [np.asarray(text[:max_length], dtype=np.int32) for text in ids]
     lengths = np.array([len(text) for text in arrays], dtype=np.int64)
-    return _encode(student, lambda at: [arrays[i] for i in at], lengths, side, description, batch_tokens, "float32")
+    return _encode(student, lambda at: [arrays[i] for i in at], lengths, side, description, batch_tokens, precision)
 
 
 def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray]], lengths: np.ndarray,

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling, Transformer
 from small_run import PASSAGES, QUERIES, save_checkpoint
-from transformers import AutoTokenizer, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 from distill.config import Teacher
 from distill.data.texts import TextStore
@@ -74,14 +76,49 @@ def test_bi_encoder_gives_its_own_similarity(tiny_sentence, folder, texts, pairs
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
 
 
+def sparse_encoder_scores(reference: SparseEncoder, pairs: Pairs) -> np.ndarray:
+    return reference.similarity_pairwise(
+        reference.encode_query([QUERIES["test"][row] for row in pairs.query_rows]),
+        reference.encode_document([PASSAGES[row] for row in pairs.passage_rows])).numpy()
+
+
 def test_splade_gives_the_dot_product_of_sparse_encoder(tiny_mlm, folder, pairs, tmp_path):
     model = save_checkpoint(tiny_mlm, tmp_path / "splade")
     mined = _mined(folder, pairs)
     got = scores_of(Teacher(kind="splade", model=str(model)), folder, mined)
-    reference = SparseEncoder(str(model), device="cpu")
-    queries = reference.encode_query([QUERIES["test"][row] for row in mined.query_rows]).to_dense()
-    passages = reference.encode_document([PASSAGES[row] for row in mined.passage_rows]).to_dense()
-    np.testing.assert_allclose(got, (queries * passages).sum(1).numpy(), rtol=1e-4, atol=1e-4)
+    expected = sparse_encoder_scores(SparseEncoder(str(model), device="cpu"), mined)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_sparse_encoders_are_teachers_too(tiny_mlm, folder, pairs, tmp_path):
+    mlm = Transformer(str(tiny_mlm), transformer_task="fill-mask")
+    static = SparseStaticEmbedding(mlm.tokenizer, weight=torch.rand(len(mlm.tokenizer)))
+    router = Router.for_query_document(query_modules=[static], document_modules=[mlm, SpladePooling("max")])
+    reference = SparseEncoder(modules=[router], device="cpu", similarity_fn_name="cosine")
+    reference.save(str(tmp_path / "model"))
+    mined = _mined(folder, pairs)
+    got = scores_of(Teacher(kind="splade", model=str(tmp_path / "model")), folder, mined)
+    np.testing.assert_allclose(got, sparse_encoder_scores(reference, mined), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bi-encoder", "splade"])
+def test_vectors_that_do_not_fit_the_memory_are_made_in_smaller_batches(kind, tiny_sentence, tiny_mlm, folder, pairs,
+                                                                        tmp_path, monkeypatch):
+    model = tiny_sentence if kind == "bi-encoder" else save_checkpoint(tiny_mlm, tmp_path / "splade")
+    cfg, mined = Teacher(kind=kind, model=str(model), max_length=16), _mined(folder, pairs)
+    expected = scores_of(cfg, folder, mined)
+    prepare("small", cfg, folder, ["test"])
+    teacher = open_teacher("small", cfg, folder, Execution("cpu", "float32", 1, 1024))
+    forward = BertModel.forward
+
+    def small_memory(self, input_ids, **kwargs):
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return forward(self, input_ids, **kwargs)
+
+    monkeypatch.setattr(BertModel, "forward", small_memory)
+    np.testing.assert_allclose(teacher.score(mined), expected, rtol=1e-4, atol=1e-4)
+    assert teacher.execution.batch_tokens < 1024
 
 
 def test_bm25_scores_variants_on_their_own_words(folder, pairs):
