@@ -1,9 +1,9 @@
-"""Teachers that encode texts apart (bi-encoders, SPLADE): each text a split needs is encoded once, into chunks on disk.
+"""Teachers that encode texts apart (bi-encoders, SPLADE): each text is encoded once a run, into chunks on disk.
 
-A passage is a candidate of many queries, in many shards; encoding it in each would cost several times the job. Which
-texts form a chunk depends on the candidates alone, so vectors, and the scores made of them, repeat to the byte.
-Whoever needs a chunk that is not there makes it; committing is exclusive. The chunks are a cache: once the split is
-scored they can be removed.
+A passage is a candidate of many queries, in many shards and splits; encoding it in each would cost several times the
+job. Which texts form a chunk is planned once and frozen on disk, so vectors, and the scores made of them, repeat to
+the byte: a split's chunks hold its queries, and the passages that no split planned before it needs. Whoever needs a
+chunk that is not there makes it; committing is exclusive. The chunks are a cache: once all is scored they can go.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from distill.data.arrow import RowReader, write_ipc
 from distill.data.candidates import iterate_candidates
 from distill.data.files import locked, read_json, write_atomic, write_json
 from distill.data.layout import RunFolder
+from distill.data.manifest import require_manifest
 from distill.data.texts import TextStore
 from teachers.base import Pairs, Work
 
@@ -47,18 +48,28 @@ class Encoder(Protocol):
 
 
 def plan_vectors(name: str, folder: RunFolder, splits: Sequence[str], identity: dict[str, Any]) -> None:
-    """Write down which texts each split needs. Vectors made by another model are removed. Idempotent."""
-    for split in splits:
-        home = _home(folder, name, split)
-        mark = home / "identity.json"
-        with locked(home):  # or the tasks of a job array that start together would remove each other's vectors
-            if mark.exists() and read_json(mark) == identity:
-                continue
+    """Write down which texts each split adds to those encoded. Idempotent.
+
+    Vectors made by another model, or planned for other candidates, are removed.
+    """
+    candidates = {split: require_manifest(folder.candidates(split), "mine").fingerprint for split in splits}
+    home = _home(folder, name)
+    with locked(home):  # or the tasks of a job array that start together would remove each other's vectors
+        plan = read_json(_plan_path(home)) if _plan_path(home).exists() else None
+        if plan is None or plan["model"] != identity or any(
+                plan["candidates"].get(split, mined) != mined for split, mined in candidates.items()):
             shutil.rmtree(home, ignore_errors=True)
+            plan = {"model": identity, "candidates": {}}
+        for split in splits:
+            if split in plan["candidates"]:
+                continue
             for store, rows in _needed_rows(folder, split).items():
-                with write_atomic(_rows_path(home, store)) as temporary, open(temporary, "wb") as file:
+                for owner in plan["candidates"] if store == "passages" else ():
+                    rows = np.setdiff1d(rows, _rows(home, owner, store), assume_unique=True)
+                with write_atomic(_rows_path(home, split, store)) as temporary, open(temporary, "wb") as file:
                     np.save(file, rows)
-            write_json(mark, identity)
+            plan["candidates"][split] = candidates[split]
+            write_json(_plan_path(home), plan)
 
 
 def _needed_rows(folder: RunFolder, split: str) -> dict[str, np.ndarray]:
@@ -72,13 +83,13 @@ def _needed_rows(folder: RunFolder, split: str) -> dict[str, np.ndarray]:
 
 
 def vector_chunks(name: str, folder: RunFolder, split: str) -> list[tuple[str, int]]:
-    """(store, chunk number) of every chunk of a split; `plan_vectors` must have run."""
-    home = _home(folder, name, split)
-    return [(store, start // CHUNK) for store in STORES for start in range(0, len(_rows(home, store)), CHUNK)]
+    """(store, chunk number) of every chunk that a split adds; `plan_vectors` must have run."""
+    home = _home(folder, name)
+    return [(store, start // CHUNK) for store in STORES for start in range(0, len(_rows(home, split, store)), CHUNK)]
 
 
 def chunk_done(name: str, folder: RunFolder, split: str, store: str, chunk: int) -> bool:
-    return _chunk_path(_home(folder, name, split), store, chunk).exists()
+    return _chunk_path(_home(folder, name), split, store, chunk).exists()
 
 
 class VectorTeacher:
@@ -100,11 +111,10 @@ class VectorTeacher:
         return np.concatenate(parts)
 
     def encode_chunk(self, split: str, store: str, chunk: int) -> Path:
-        """Encode and commit one chunk, unless it is there; returns its path."""
-        home = _home(self._folder, self.name, split)
-        path = _chunk_path(home, store, chunk)
+        """Encode and commit one chunk of those a split adds, unless it is there; returns its path."""
+        path = _chunk_path(_home(self._folder, self.name), split, store, chunk)
         if not path.exists():
-            rows = self._needed(split, store)[chunk * CHUNK:(chunk + 1) * CHUNK]
+            rows = self._added(split, store)[chunk * CHUNK:(chunk + 1) * CHUNK]
             texts = TextStore.open(self._folder.passages if store == "passages" else self._folder.queries(split))
             batch = self._encode(store, texts.texts(rows))
             write_ipc(path, batch.schema, [batch], {"execution": json.dumps(self.execution.record())}, exclusive=True)
@@ -120,34 +130,50 @@ class VectorTeacher:
     def _take(self, split: str, store: str, rows: np.ndarray) -> pa.RecordBatch:
         """Vectors of the given rows, in their order, repeats allowed."""
         distinct, back = np.unique(rows, return_inverse=True)
-        at = np.searchsorted(self._needed(split, store), distinct)
-        chunks = at // CHUNK
-        pieces = []
-        for chunk in np.unique(chunks):
-            path = self.encode_chunk(split, store, int(chunk))
-            if path not in self._readers:
-                self._readers[path] = RowReader(path)
-            pieces.append(self._readers[path].take(at[chunks == chunk] - chunk * CHUNK))
-        return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0].take(pa.array(back))
+        pieces: list[pa.RecordBatch] = []
+        places: list[np.ndarray] = []  # of each piece's vectors in `distinct`
+        for owner in self._owners(split) if store == "passages" else (split,):
+            added = self._added(owner, store)
+            at = np.searchsorted(added, distinct)
+            there = np.flatnonzero(at < len(added))
+            there = there[added[at[there]] == distinct[there]]
+            chunks = at[there] // CHUNK
+            for chunk in np.unique(chunks):
+                path = self.encode_chunk(owner, store, int(chunk))
+                if path not in self._readers:
+                    self._readers[path] = RowReader(path)
+                places.append(there[chunks == chunk])
+                pieces.append(self._readers[path].take(at[places[-1]] - chunk * CHUNK))
+        order = np.argsort(np.concatenate(places))
+        return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0].take(pa.array(order[back]))
 
-    def _needed(self, split: str, store: str) -> np.ndarray:
+    def _owners(self, split: str) -> list[str]:
+        """The splits among whose chunks a split's passages are, itself the last."""
+        planned = list(read_json(_plan_path(_home(self._folder, self.name)))["candidates"])
+        return planned[:planned.index(split) + 1]
+
+    def _added(self, split: str, store: str) -> np.ndarray:
         if (split, store) not in self._rows:
-            self._rows[split, store] = _rows(_home(self._folder, self.name, split), store)
+            self._rows[split, store] = _rows(_home(self._folder, self.name), split, store)
         return self._rows[split, store]
 
 
-def _home(folder: RunFolder, name: str, split: str) -> Path:
-    return folder.scores(name, split) / "vectors"
+def _home(folder: RunFolder, name: str) -> Path:
+    return folder.scores(name, "vectors")
 
 
-def _rows_path(home: Path, store: str) -> Path:
-    return home / f"{store}.rows.npy"
+def _plan_path(home: Path) -> Path:
+    return home / "plan.json"
 
 
-def _rows(home: Path, store: str) -> np.ndarray:
-    """int64, ascending: the rows of a store that the split needs."""
-    return np.load(_rows_path(home, store), mmap_mode="r")
+def _rows_path(home: Path, split: str, store: str) -> Path:
+    return home / split / f"{store}.rows.npy"
 
 
-def _chunk_path(home: Path, store: str, chunk: int) -> Path:
-    return home / f"{store}-{chunk:05d}.arrow"
+def _rows(home: Path, split: str, store: str) -> np.ndarray:
+    """int64, ascending: the rows of a store whose vectors a split adds."""
+    return np.load(_rows_path(home, split, store), mmap_mode="r")
+
+
+def _chunk_path(home: Path, split: str, store: str, chunk: int) -> Path:
+    return home / split / f"{store}-{chunk:05d}.arrow"

@@ -15,10 +15,13 @@ from small_run import PASSAGES, QUERIES, save_checkpoint
 from transformers import AutoTokenizer, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 from distill.config import Teacher
+from distill.data.candidates import iterate_candidates
 from distill.data.texts import TextStore
 from distill.errors import TeacherError
 from distill.mining.bm25 import build_index
+from teachers import vectors
 from teachers.base import Pairs, open_teacher, prepare
+from teachers.bi_encoder import DenseEncoder
 from teachers.execution import Execution
 from teachers.identity import identity
 
@@ -65,8 +68,8 @@ def test_scores_do_not_depend_on_the_batch_budget(tiny_classifier, folder, pairs
     np.testing.assert_allclose(one, all_at_once, atol=1e-5)
 
 
-def test_bi_encoder_gives_its_own_similarity(tiny_sentence, folder, texts, pairs):
-    mined = _mined(folder, pairs)
+def test_bi_encoder_gives_its_own_similarity(tiny_sentence, folder):
+    mined = _mined(folder)
     got = scores_of(Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16), folder, mined)
     reference = SentenceTransformer(str(tiny_sentence), device="cpu")
     reference.max_seq_length = 16
@@ -82,30 +85,30 @@ def sparse_encoder_scores(reference: SparseEncoder, pairs: Pairs) -> np.ndarray:
         reference.encode_document([PASSAGES[row] for row in pairs.passage_rows])).numpy()
 
 
-def test_splade_gives_the_dot_product_of_sparse_encoder(tiny_mlm, folder, pairs, tmp_path):
+def test_splade_gives_the_dot_product_of_sparse_encoder(tiny_mlm, folder, tmp_path):
     model = save_checkpoint(tiny_mlm, tmp_path / "splade")
-    mined = _mined(folder, pairs)
+    mined = _mined(folder)
     got = scores_of(Teacher(kind="splade", model=str(model)), folder, mined)
     expected = sparse_encoder_scores(SparseEncoder(str(model), device="cpu"), mined)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_other_sparse_encoders_are_teachers_too(tiny_mlm, folder, pairs, tmp_path):
+def test_other_sparse_encoders_are_teachers_too(tiny_mlm, folder, tmp_path):
     mlm = Transformer(str(tiny_mlm), transformer_task="fill-mask")
     static = SparseStaticEmbedding(mlm.tokenizer, weight=torch.rand(len(mlm.tokenizer)))
     router = Router.for_query_document(query_modules=[static], document_modules=[mlm, SpladePooling("max")])
     reference = SparseEncoder(modules=[router], device="cpu", similarity_fn_name="cosine")
     reference.save(str(tmp_path / "model"))
-    mined = _mined(folder, pairs)
+    mined = _mined(folder)
     got = scores_of(Teacher(kind="splade", model=str(tmp_path / "model")), folder, mined)
     np.testing.assert_allclose(got, sparse_encoder_scores(reference, mined), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["bi-encoder", "splade"])
-def test_vectors_that_do_not_fit_the_memory_are_made_in_smaller_batches(kind, tiny_sentence, tiny_mlm, folder, pairs,
-                                                                        tmp_path, monkeypatch):
+def test_vectors_that_do_not_fit_the_memory_are_made_in_smaller_batches(kind, tiny_sentence, tiny_mlm, folder, tmp_path,
+                                                                        monkeypatch):
     model = tiny_sentence if kind == "bi-encoder" else save_checkpoint(tiny_mlm, tmp_path / "splade")
-    cfg, mined = Teacher(kind=kind, model=str(model), max_length=16), _mined(folder, pairs)
+    cfg, mined = Teacher(kind=kind, model=str(model), max_length=16), _mined(folder)
     expected = scores_of(cfg, folder, mined)
     prepare("small", cfg, folder, ["test"])
     teacher = open_teacher("small", cfg, folder, Execution("cpu", "float32", 1, 1024))
@@ -119,6 +122,29 @@ def test_vectors_that_do_not_fit_the_memory_are_made_in_smaller_batches(kind, ti
     monkeypatch.setattr(BertModel, "forward", small_memory)
     np.testing.assert_allclose(teacher.score(mined), expected, rtol=1e-4, atol=1e-4)
     assert teacher.execution.batch_tokens < 1024
+
+
+def test_a_text_is_encoded_once_for_all_splits_and_chunks_that_are_lost_are_made_again(tiny_sentence, folder,
+                                                                                      monkeypatch):
+    monkeypatch.setattr(vectors, "CHUNK", 3)
+    cfg, encoded = Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16), []
+    encode = DenseEncoder.vectors
+    monkeypatch.setattr(DenseEncoder, "vectors", lambda self, store, texts, execution: (
+        encoded.extend((store, text) for text in texts), encode(self, store, texts, execution))[1])
+    splits = {split: _mined(folder, split) for split in ("train", "test")}
+
+    def score(name: str) -> list[bytes]:
+        prepare(name, cfg, folder, list(splits))
+        teacher = open_teacher(name, cfg, folder, FLOAT32)
+        return [teacher.score(pairs).tobytes() for pairs in splits.values()]
+
+    scores = score("t")
+    assert len({(store, text) for store, text in encoded}) == len(encoded)
+    for lost in sorted(folder.scores("t", "vectors").glob("*/*.arrow"))[::2]:
+        lost.unlink()
+    assert score("t") == scores
+    del splits["train"]  # planned alone: its chunks are others, its scores the same
+    np.testing.assert_allclose(*(np.frombuffer(each, np.float32) for each in (score("alone")[0], scores[1])), atol=1e-6)
 
 
 def test_bm25_scores_variants_on_their_own_words(folder, pairs):
@@ -202,12 +228,10 @@ def test_identity_follows_the_content_not_the_place(tiny_classifier, folder, tmp
     assert identity("t", shorter, folder) != here
 
 
-def _mined(folder, pairs: Pairs) -> Pairs:
-    """The pairs among the candidates: a vector teacher encodes what the candidates hold."""
-    from distill.data.candidates import iterate_candidates
-
-    (_, candidates), = iterate_candidates(folder.candidates("test"))
-    return Pairs(candidates.pair_queries, candidates.passages, "test")
+def _mined(folder, split: str = "test") -> Pairs:
+    """A split's pairs as mined: a vector teacher encodes what the candidates hold."""
+    (_, candidates), = iterate_candidates(folder.candidates(split))
+    return Pairs(candidates.pair_queries, candidates.passages, split)
 
 
 def _language_model(tiny_mlm, tmp_path, max_length: int):
