@@ -56,11 +56,12 @@ class MsMarco(Section):
 
 
 class Jsonl(Section):
-    """Rows of query, positive and negatives, with or without teacher scores, in one JSONL or CSV/TSV file.
+    """Rows of query, positive and negatives, with or without teacher scores, in one JSONL, CSV/TSV or Parquet file.
 
     `layout`: `triples` (sentence-transformers: `query`, `positive`, `negative` / `negative_1`.. / `negatives`,
     and `label` / `score` with one number, or a list, per passage), `flagembedding` (`query`, `pos`, `neg`,
-    `pos_scores`, `neg_scores`), `pairs` (columns `query` and `positive`).
+    `pos_scores`, `neg_scores`), `pairs` (columns `query` and `positive`). Ids may stand beside the texts: `query_id`
+    and `passage_ids` (or `pos_id` and `neg_id`).
     """
 
     kind: Literal["jsonl"]
@@ -84,7 +85,7 @@ class HuggingFace(Section):
 
     kind: Literal["huggingface"]
     dataset: str
-    layout: Literal["beir", "triples", "pairs"] = "triples"
+    layout: Literal["beir", "triples", "flagembedding", "pairs"] = "triples"
     config: str | None = None
     split: str = "train"
     revision: str | None = None

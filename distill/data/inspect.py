@@ -6,6 +6,8 @@ import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from distill import config
 from distill.data.readers.base import find_file, lines_of, require_file
 from distill.data.readers.beir import qrels_files
@@ -14,7 +16,7 @@ from distill.data.readers.rows import Layout, detect_layout, row_parser
 from distill.errors import DataError
 
 _COUNT_BYTES = 1 << 28  # larger files are not read through, their rows are estimated
-_ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+_ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "dev.small"),
                 "test": ("test", "dev.small", "dev")}
 
@@ -28,7 +30,7 @@ class Found:
 
 
 def sniff(path: Path) -> Found:
-    """Recognise BEIR and MS MARCO folders, saved Hugging Face datasets, and JSONL/CSV/TSV files of rows with texts.
+    """Recognise BEIR and MS MARCO folders, saved Hugging Face datasets, and files of rows (JSONL, CSV, TSV, Parquet).
 
     Raises `DataError` that says what was looked for where nothing is recognised.
     """
@@ -45,7 +47,7 @@ def sniff(path: Path) -> Found:
             return _rows(files[0])
         inside = ", ".join(file.name for file in sorted(path.iterdir())[:8]) or "nothing"
         raise DataError("not recognised; looked for corpus.jsonl (BEIR), collection.tsv (MS MARCO), a dataset saved "
-                        f"by `datasets`, or one JSONL, CSV or TSV file. There is: {inside}", path=path)
+                        f"by `datasets`, or one JSONL, CSV, TSV or Parquet file. There is: {inside}", path=path)
     if not path.exists():
         raise DataError("no such file or folder", path=path)
     if not _is_rows(path):
@@ -165,6 +167,8 @@ def _rows_in(path: Path) -> str:
 
 def _count(path: Path) -> tuple[bool, int]:
     """(whether exact, rows): lines with something on them; the mean of the first thousand tells for a large file."""
+    if path.suffix == ".parquet":
+        return True, pq.read_metadata(path).num_rows
     if path.stat().st_size <= _COUNT_BYTES:
         return True, sum(1 for _ in lines_of(path)) - _has_header(path)
     head = [len(line.encode()) + 1 for _, line in itertools.islice(lines_of(path), 1000)]

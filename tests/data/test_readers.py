@@ -4,9 +4,12 @@ import csv
 import gzip
 import io
 import json
+import math
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distill.config import HuggingFace, IrDatasets, Jsonl
@@ -55,6 +58,14 @@ LAYOUTS = {  # sentence-transformers' mine_hard_negatives writes the first six, 
     "list with scores": ({"query": "q", "answer": ["a", "b"], "scores": [0.5, 0.25]},
                          (["a", "b"], [True, False], [0.5, 0.25])),
     "labelled pair": ({"query": "q", "positive": "a", "label": 0}, (["a"], [False], None)),
+    "labelled pair with a score": ({"query": "q", "positive": "a", "label": 0, "score": 1.5}, (["a"], [False], [1.5])),
+    "labelled list with scores": ({"query": "q", "passages": ["a", "b"], "labels": [0, 1], "scores": [3.0, 1.5]},
+                                  (["a", "b"], [False, True], [3.0, 1.5])),
+    "a score is missing": ({"query": "q", "positive": "a", "negative": "b", "scores": [None, 0.5]},
+                           (["a", "b"], [True, False], [math.nan, 0.5])),
+    "no negative": ({"query": "q", "positive": "a", "negative": None}, (["a"], [True], None)),
+    "fewer negatives": ({"query": "q", "positive": "a", "negative_1": "", "negative_2": None, "scores": [1.0, 0.5]},
+                        (["a", ""], [True, False], [1.0, 0.5])),
     "margin": ({"query": "q", "positive": "a", "negative": "b", "label": 2.5}, (["a", "b"], [True, False], [0, -2.5])),
     "margins": ({"query": "q", "positive": "a", "negative_1": "b", "negative_2": "c", "label": [1.0, 3.0]},
                 (["a", "b", "c"], [True, False, False], [0.0, -1.0, -3.0])),
@@ -72,7 +83,7 @@ def test_layouts_are_told_apart_by_their_fields(tmp_path, name):
     row, (passages, positive, scores) = LAYOUTS[name]
     (found,) = read(tmp_path, [row]).values()
     assert found[:2] == (passages, positive)
-    assert found[2] == (scores if scores is None else pytest.approx(scores))
+    assert found[2] == (scores if scores is None else pytest.approx(scores, nan_ok=True))
 
 
 BAD_ROWS = {
@@ -88,6 +99,11 @@ BAD_ROWS = {
                           r":2 \[score\]: inf is not a finite number"),
     "score is a text": ({"query": "q", "positive": "a", "negative": "b", "score": ["high", 1]},
                         r":2 \[score\]: 'high' is not a number"),
+    "a label is missing": ({"query": "q", "passages": ["a", "b"], "labels": [1, None]},
+                           r":2 \[labels\]: None is not a finite number"),
+    "too few ids": ({"query": "q", "positive": "a", "negative": "b", "passage_ids": ["1"]},
+                    r":2 \[passage_ids\]: 1 ids for 2 passages"),
+    "empty id": ({"query": "q", "positive": "a", "negative": "b", "query_id": ""}, r":2 \[query_id\]: empty id"),
     "pair with a score": ({"query": "q", "positive": "a", "score": 0.7},
                           r":2 \[score\]: a pair's label must be 0 or 1"),
 }
@@ -113,6 +129,44 @@ def test_columns_of_other_names_are_named_in_the_recipe(tmp_path):
     row = {"frage": "q", "antwort": "a", "falsch": "b"}
     columns = {"query": "frage", "positive": "antwort", "negative": "falsch"}
     assert read(tmp_path, [row], layout="triples", columns=columns) == {"q": (["a", "b"], [True, False], None)}
+
+
+def test_rows_may_bring_their_own_ids(tmp_path):
+    rows = [{"query": "q", "query_id": 7, "positive": "a", "negative": "a", "passage_ids": ["p1", "p2"]},
+            {"query": "q", "query_id": "8", "pos": ["b"], "neg": ["a"], "pos_id": [3], "neg_id": ["p1"]}]
+    for number, row, expected in [(0, rows[0], ("7", ["p1", "p2"])), (1, rows[1], ("8", ["3", "p1"]))]:
+        spool = tmp_path / str(number)
+        spool.mkdir()
+        source = Jsonl(kind="jsonl", path=lines(tmp_path / "in.jsonl", [row]))
+        (batch,) = read_jsonl(source, 0, spool).lists["train"]
+        assert [(found["query_id"], found["passage_ids"]) for found in batch.to_pylist()] == [expected]
+
+
+def test_an_id_stands_for_one_text(tmp_path):
+    rows = [{"query": f"q{i}", "query_id": str(i), "positive": "a", "negative": f"b{i}",
+             "passage_ids": ["a", f"b{i}"]} for i in range(3000)]
+    assert len(read(tmp_path, rows)) == 3000
+    rows[2999]["positive"] = "another a"  # in another chunk than the first
+    with pytest.raises(DataError, match=r"in\.jsonl:3000 \[passage_ids\]: the id 'a' stands for two texts \(the other "
+                                        r"in line 1\); name the right column in data\.source\.columns\.passage_ids"):
+        read(tmp_path, rows)
+    assert len(read(tmp_path, rows, columns={"passage_ids": "none"})) == 3000
+    rows[1]["query_id"] = "0"
+    with pytest.raises(DataError, match=r":2 \[query_id\]: the id '0' stands for two texts"):
+        read(tmp_path, rows[:2])
+
+
+def test_parquet_files_hold_rows_too(tmp_path):
+    path = tmp_path / "in.parquet"
+    pq.write_table(pa.Table.from_pylist([{"query": "q", "positive": "a", "negative": "b", "score": 0.5}, {
+        "query": "r", "positive": "b", "negative": None, "score": None}]), path)
+    (tmp_path / "spool").mkdir()
+    found = lists_of(read_jsonl(Jsonl(kind="jsonl", path=path), 0, tmp_path / "spool"))
+    assert found == {"q": (["a", "b"], [True, False], [0.0, -0.5]), "r": (["b"], [True], None)}
+    assert sniff(path).lines[0] == "2 rows of the layout 'triples': columns query, positive, negative, score"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match=r"in\.parquet: damaged, not a whole Parquet file"):
+        read_jsonl(Jsonl(kind="jsonl", path=path), 0, tmp_path / "spool")
 
 
 def separated(rows: list[list[str]], delimiter: str) -> str:

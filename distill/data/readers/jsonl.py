@@ -1,4 +1,4 @@
-"""Rows of texts in one file: JSONL, or CSV/TSV with a header line, plain or gzipped."""
+"""Rows of texts in one file: JSONL, or CSV/TSV with a header line, plain or gzipped; or Parquet."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from distill import config
 from distill.data.readers.base import Collection, json_lines, lines_of
 from distill.data.readers.rows import Row, collection_from_rows, row_parser
 from distill.errors import DataError
+
+_PARQUET_ROWS = 512  # read at once; each may bring a hundred passages
 
 csv.field_size_limit(1 << 30)  # the default refuses passages of more than 128 KiB
 
@@ -20,8 +25,10 @@ def read_jsonl(source: config.Jsonl, seed: int, spool: Path) -> Collection:
 
 
 def raw_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, row) of a JSONL, CSV or TSV file, told apart by its name (.csv, .tsv, else JSONL; .gz after it)."""
+    """(line, row) of a file, told apart by its name: .parquet, .csv, .tsv, else JSONL; .gz after the last three."""
     suffixes = Path(path).suffixes
+    if ".parquet" in suffixes:
+        return _parquet(path)
     if ".csv" in suffixes:
         return _separated(path, ",")
     if ".tsv" in suffixes:
@@ -37,6 +44,18 @@ def _parsed(source: config.Jsonl) -> Iterator[tuple[int, Row]]:
         yield line, parse(row, line)
     if parse is None:
         raise DataError("the file has no rows", path=source.path)
+
+
+def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(row number from 1, row)."""
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(_PARQUET_ROWS) for row in batch.to_pylist())
+            yield from enumerate(rows, start=1)
+    except FileNotFoundError:
+        raise DataError("no such file", path=path) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"damaged, not a whole Parquet file: {error}", path=path) from None
 
 
 def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -60,6 +79,8 @@ def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]
                 continue
             if len(cells) != len(header):
                 raise DataError(f"{len(cells)} columns, the header line has {len(header)}", path=path, line=last)
-            yield last, dict(zip(header, cells, strict=True))
+            # a row with fewer negatives than others leaves the last columns empty
+            yield last, {name: cell if cell or not name.startswith("negative_") else None
+                         for name, cell in zip(header, cells, strict=True)}
     except csv.Error as error:
         raise DataError(f"not valid {'CSV' if separator == ',' else 'TSV'}: {error}", path=path, line=last) from None

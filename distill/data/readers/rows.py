@@ -1,6 +1,7 @@
-"""Sources whose rows hold texts: a query with its positives and negatives, perhaps with scores.
+"""Sources whose rows hold texts: a query with its positives and negatives, perhaps with scores and ids.
 
-Texts become passages and queries by their content: equal texts are one row, and the id is a hash of the text.
+Rows with ids say which texts are the same passage or query. Without ids the content says it: equal texts are one, and
+its id is a hash of the text.
 The rows are read once, into temporary Arrow files, from which the collection is then streamed.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,16 @@ import pyarrow.compute as pc
 import xxhash
 
 from distill.data.arrow import RowReader, write_ipc
-from distill.data.readers.base import JUDGEMENTS, LISTS, PASSAGES, QUERIES, Batches, Collection, checked_text
+from distill.data.readers.base import (
+    JUDGEMENTS,
+    LISTS,
+    PASSAGES,
+    QUERIES,
+    Batches,
+    Collection,
+    checked_text,
+    id_field,
+)
 from distill.data.spool import Spool
 from distill.errors import DataError
 
@@ -33,18 +43,24 @@ _ALIASES = {
     "passages": ("passages", "docs", "documents"),
     "label": ("label", "labels"),
     "score": ("score", "scores"),
+    "query_id": ("query_id", "qid", "query-id"),
+    "passage_ids": ("passage_ids",),
 }
+_MARKS = {0.0, 1.0}
 _CHUNK_ROWS = 2048  # each row may bring a hundred passages
+_DIGEST = pa.field("digest", pa.uint64())  # of the text
 
 
 @dataclass(frozen=True)
 class Row:
-    """One query with passages; `positive` and `scores` are aligned with them."""
+    """One query with passages; `positive`, `scores` (NaN for none) and `passage_ids` are aligned with them."""
 
     query: str
     passages: list[str]
     positive: list[bool]
     scores: list[float] | None
+    query_id: str | None = None
+    passage_ids: list[str] | None = None
 
 
 Parse = Callable[[dict[str, Any], int], Row]
@@ -55,7 +71,8 @@ def row_parser(layout: Layout, columns: dict[str, str], first: dict[str, Any], p
     if layout == "auto":
         layout = detect_layout(first)
     reader = _Fields(columns, path)
-    return {"triples": reader.triples, "flagembedding": reader.flagembedding, "pairs": reader.pairs}[layout]
+    read = {"triples": reader.triples, "flagembedding": reader.flagembedding, "pairs": reader.pairs}[layout]
+    return lambda row, line: reader.with_ids(read(row, line), row, line)
 
 
 def detect_layout(row: dict[str, Any]) -> Layout:
@@ -81,22 +98,23 @@ class _Fields:
             passages = self._texts(row[name], name, line)
             labels = self._numbers(row, "label", line, len(passages))
             scores = self._numbers(row, "score", line, len(passages))
-            if labels is not None and set(labels) <= {0.0, 1.0}:
+            if labels is not None and set(labels) <= _MARKS:
                 return Row(query, passages, [label > 0 for label in labels], scores)
             # without marks, the first passage is the positive (what sentence-transformers' miner writes)
             return Row(query, passages, [i == 0 for i in range(len(passages))], scores or labels)
         positive = self._text(row, "positive", line)
         negatives = self._negatives(row, line)
         passages = [positive, *negatives]
-        label_name = self._name(row, "label") or self._name(row, "score")
-        if label_name is None or row[label_name] is None:
+        label_name = self._filled(row, "label") or self._filled(row, "score")
+        if label_name is None:
             return Row(query, passages, [True] + [False] * len(negatives), None)
-        values = self._values(row[label_name], label_name, line)
+        values = self._values(row[label_name], label_name, line, missing=label_name == self._filled(row, "score"))
         if not negatives:
-            if len(values) != 1 or values[0] not in (0.0, 1.0):
+            if len(values) != 1 or values[0] not in _MARKS:
                 raise DataError("a pair's label must be 0 or 1, or it can't be told whether the passage is a positive",
                                 path=self._path, line=line, field=label_name)
-            return Row(query, passages, [values[0] == 1.0], None)
+            beside = label_name in self._names("label")
+            return Row(query, passages, [values[0] == 1.0], self._numbers(row, "score", line, 1) if beside else None)
         if len(values) == len(negatives):  # margins: only differences mean anything, so the positive stands at 0
             values = [0.0, *(-value for value in values)]
         elif len(values) != len(passages):
@@ -116,7 +134,7 @@ class _Fields:
                                 field=name)
             texts = self._texts(texts, name, line)
             field = self._columns.get(f"{side}_scores", f"{side}_scores")
-            scores = self._values(row[field], field, line) if row.get(field) is not None else None
+            scores = self._values(row[field], field, line, missing=True) if row.get(field) is not None else None
             if scores is not None and len(scores) != len(texts):
                 raise DataError(f"{len(scores)} scores for {len(texts)} passages", path=self._path, line=line,
                                 field=field)
@@ -132,19 +150,42 @@ class _Fields:
     def pairs(self, row: dict[str, Any], line: int) -> Row:
         return Row(self._text(row, "query", line), [self._text(row, "positive", line)], [True], None)
 
+    def with_ids(self, parsed: Row, row: dict[str, Any], line: int) -> Row:
+        """The row with the ids it has: `query_id`, and `passage_ids` or FlagEmbedding's `pos_id` and `neg_id`."""
+        query = self._filled(row, "query_id")
+        listed = self._filled(row, "passage_ids")
+        names = [listed] if listed else [name for name in ("pos_id", "neg_id") if row.get(name) is not None]
+        values = [(name, value) for name in names
+                  for value in (row[name] if isinstance(row[name], list) else [row[name]])]
+        if names and len(values) != len(parsed.passages):
+            raise DataError(f"{len(values)} ids for {len(parsed.passages)} passages", path=self._path, line=line,
+                            field=names[0])
+        return replace(
+            parsed,
+            query_id=id_field(row, query, self._path, line) if query else None,
+            passage_ids=[id_field({name: value}, name, self._path, line) for name, value in values] if names else None)
+
     def _negatives(self, row: dict[str, Any], line: int) -> list[str]:
         name = self._name(row, "negative")
         if name is not None:
-            return self._texts(row[name] if isinstance(row[name], list) else [row[name]], name, line)
+            negatives = row[name] if isinstance(row[name], list) else [row[name]]
+            return self._texts([text for text in negatives if text is not None], name, line)
         numbered = sorted((field for field in row if field.startswith("negative_") and field[9:].isdigit()),
                           key=lambda field: int(field[9:]))
         # rows of a table have all columns; those with fewer negatives leave the last ones empty
-        return [text for field in numbered if row[field] not in (None, "")
+        return [text for field in numbered if row[field] is not None
                 for text in self._texts([row[field]], field, line)]
+
+    def _names(self, ours: str) -> tuple[str, ...]:
+        return (self._columns[ours],) if ours in self._columns else _ALIASES[ours]
+
+    def _filled(self, row: dict[str, Any], ours: str) -> str | None:
+        """The row's own name of one of our fields, if it isn't null there."""
+        return next((name for name in self._names(ours) if row.get(name) is not None), None)
 
     def _name(self, row: dict[str, Any], ours: str, line: int | None = None) -> str | None:
         """The row's own name of one of our fields; with a line, its absence is an error."""
-        names = (self._columns[ours],) if ours in self._columns else _ALIASES[ours]
+        names = self._names(ours)
         found = next((name for name in names if name in row), None)
         if found is None and line is not None:
             raise DataError(f"missing (the row has {', '.join(map(repr, row))}); name the right one in "
@@ -164,17 +205,21 @@ class _Fields:
         return list(values)
 
     def _numbers(self, row: dict[str, Any], ours: str, line: int, count: int) -> list[float] | None:
-        name = self._name(row, ours)
-        if name is None or row[name] is None:
+        name = self._filled(row, ours)
+        if name is None:
             return None
-        values = self._values(row[name], name, line)
+        values = self._values(row[name], name, line, missing=ours == "score")
         if len(values) != count:
             raise DataError(f"{len(values)} numbers for {count} passages", path=self._path, line=line, field=name)
         return values
 
-    def _values(self, value: Any, field: str, line: int) -> list[float]:
+    def _values(self, value: Any, field: str, line: int, missing: bool = False) -> list[float]:
+        """The numbers of a field; with `missing`, null stands for none, and becomes NaN."""
         values = []
         for number in value if isinstance(value, list) else [value]:
+            if number is None and missing:
+                values.append(math.nan)
+                continue
             if isinstance(number, str):  # CSV has nothing but strings
                 try:
                     number = float(number)
@@ -194,7 +239,8 @@ def collection_from_rows(rows: Iterable[tuple[int, Row]], path: Path, spool: Pat
     """
     metadata = {"path": str(path)}
     write_ipc(spool / "lists.arrow", LISTS, _spool_texts(rows, spool), metadata)
-    passages, queries = (_Distinct(spool / f"{name}.arrow") for name in ("passages", "queries"))
+    passages = _Distinct(spool / "passages.arrow", path, "passage_ids")
+    queries = _Distinct(spool / "queries.arrow", path, "query_id")
     order = np.random.default_rng([seed, 0x5B117]).permutation(len(queries))
     if dev_queries + test_queries >= len(order) > 0:
         raise DataError(f"{dev_queries} dev and {test_queries} test queries asked for, of {len(order)} in all; "
@@ -218,21 +264,27 @@ def _text_id(text: str) -> str:
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 
+def _digest(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
 def _spool_texts(rows: Iterable[tuple[int, Row]], spool: Path) -> Batches:
     """Write passages and queries (with repeats between chunks) to the spool; yield the lists in batches."""
-    with Spool(spool / "passages.arrow", PASSAGES) as passages, Spool(spool / "queries.arrow", QUERIES) as queries:
+    with Spool(spool / "passages.arrow", PASSAGES.append(_DIGEST)) as passages, \
+            Spool(spool / "queries.arrow", QUERIES.append(_DIGEST)) as queries:
         for chunk in _chunks(rows):
-            texts: dict[str, int] = {}
-            asked: dict[str, int] = {}
+            texts: dict[tuple[str, str], int] = {}
+            asked: dict[tuple[str, str], int] = {}
             lists = []
             for line, row in chunk:
-                asked.setdefault(row.query, line)
-                for text in row.passages:
-                    texts.setdefault(text, line)
-                lists.append((_text_id(row.query), [_text_id(text) for text in row.passages], row.positive,
-                              row.scores, line))
-            passages.write([(_text_id(text), "", text, line) for text, line in texts.items()])
-            queries.write([(_text_id(text), text, line) for text, line in asked.items()])
+                query = row.query_id or _text_id(row.query)
+                ids = row.passage_ids or [_text_id(text) for text in row.passages]
+                asked.setdefault((query, row.query), line)
+                for pair in zip(ids, row.passages, strict=True):
+                    texts.setdefault(pair, line)
+                lists.append((query, ids, row.positive, row.scores, line))
+            passages.write([(name, "", text, line, _digest(text)) for (name, text), line in texts.items()])
+            queries.write([(name, text, line, _digest(text)) for (name, text), line in asked.items()])
             yield pa.RecordBatch.from_arrays(
                 [pa.array(column, field.type) for column, field in zip(zip(*lists, strict=True), LISTS, strict=True)],
                 schema=LISTS)
@@ -250,9 +302,9 @@ def _chunks(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
 
 
 class _Distinct:
-    """The first row of each id in a spooled file."""
+    """The first row of each id in a spooled file; refuses an id that stands for two texts."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, source: Path, field: str):
         self._reader = RowReader(path)
         ids = self._reader.table().column("id")
         encoded = pc.dictionary_encode(ids)
@@ -260,13 +312,21 @@ class _Distinct:
         # codes count up in order of first appearance: a row is new where its code exceeds all before it
         self._first = np.diff(np.maximum.accumulate(codes), prepend=-1) > 0
         self.ids = pa.chunked_array([*ids.filter(pa.array(self._first)).chunks], pa.large_string()).combine_chunks()
+        digests = self._reader.table().column("digest").to_numpy()
+        differ = np.flatnonzero(digests != digests[self._first][codes])
+        if differ.size:
+            place = self._reader.take(differ[:1], ["id", "line"]).to_pylist()[0]
+            other = self._reader.take(np.flatnonzero(self._first)[codes[differ[:1]]], ["line"]).to_pylist()[0]
+            raise DataError(f"the id {place['id']!r} stands for two texts (the other in line {other['line']}); name "
+                            f"the right column in data.source.columns.{field}, or one that isn't there to tell texts "
+                            "apart by their content", path=source, line=place["line"], field=field)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batches(self, schema: pa.Schema, members: pa.Array | None = None) -> Batches:
         for start, batch in zip(self._reader.starts, self._reader.batches, strict=False):
-            batch = batch.filter(pa.array(self._first[start:start + batch.num_rows]))
+            batch = batch.filter(pa.array(self._first[start:start + batch.num_rows])).select(schema.names)
             if members is not None:
                 batch = batch.filter(pc.is_in(batch.column("id"), value_set=members))
             yield batch
