@@ -154,6 +154,32 @@ def status(
 
 
 @app.command()
+def export(
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, *,
+    output: Annotated[Path, typer.Option("--output", "-o", help="What to write: .jsonl, .jsonl.gz, .parquet, or a name "
+                                         "without an ending for a folder of `datasets`; naver: .json, .json.gz; trec: "
+                                         ".run, .run.gz.")],
+    format: Annotated[str, typer.Option("--format", "-f", help="lists (a row a query, everything in it); triplet, "
+                                        "n-tuple, labeled-list (sentence-transformers); flagembedding; naver; trec.")
+                      ] = "lists",
+    teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Whose raw scores. Without it: the labels.")
+                       ] = None,
+    split: Annotated[str, typer.Option("--split", help="train, dev or test.")] = "train",
+    negatives: Annotated[int | None, typer.Option("--negatives", "-n", min=1, help="Only the first N negatives of each "
+                                                  "query, and no query with fewer.")] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Columns of ids in the layouts of sentence-transformers, too; drop "
+                                                    "them before training, or they are taken for texts.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+) -> None:
+    """Write scores or labels, with texts and ids, in a format that others read."""
+    from distill.data.export import export_scores
+    from distill.pipeline import rehearsal
+
+    print(export_scores(rehearsal(load_recipe(recipe, overrides or ()), limit), output, format=format, teacher=teacher,
+                        split=split, negatives=negatives, ids=ids, force=force))
+
+
+@app.command()
 def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the recipe with every default written out."""
     print(dump_recipe(load_recipe(recipe, overrides or ())), end="")
@@ -161,7 +187,7 @@ def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="A BEIR folder, or a JSONL, CSV or TSV file.")],
+    data: Annotated[Path, typer.Argument(help="A BEIR folder, or a JSONL, CSV, TSV or Parquet file.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the recipe.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
 ) -> None:

@@ -143,6 +143,24 @@ def test_dry_run_prints_every_stage_of_the_published_recipe():
         assert expected in shown.stdout, shown.stdout
 
 
+def test_export_writes_scores_and_refuses_what_is_not_there(recipe, tmp_path):
+    rows = [{"query": f"query {i}", "positive": f"passage {i}", "negative": "none", "scores": [i, 0.1]}
+            for i in range(3)]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    recipe.write_text(yaml.safe_dump({
+        "name": "cli", "run_dir": str(tmp_path / "run"), "student": {"model": "nowhere"},
+        "data": {"source": {"kind": "jsonl", "path": str(tmp_path / "in.jsonl")}},
+        "teachers": {"given": {"kind": "imported"}}}))
+    assert distill("import", recipe).returncode == 0
+    shown = distill("export", recipe, "--teacher", "given", "--format", "triplet", "-o", tmp_path / "out.jsonl")
+    assert shown.returncode == 0 and "3 queries, 6 pairs" in shown.stdout
+    assert [json.loads(line)["positive"] for line in (tmp_path / "out.jsonl").open()] == [
+        row["positive"] for row in rows]
+    shown = distill("export", recipe, "-o", tmp_path / "labels.jsonl")
+    assert shown.returncode == 2 and "run `distill label` first" in shown.stderr and "Traceback" not in shown.stderr
+    assert not (tmp_path / "labels.jsonl").exists()
+
+
 def test_inspect_joins_shards_with_their_texts(recipe):
     distill("import", recipe)
     distill("mine", recipe)

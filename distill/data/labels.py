@@ -21,8 +21,8 @@ from distill.data.candidates import Candidates, candidate_shards, csr_column, on
 from distill.data.fingerprint import check_same, fingerprint
 from distill.data.layout import RunFolder
 from distill.data.manifest import FORMAT, Manifest, read_manifest, require_manifest, write_manifest
-from distill.data.scores import read_score_shard
-from distill.errors import DataError, StorageError
+from distill.data.scores import aligned_scores
+from distill.errors import DataError
 from distill.progress import track
 
 SCHEMA = pa.schema([("query", pa.int64()), ("passages", pa.list_(pa.int64())), ("positive", pa.list_(pa.bool_())),
@@ -249,13 +249,7 @@ def score_matrices(recipe: Recipe, folder: RunFolder, split: str) -> Iterator[tu
         candidates = read_candidates(path / shard.name)
         raw = np.empty((len(teachers), candidates.pairs), np.float32)
         for row, teacher in zip(raw, teachers, strict=True):
-            file = folder.scores(teacher, split) / shard.name
-            scores = read_score_shard(file)
-            if not (np.array_equal(scores.query, candidates.query)
-                    and np.array_equal(scores.offsets, candidates.offsets)):
-                raise StorageError(f"{file}: not aligned with the candidates of {path / shard.name}; "
-                                   "score them again")
-            row[:] = scores.values
+            row[:] = aligned_scores(folder.scores(teacher, split) / shard.name, candidates)
         yield shard.name, candidates, raw
 
 

@@ -19,7 +19,7 @@ from distill.data.arrow import RowReader, Shard, write_ipc
 from distill.data.candidates import Candidates, csr_column, only_batch
 from distill.data.layout import RunFolder
 from distill.data.manifest import require_manifest
-from distill.errors import DataError
+from distill.errors import DataError, StorageError
 
 SCHEMA = pa.schema([("query", pa.int64()), ("scores", pa.list_(pa.float32()))])
 
@@ -63,6 +63,14 @@ def read_score_shard(path: Path) -> Scores:
     scores = batch.column("scores")
     return Scores(batch.column("query").to_numpy(), scores.offsets.to_numpy().astype(np.int64),
                   scores.values.to_numpy(), reader.metadata)
+
+
+def aligned_scores(path: Path, candidates: Candidates) -> np.ndarray:
+    """A shard's scores, float32 [m]; `StorageError` where they are not scores of these candidates."""
+    scores = read_score_shard(path)
+    if not (np.array_equal(scores.query, candidates.query) and np.array_equal(scores.offsets, candidates.offsets)):
+        raise StorageError(f"{path}: not aligned with the candidate shard of the same name; score them again")
+    return scores.values
 
 
 def read_scores(folder: RunFolder, teacher: str, split: str) -> Iterator[tuple[str, Scores]]:
