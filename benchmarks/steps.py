@@ -7,6 +7,7 @@ import copy
 import json
 import statistics
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -19,21 +20,25 @@ from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from distill import config
 from distill.losses.objective import Place, objective
-from distill.student.model import SpladeStudent, set_dropout
+from distill.student.dropout import set_dropout
+from distill.student.head import SparseReps
+from distill.student.model import SpladeStudent
+from distill.training import measure
 from distill.training.engine import Engine
-from distill.training.measure import graph_bytes_per_token
 from distill.training.step import Texts, cached_step, plan
 from distill.training.world import join
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PASSAGE_LENGTH, QUERY_LENGTH, SPECIAL = 128, 32, 2
-FLOPS_WEIGHT, L1_WEIGHT = 1e-3, 1e-3
+REGULARIZER_WEIGHT = 1e-3
 
 
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     for name, default in (("queries", 32), ("passages", 8), ("tokens", 92), ("layers", 6), ("hidden", 384),
-                          ("vocabulary", 30522), ("repeats", 3), ("threads", torch.get_num_threads()),
-                          ("chunk-tokens", 8192), ("peer-texts", 32)):
+                          ("vocabulary", 30522), ("repeats", 5), ("threads", torch.get_num_threads()),
+                          ("chunk-tokens", 4096), ("peer-texts", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--active", type=int, default=300, help="active terms of a passage; 0: every term")
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -93,13 +98,14 @@ class Ours:
         set_dropout(student, args.dropout)
         self.train = config.Train.model_validate({
             "losses": [{"kind": "margin-mse"}], "precision": precision, "lr": 1e-5,
-            "query_regularizers": [{"kind": "flops", "weight": L1_WEIGHT, "ramp": "constant"}],
-            "passage_regularizers": [{"kind": "flops", "weight": FLOPS_WEIGHT, "ramp": "constant"}]})
+            "query_regularizers": [{"kind": "flops", "weight": REGULARIZER_WEIGHT, "ramp": "constant"}],
+            "passage_regularizers": [{"kind": "flops", "weight": REGULARIZER_WEIGHT, "ramp": "constant"}]})
         self.world = join()
         self.engine = Engine(student, self.train, self.world, precision)
-        queries, passages, self.labels = make_batch(args, times)
+        queries, passages, labels = make_batch(args, times)
+        self.labels = labels.to(DEVICE)
         self.sides = (Texts(queries, QUERY_LENGTH, SPECIAL), Texts(passages, PASSAGE_LENGTH, SPECIAL))
-        held = graph_bytes_per_token(self.engine, PASSAGE_LENGTH, args.chunk_tokens) if budget_gib else 1.0
+        held = measure.graph_bytes_per_token(self.engine, PASSAGE_LENGTH, args.chunk_tokens) if budget_gib else 1.0
         self.plan = plan(self.sides, args.chunk_tokens, self.world, budget_gib * 2**30 / held)
 
     def __call__(self) -> None:
@@ -107,8 +113,31 @@ class Ours:
         self.last = cached_step(self.engine, self.sides, self.plan, goal, lambda out_of_memory: None)
         self.engine.step(1.0)
 
+    def mfu(self, seconds: list[float]) -> float:
+        """Model FLOP utilisation: what a plain step of these tokens needs, by what the device can do, measured."""
+        needed = measure.flops_per_token(self.engine.student) * self.last.tokens
+        return needed / statistics.median(seconds) / measure.peak_flops(DEVICE, DTYPES[self.engine.precision])
+
     def close(self) -> None:
         self.engine.close()
+
+
+class Plain(Ours):
+    """The same chunks and objective without a cache: every graph kept, one backward through all of them."""
+
+    def __call__(self) -> None:
+        goal = partial(objective, self.train, labels=self.labels, place=Place(0, len(self.labels)), step=1)
+        with self.engine.accumulating():
+            self.engine.backward(goal(*(self.encode(side) for side in (0, 1))).total)
+        self.engine.step(1.0)
+
+    def encode(self, side: int) -> SparseReps:
+        texts, chunks = self.sides[side], [planned.chunk for planned in self.plan if planned.side == side]
+        inputs = [self.engine.student.assemble([texts.ids[row] for row in chunk.rows], texts.max_length)
+                  for chunk in chunks]
+        reps = SparseReps.cat([self.engine.encode(ids.to(DEVICE), mask.to(DEVICE)) for ids, mask in inputs])
+        places = np.argsort(np.concatenate([chunk.rows for chunk in chunks]))
+        return SparseReps.cat([reps.rows(place, place + 1) for place in places.tolist()])
 
 
 class Peer:
@@ -116,18 +145,19 @@ class Peer:
 
     def __init__(self, args, model: Path, cached: bool, precision: str = "fp32", times: int = 1):
         transformer = Transformer(str(model), transformer_task="fill-mask", max_seq_length=PASSAGE_LENGTH)
-        encoder = SparseEncoder(modules=[transformer, SpladePooling("max")], device="cpu").train()
+        encoder = SparseEncoder(modules=[transformer, SpladePooling("max")], device=str(DEVICE)).train()
         kind = partial(losses.CachedSpladeLoss, mini_batch_size=args.peer_texts) if cached else losses.SpladeLoss
-        self.loss = kind(encoder, losses.SparseMarginMSELoss(encoder), document_regularizer_weight=FLOPS_WEIGHT,
-                         query_regularizer_weight=L1_WEIGHT)
+        self.loss = kind(encoder, losses.SparseMarginMSELoss(encoder), document_regularizer_weight=REGULARIZER_WEIGHT,
+                         query_regularizer_weight=REGULARIZER_WEIGHT)
         self.optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5)
-        queries, passages, self.labels = make_batch(args, times)
+        queries, passages, labels = make_batch(args, times)
+        self.labels = labels.to(DEVICE)
         columns = [queries, *(passages[i::args.passages] for i in range(args.passages))]
         self.columns = [features(column) for column in columns]
         self.half = precision == "bf16"
 
     def __call__(self) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=self.half):
             parts = self.loss(copy.copy(self.columns), self.labels)
         sum(parts.values()).backward()
         self.optimizer.step()
@@ -143,27 +173,38 @@ def features(texts: list[np.ndarray]) -> dict[str, torch.Tensor]:
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for i, row in enumerate(rows):
         ids[i, :len(row)] = row
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy((ids != 0).astype(np.int64))}
+    input_ids = torch.from_numpy(ids).to(DEVICE)
+    return {"input_ids": input_ids, "attention_mask": (input_ids != 0).long()}
 
 
-def take_turns(mine, theirs, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of each call; the first of each warms up. In turns, so that other work weighs on both."""
-    times: tuple[list[float], list[float]] = ([], [])
+def take_turns(functions: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call; the first of each warms up. In turns, so that other work weighs on all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
-        for kept, function in zip(times, (mine, theirs), strict=True):
+        for name, function in functions.items():
             start = time.perf_counter()
             function()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
             if turn:
-                kept.append(time.perf_counter() - start)
+                times[name].append(time.perf_counter() - start)
     return times
 
 
 def report(figure: str, args, unit: str, ours: float, peer: float, ratio: float, **more) -> None:
+    """One JSON line. `ratio`: ours / peer."""
     shape = (f"{args.queries} queries x {args.passages} passages of {args.tokens} tokens, {args.layers} layers, "
              f"hidden {args.hidden}, vocabulary {args.vocabulary}")
     print(json.dumps({"figure": figure, "shape": shape, "active_terms": args.active or args.vocabulary,
-                      "threads": args.threads, "unit": unit, "ours": round(ours, 3), "peer": round(peer, 3),
+                      "dropout": args.dropout, "chunk_tokens": args.chunk_tokens, "device": device_name(args),
+                      "unit": unit, "ours": round(ours, 3), "peer": round(peer, 3),
                       "ours/peer": round(ratio, 3), "peer/ours": round(1 / ratio, 2), **more}), flush=True)
+
+
+def device_name(args) -> str:
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {args.threads} threads" + (", AVX512-bf16" if torch.cpu._is_avx512_bf16_supported() else "")
 
 
 def median_ratio(mine: list[float], theirs: list[float]) -> float:

@@ -162,16 +162,6 @@ def longest_input(mlm: nn.Module, tokenizer: Any) -> int:
     return min(tokenizer.model_max_length, positions)
 
 
-def set_dropout(model: nn.Module, p: float) -> None:
-    """Set every dropout probability of a model, those that attention layers keep as numbers included."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = p
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, p)
-
-
 def _keep_layers(model_config: Any, layers: int) -> None:
     """Make `model_config` that of the lower `layers` layers, lists with an entry a layer included."""
     present = model_config.num_hidden_layers

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from distill import config
 from distill.errors import RecipeError, TrainingError
+from distill.student import dropout
 from distill.student.head import SparseReps
 from distill.student.model import SpladeStudent
 from distill.training.world import World
@@ -147,6 +148,8 @@ class Engine:
         self.loss_scale = LossScale() if precision == "fp16" else None
         if train.activation_checkpointing:
             student.mlm.gradient_checkpointing_enable({"use_reentrant": False})
+        if world.device.type == "cpu":
+            dropout.use_kernel(student.mlm)
         offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
         optimizer = _optimizer(train, parameter_groups(student, train), offload)
         try:

@@ -33,7 +33,8 @@ from distill.losses.objective import Place, objective
 from distill.losses.sparse_products import list_scores
 from distill.progress import progress
 from distill.student.checkpoint import load_checkpoint, save_student
-from distill.student.model import SpladeStudent, load_student, set_dropout
+from distill.student.dropout import set_dropout
+from distill.student.model import SpladeStudent, load_student
 from distill.training import checkpoints, launch, measure, metrics, preemption
 from distill.training.alarms import alarms
 from distill.training.engine import HALF, Engine, LossScale, Update, resolve_precision

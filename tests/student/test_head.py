@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from distill.student.head import SparseReps, SpladeHead
-from distill.student.kernels import cpu
+from distill.student.kernels import compiled, cpu
 
 VOCABULARY, WIDTH = 173, 27
 POOLINGS, ACTIVATIONS = ("max", "sum"), ("relu", "log1p_relu")
@@ -19,7 +19,7 @@ X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86 pr
 @pytest.fixture(params=["native", pytest.param("x86-64-v3", marks=X86), pytest.param("x86-64", marks=X86), "torch"])
 def kernel(request, monkeypatch):
     """Compiled for this processor, for AVX2, for SSE; and what runs without a compiler."""
-    library = None if request.param == "torch" else cpu.load_library(f"-march={request.param}")
+    library = None if request.param == "torch" else cpu.declared(compiled.load("head.cpp", f"-march={request.param}"))
     monkeypatch.setattr(cpu, "_library", lambda: library)
     return request.param
 
@@ -207,7 +207,9 @@ def test_results_do_not_depend_on_the_number_of_threads(kernel):
 
 def test_a_missing_compiler_leaves_the_plain_kernels_and_one_warning(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    cpu._library.cache_clear()
+    caches = (cpu._library, compiled.native)
+    for cache in caches:
+        cache.cache_clear()
     hidden, mask, weight, bias = problem()
     try:
         for _ in range(2):
@@ -215,7 +217,8 @@ def test_a_missing_compiler_leaves_the_plain_kernels_and_one_warning(monkeypatch
         close(reps.to_dense(), materialised(hidden, mask, weight, bias))
         assert len(caplog.records) == 1 and "slower" in caplog.text
     finally:
-        cpu._library.cache_clear()
+        for cache in caches:
+            cache.cache_clear()
 
 
 def reps_of(dense):

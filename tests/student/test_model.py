@@ -10,7 +10,8 @@ from tiny_models import tiny_tokenizer
 
 from distill import config
 from distill.errors import StudentError
-from distill.student.model import SpladeStudent, load_student, set_dropout
+from distill.student.dropout import set_dropout
+from distill.student.model import SpladeStudent, load_student
 
 SMALL = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24, "max_position_embeddings": 40, "pad_token_id": 0, "initializer_range": 0.3}

@@ -11,7 +11,8 @@ from reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, train_section
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from distill.losses.objective import Place, objective
-from distill.student.model import SpladeStudent, set_dropout
+from distill.student.dropout import set_dropout
+from distill.student.model import SpladeStudent
 from distill.training.engine import Engine
 from distill.training.loop import load_parameters
 from distill.training.step import Texts, cached_step, plan

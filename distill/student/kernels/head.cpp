@@ -1,22 +1,20 @@
 // The max-pooling head on CPUs: the vocabulary product whose tiles never leave the registers before they are
-// reduced, and the two sparse-dense products of its backward. Plain C++17 with a C interface (see cpu.py); threads
-// are started by each call, so that no second OpenMP runtime meets torch's. Results do not depend on their number.
+// reduced, and the two sparse-dense products of its backward. Plain C++17 with a C interface (see cpu.py). Results do
+// not depend on the number of threads.
 //
 // The product is blocked as in BLIS: ROWS tokens times TERMS terms of accumulators in registers, a packed group of
 // the vocabulary in the L2 cache, tokens packed once so that a block of them streams through the L1 cache.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <exception>
 #include <limits>
 #include <memory>
-#include <mutex>
-#include <system_error>
-#include <thread>
 #include <vector>
+
+#include "threads.h"
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -44,30 +42,6 @@ inline float to_float(uint16_t x) {
     float value;
     std::memcpy(&value, &bits, 4);
     return value;
-}
-
-// Runs work(item) for every item below `count`, each on whichever thread is free.
-template <class Work>
-void parallel(int64_t count, int threads, Work work) {
-    std::atomic<int64_t> next{0};
-    std::exception_ptr failure;
-    std::mutex mutex;
-    auto loop = [&] {
-        try {
-            for (int64_t item; (item = next.fetch_add(1)) < count;) work(item);
-        } catch (...) {
-            std::lock_guard<std::mutex> lock(mutex);
-            failure = std::current_exception();
-        }
-    };
-    std::vector<std::thread> pool;
-    try {
-        for (int i = 1; i < std::min<int64_t>(threads, count); ++i) pool.emplace_back(loop);
-    } catch (const std::system_error&) {  // the system grants no more threads: those there are do the work
-    }
-    loop();
-    for (auto& thread : pool) thread.join();
-    if (failure) std::rethrow_exception(failure);
 }
 
 // ---------------------------------------------------------------------------------------------- forward

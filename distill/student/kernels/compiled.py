@@ -1,0 +1,85 @@
+"""The C++ files of this folder, compiled for the machine at hand on first use, and loaded with ctypes.
+
+A library is kept in the user's cache folder, under a name that holds its source, compiler and processor, and appears
+there in one step, so that processes may build it at the same time without a lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+HERE = Path(__file__).parent
+FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+
+
+@functools.cache
+def native(source: str) -> ctypes.CDLL | None:
+    """`source` compiled for this processor; None, with a warning, where it cannot be."""
+    try:
+        return load(source, "-march=native")
+    except (OSError, subprocess.SubprocessError) as error:
+        output = getattr(error, "stderr", None) or error
+        logger.warning("the fast kernel of %s could not be built, a slower one takes its place: %s", source, output)
+        return None
+
+
+def load(source: str, architecture: str) -> ctypes.CDLL:
+    """`source` compiled for `architecture` (a compiler flag), from the cache or built now."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise OSError("no C++ compiler found (install g++, or name one in CXX)")
+    command = [compiler, *FLAGS, architecture, str(HERE / source)]
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    texts = [path.read_text(encoding="utf-8") for path in (HERE / source, *sorted(HERE.glob("*.h")))]
+    key = "\n".join([*texts, *command[:-1], version, _processor()])
+    with _cache_folder() as folder:
+        path = Path(folder) / f"{Path(source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        if not path.exists():
+            built = path.with_suffix(f".{os.getpid()}")
+            try:
+                subprocess.run([*command, "-o", str(built)], capture_output=True, text=True, check=True, timeout=300)
+                os.replace(built, path)
+            finally:
+                built.unlink(missing_ok=True)
+        return ctypes.CDLL(str(path))
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+@contextlib.contextmanager
+def _cache_folder() -> Iterator[str]:
+    """A folder for compiled libraries: the user's cache, or where that cannot be written one for the moment."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splade-distill"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+        yield str(folder)
+    else:
+        with tempfile.TemporaryDirectory() as temporary:  # a loaded library outlives its file
+            yield temporary
+
+
+def _processor() -> str:
+    """What decides which instructions `-march=native` means: a home may be shared by machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.split("\t")[0] in ("model name", "flags", "Features")}))
