@@ -1,13 +1,15 @@
 """The execution record: what makes a shard's bytes repeat, and nothing of what they mean.
 
-Resolved once, at a job's first launch, and frozen beside the scores. `auto` precision is bfloat16 on CUDA, and on a
-CPU only where the processor multiplies bfloat16 natively and a short measurement shows that it is faster.
+Resolved once, at a job's first launch, and frozen beside the scores. `auto` precision is bfloat16 on a GPU that
+multiplies it natively; on an older one with tensor cores float16, but float32 for language models, whose activations
+pass float16's range; on a CPU bfloat16 where it is native and a short measurement shows that it is faster.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ import torch
 
 from distill import config
 from distill.data.files import commit_exclusive, read_json, temporary_beside
+from distill.errors import TeacherError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_BATCH_TOKENS = 4096  # activations of a batch stay near the caches; more gains nothing
@@ -49,6 +52,8 @@ def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: i
     """The record for this machine: `device` None takes CUDA where there is one, `threads` None torch's own number."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     precision = cfg.dtype if cfg.dtype != "auto" else fastest_precision(device)
+    if cfg.dtype == "auto" and cfg.kind == "llm" and precision == "float16":
+        precision = "float32"
     tokens = cfg.batch_tokens or (_CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS)
     return Execution(device, precision, threads or torch.get_num_threads(), tokens)
 
@@ -57,9 +62,12 @@ def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, thread
     """The record in `path`; resolved and written there by the first worker of the first launch.
 
     On another kind of device than the record's, one for this device is returned: shards carry the record they were
-    made under, and equal bytes are no longer promised.
+    made under, and equal bytes are no longer promised. Raises `TeacherError` for a GPU that torch cannot use.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TeacherError(f"a worker on {socket.gethostname()} was given a GPU, but torch finds none there: install a "
+                           "torch built for CUDA (and its driver), or set score.gpus to 0")
     if not path.exists():
         with temporary_beside(path) as temporary:
             record = resolve_execution(cfg, device, threads).record()
@@ -70,9 +78,11 @@ def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, thread
 
 
 def fastest_precision(device: str) -> str:
-    """What `auto` means on "cpu" or "cuda" here: bfloat16 or float32."""
+    """What `auto` means on "cpu" or "cuda" here: bfloat16, float16 or float32."""
     if device != "cpu":
-        return "bfloat16"
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bfloat16"
+        return "float16" if torch.cuda.get_device_capability() >= (7, 0) else "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if native and _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "float32"
 
