@@ -21,7 +21,7 @@ import ray
 
 from distill.config import Recipe
 from distill.data.candidates import Candidates, candidate_shards, read_candidates
-from distill.data.files import xxh128_file
+from distill.data.files import read_json, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.fingerprint import fingerprint as fingerprint_of
 from distill.data.layout import RunFolder
@@ -103,15 +103,28 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
     tasks = job.plan()
     if tasks:
         with ray_cluster(recipe.cluster), job.progress(tasks) as done:
-            gpus = recipe.score.gpus
-            if gpus is None:
-                gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-            resources = Resources(recipe.score.cpus, gpus, recipe.score.actors)
-            arguments = (recipe, folder, "cuda" if gpus > 0 else "cpu", max(1, int(recipe.score.cpus)))
-            shard_map(ScoreWorker, arguments, tasks, resources=resources, max_tries=recipe.score.max_tries, done=done,
-                      died=job.died)
+            gpus = {teacher: _gpus(recipe, folder, teacher) for teacher in job.teachers}
+            arguments = (recipe, folder, max(1, int(recipe.score.cpus)))
+            for need in sorted({gpus[task.teacher] for task in tasks}):
+                some = [task for task in tasks if gpus[task.teacher] == need]
+                resources = Resources(recipe.score.cpus, need, recipe.score.actors)
+                shard_map(ScoreWorker, arguments, some, resources=resources, max_tries=recipe.score.max_tries,
+                          done=done, died=job.died)
     job.finish()
     return job.counters
+
+
+def _gpus(recipe: Recipe, folder: RunFolder, teacher: str) -> float:
+    """GPUs of an actor: the recipe's number, else one where the execution record, or without one the cluster, says so.
+
+    The record rules over what the cluster has just now: nodes with GPUs may still join, and are waited for.
+    """
+    if recipe.score.gpus is not None:
+        return recipe.score.gpus
+    record = folder.scores(teacher, "execution.json")
+    if record.exists():
+        return 1.0 if read_json(record)["device"] == "cuda" else 0.0
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
 def score_local(recipe: Recipe, folder: RunFolder, *, part: tuple[int, int] = (0, 1),
@@ -124,7 +137,7 @@ def score_local(recipe: Recipe, folder: RunFolder, *, part: tuple[int, int] = (0
     assert 0 <= index < of
     job = _Job(recipe, folder, teachers, splits)
     tasks = job.plan(lambda task: task.number % of == index)
-    worker = ScoreWorker(recipe, folder, None, max(1, int(recipe.score.cpus)))
+    worker = ScoreWorker(recipe, folder, max(1, int(recipe.score.cpus)))
     with job.progress(tasks) as done:
         for task in tasks:
             done(task, worker.run(task))
@@ -294,8 +307,8 @@ Result = dict[str, Any]  # pairs, tokens, padded_tokens, seconds; shard: what wa
 class ScoreWorker:
     """Runs tasks with one loaded teacher at a time; the same under Ray and without it."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: str | None, threads: int):
-        self._recipe, self._folder, self._device, self._threads = recipe, folder, device, threads
+    def __init__(self, recipe: Recipe, folder: RunFolder, threads: int):
+        self._recipe, self._folder, self._threads = recipe, folder, threads
         self._name: str | None = None
         self._teacher: Teacher | None = None
 
@@ -324,11 +337,18 @@ class ScoreWorker:
 
             cfg = self._recipe.teachers[name]
             record = self._folder.scores(name, "execution.json")
-            execution = frozen_execution(record, cfg, self._device, self._threads)
+            execution = frozen_execution(record, cfg, _device(), self._threads)
             self._teacher = open_teacher(name, cfg, self._folder, execution)
             self._name = name
         assert self._teacher is not None
         return self._teacher
+
+
+def _device() -> str | None:
+    """What Ray gave this actor; None, in a process without Ray: what the machine has."""
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return None
+    return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
 def score_shard(task: ScoreTask, teacher: Teacher, folder: RunFolder) -> Result:
@@ -340,18 +360,20 @@ def score_shard(task: ScoreTask, teacher: Teacher, folder: RunFolder) -> Result:
     candidates = read_candidates(folder.candidates(task.split) / task.shard)
     tokens, padded = teacher.work.tokens, teacher.work.padded_tokens
     scores = teacher.score(Pairs(candidates.pair_queries, candidates.passages, task.split))
-    _check_finite(scores, candidates, task, folder)
+    _check_finite(scores, candidates, task, folder, teacher.execution.precision)
     shard = write_scores(path, candidates, scores, fingerprint=task.fingerprint, teacher=task.teacher,
                          execution=teacher.execution.record())
     return {"pairs": candidates.pairs, "tokens": teacher.work.tokens - tokens,
             "padded_tokens": teacher.work.padded_tokens - padded, "seconds": time.monotonic() - start, "shard": shard}
 
 
-def _check_finite(scores: np.ndarray, candidates: Candidates, task: ScoreTask, folder: RunFolder) -> None:
+def _check_finite(scores: np.ndarray, candidates: Candidates, task: ScoreTask, folder: RunFolder, precision: str
+                  ) -> None:
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         rows = [candidates.pair_queries[bad[0]]], [candidates.passages[bad[0]]]
         query = TextStore.open(folder.queries(task.split)).ids(np.array(rows[0]))[0]
         passage = TextStore.open(folder.passages).ids(np.array(rows[1]))[0]
+        half = "; float16 may have overflowed: set the teacher's dtype to float32" if precision == "float16" else ""
         raise TeacherError(f"teacher {task.teacher!r} returned {scores[bad[0]]} for query {query!r} (row {rows[0][0]}) "
-                           f"and passage {passage!r} (row {rows[1][0]}); {len(bad)} such scores in this shard")
+                           f"and passage {passage!r} (row {rows[1][0]}); {len(bad)} such scores in this shard{half}")
