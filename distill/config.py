@@ -8,10 +8,11 @@ output depends on is what its fingerprint holds (`distill.data.fingerprint`), no
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from distill.errors import RecipeError
 
@@ -179,6 +180,7 @@ class FineTune(Section):
 
     folds: Positive = 2
     negatives: Positive = 3  # per positive, from the mined candidates
+    random_negatives: Annotated[int, Field(ge=0)] = 0  # per positive, from the whole collection
     layers: Positive | None = None  # keep only the lower layers
     epochs: float = 1.0
     batch_size: Positive = 32  # pairs
@@ -328,7 +330,20 @@ class Train(Section):
     evaluate_every: Positive | None = None  # optimizer steps between evaluations on the development set
     max_bad_steps: Positive = 10  # steps with a non-finite loss or gradient before the run stops
     activation_checkpointing: bool = False
-    deepspeed: dict[str, Any] = {}  # passed through; what contradicts the recipe is refused
+    # passed through, as a section or the path of a JSON file; what contradicts the recipe is refused
+    deepspeed: dict[str, Any] = {}
+
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(Path(value).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{value} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{value} is not valid JSON: {error}") from None
 
     @model_validator(mode="after")
     def _some_loss(self) -> Train:

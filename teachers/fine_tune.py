@@ -1,7 +1,7 @@
 """Fine-tuning a cross-encoder on the labelled training pairs: the "teach" stage, on CrossEncoderTrainer.
 
 One model a fold, trained on the queries outside it, so that the margins a model gives the queries inside mean
-something. Each positive of the judgements stands in a list with negatives from the mined candidates, and the model
+something. Each positive of the judgements stands in a list with negatives, mined and random ones, and the model
 learns to put it first: with few labels this listwise loss learns several times faster than one on single pairs. Batches
 hold lists of like length: with the short and long texts of real collections that saves a third of the work.
 """
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.config import Recipe, Teacher, resolve_model
+from distill.config import FineTune, Recipe, Teacher, resolve_model
 from distill.data.candidates import iterate_candidates
 from distill.data.files import read_json, storage_errors, sync, write_json, xxh128_file
 from distill.data.fingerprint import check_same
@@ -65,7 +65,7 @@ def fine_tune(recipe: Recipe, folder: RunFolder, name: str) -> Manifest:
         check_same(home, done.fields, fields)
         return done
     folds = query_folds(folder, cfg.fine_tune.folds)
-    lists = training_lists(folder, cfg.fine_tune.negatives, recipe.seed)
+    lists = training_lists(folder, cfg.fine_tune, recipe.seed)
     counts: dict[str, Any] = {}
     for fold in range(cfg.fine_tune.folds):
         path = folder.teacher_fold(name, fold)
@@ -94,18 +94,21 @@ class TrainingList:
     passages: tuple[int, ...]
 
 
-def training_lists(folder: RunFolder, negatives: int, seed: int) -> list[TrainingList]:
-    """One list for every positive, with `negatives` drawn from its query's candidates (fewer where there are fewer)."""
-    rng = np.random.default_rng(seed)
+def training_lists(folder: RunFolder, tuning: FineTune, seed: int) -> list[TrainingList]:
+    """One list for every positive: `negatives` of its query's candidates (fewer where there are fewer), then
+    `random_negatives` of the whole collection, without candidates."""
+    rng, texts = np.random.default_rng(seed), TextStore.open(folder.passages)
     lists = []
     for _, candidates in iterate_candidates(folder.candidates("train")):
         for i, query in enumerate(candidates.query.tolist()):
             span = slice(candidates.offsets[i], candidates.offsets[i + 1])
             passages, positive = candidates.passages[span], candidates.positive[span]
-            pool = passages[~positive]
+            pool, known = passages[~positive], np.append(passages, texts.origin(passages))
             for own in passages[positive].tolist() if len(pool) else ():
-                drawn = rng.choice(pool, min(len(pool), negatives), replace=False)
-                lists.append(TrainingList(query, (own, *drawn.tolist())))
+                drawn = rng.choice(pool, min(len(pool), tuning.negatives), replace=False)
+                random = rng.integers(texts.collection_size, size=tuning.random_negatives)
+                random = random[~np.isin(random, known)]
+                lists.append(TrainingList(query, (own, *drawn.tolist(), *random.tolist())))
     return lists
 
 
@@ -130,7 +133,7 @@ def _train_fold(name: str, cfg: Teacher, folder: RunFolder, lists: list[Training
                                  "labels": [[_POSITIVE] + [0.0] * (len(texts) - 1) for texts in passages]})
     # characters will do, to find lists of like length
     lengths = np.array([len(query) + max(map(len, texts)) for query, texts in zip(queries, passages, strict=True)])
-    batch_lists = max(1, tuning.batch_size // (1 + tuning.negatives))
+    batch_lists = max(1, tuning.batch_size // (1 + tuning.negatives + tuning.random_negatives))
     steps = math.ceil(tuning.epochs * math.ceil(len(dataset) / batch_lists))
     partial_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(partial_path, ignore_errors=True)
@@ -151,7 +154,12 @@ def _train_fold(name: str, cfg: Teacher, folder: RunFolder, lists: list[Training
         write_json(partial_path / "model" / _MARK, fields)
         for file in (partial_path / "model").rglob("*"):
             sync(file)
-        os.replace(partial_path / "model", path)
+        try:
+            os.replace(partial_path / "model", path)
+        except OSError:
+            if not (path / _MARK).exists():
+                raise
+            check_same(path, read_json(path / _MARK), fields)  # another machine was first: its model is as good
         sync(path.parent)
     finally:
         shutil.rmtree(partial_path, ignore_errors=True)

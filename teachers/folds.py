@@ -1,7 +1,8 @@
 """Folds over the training queries: a fine-tuned teacher never scores a query that it was trained on.
 
-The fold of a query hangs on its positive passage, so that two queries with the same answer are never on different
-sides. Development and test queries, which no fold has seen, get the mean of the folds' scores.
+The fold of a query hangs on the first of its positive passages, so that queries with one and the same answer are never
+on different sides; queries with several answers may share one of them across folds. Development and test queries, which
+no fold has seen, get the mean of the folds' scores.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder
-from small_run import JUDGEMENTS, small_recipe
+from small_run import JUDGEMENTS, PASSAGES, small_recipe
 
+from distill.config import FineTune
 from distill.data.candidates import iterate_candidates
 from distill.data.manifest import read_manifest, verify
 from distill.data.texts import TextStore
@@ -42,14 +43,26 @@ def test_folds_are_balanced():
 
 
 def test_lists_hold_a_positive_and_negatives_from_the_candidates(folder):
-    lists = training_lists(folder, 2, seed=1)
+    lists = training_lists(folder, FineTune(negatives=2), seed=1)
     judged = {(query, passage) for query, passage, grade in JUDGEMENTS["train"] if grade}
     assert {(one.query, one.passages[0]) for one in lists} == judged
     candidates = {(q, p) for _, shard in iterate_candidates(folder.candidates("train"))
                   for q, p in zip(shard.pair_queries.tolist(), shard.passages.tolist(), strict=True)}
     negatives = {(one.query, passage) for one in lists for passage in one.passages[1:]}
     assert negatives and negatives <= candidates - judged
-    assert lists == training_lists(folder, 2, seed=1)
+    assert lists == training_lists(folder, FineTune(negatives=2), seed=1)
+
+
+def test_random_negatives_are_beside_the_mined_ones_and_no_candidates(folder):
+    mined, both = (training_lists(folder, FineTune(negatives=1, random_negatives=n), seed=1) for n in (0, 200))
+    assert [one.query for one in mined] == [one.query for one in both]
+    (_, candidates), = iterate_candidates(folder.candidates("train"))
+    origin = TextStore.open(folder.passages).origin
+    for one in both:
+        i = candidates.query.tolist().index(one.query)
+        known = candidates.passages[candidates.offsets[i]:candidates.offsets[i + 1]]
+        known = {*known.tolist(), *origin(known).tolist()}
+        assert set(one.passages[2:]) == set(range(len(PASSAGES))) - known  # 200 draws from ten: all of them
 
 
 def test_each_fold_is_a_cross_encoder_and_scores_only_what_it_has_not_seen(folder, tiny_sentence):
@@ -97,12 +110,28 @@ def test_a_killed_stage_trains_only_the_missing_fold_and_a_finished_one_nothing(
         fine_tune(recipe_for(folder, tiny_sentence, lr=0.1), folder, "own")
 
 
+def test_the_second_machine_to_finish_a_fold_takes_the_first_ones_model(folder, tiny_sentence, monkeypatch):
+    recipe, save = recipe_for(folder, tiny_sentence, folds=1), CrossEncoder.save
+    home = folder.teacher_fold("own", 0)
+
+    def save_while_another_finishes(self, path):
+        save(self, path)
+        monkeypatch.setattr(CrossEncoder, "save", save)
+        fine_tune(recipe, folder, "own")
+        (home / "first").touch()
+
+    monkeypatch.setattr(CrossEncoder, "save", save_while_another_finishes)
+    fine_tune(recipe, folder, "own")
+    assert (home / "first").exists() and not verify(folder.teacher("own"))
+    assert {path.name for path in home.parent.iterdir()} == {"fold-0", "manifest.json"}
+
+
 def test_it_learns_what_it_is_shown(folder, tiny_sentence):
     recipe = recipe_for(folder, tiny_sentence, folds=1, epochs=30, lr=3e-3)
     fine_tune(recipe, folder, "own")
     model = CrossEncoder(str(folder.teacher_fold("own", 0)), device="cpu")
     queries, passages = TextStore.open(folder.queries("train")), TextStore.open(folder.passages)
-    for one in training_lists(folder, 2, recipe.seed):
+    for one in training_lists(folder, recipe.teachers["own"].fine_tune, recipe.seed):
         query = queries.texts(np.array([one.query]))[0]
         scores = model.predict([(query, text) for text in passages.texts(np.array(one.passages))])
         assert scores[0] > scores[1:].max()
