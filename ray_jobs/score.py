@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import ray
 
 from distill.config import Recipe
 from distill.data.candidates import Candidates, candidate_shards, read_candidates
-from distill.data.files import read_json, xxh128_file
+from distill.data.files import read_json, remove_leftovers, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.fingerprint import fingerprint as fingerprint_of
 from distill.data.layout import RunFolder
@@ -38,10 +39,10 @@ from distill.data.manifest import (
 )
 from distill.data.scores import read_score_shard, write_scores
 from distill.data.texts import TextStore
-from distill.errors import FingerprintError, RecipeError, StorageError, TeacherError
+from distill.errors import DistillError, FingerprintError, RecipeError, StorageError, TeacherError
 from distill.progress import progress
 from ray_jobs.joblog import JobLog
-from ray_jobs.shard_map import Resources, ray_cluster, shard_map
+from ray_jobs.shard_map import Resources, named, ray_cluster, shard_map
 from teachers.base import Pairs, Teacher, open_teacher, prepare
 from teachers.identity import identity
 from teachers.vectors import VectorTeacher, chunk_done, vector_chunks
@@ -74,6 +75,11 @@ class ScoreTask:
 
 
 # ------------------------------------------------------------------------------------------------ driver
+
+
+def scoring_teachers(recipe: Recipe) -> tuple[str, ...]:
+    """All but those whose scores came with the data."""
+    return tuple(name for name, teacher in recipe.teachers.items() if teacher.kind != "imported")
 
 
 def splits_to_score(recipe: Recipe, folder: RunFolder) -> tuple[str, ...]:
@@ -109,7 +115,7 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
                 some = [task for task in tasks if gpus[task.teacher] == need]
                 resources = Resources(recipe.score.cpus, need, recipe.score.actors)
                 shard_map(ScoreWorker, arguments, some, resources=resources, max_tries=recipe.score.max_tries,
-                          done=done, died=job.died)
+                          done=done, handed=job.handed, died=job.died)
     job.finish()
     return job.counters
 
@@ -140,7 +146,12 @@ def score_local(recipe: Recipe, folder: RunFolder, *, part: tuple[int, int] = (0
     worker = ScoreWorker(recipe, folder, max(1, int(recipe.score.cpus)))
     with job.progress(tasks) as done:
         for task in tasks:
-            done(task, worker.run(task))
+            job.handed(task)
+            try:
+                result = worker.run(task)
+            except DistillError as error:
+                raise named(task, error) from None
+            done(task, result)
     job.finish(must_be_complete=of == 1)
     return job.counters
 
@@ -159,7 +170,7 @@ class _Job:
 
     def __init__(self, recipe: Recipe, folder: RunFolder, teachers: Sequence[str] | None, splits: Sequence[str] | None):
         self.recipe, self.folder = recipe, folder
-        self.teachers = tuple(teachers or recipe.teachers)
+        self.teachers = tuple(teachers or scoring_teachers(recipe))
         if unknown := [name for name in self.teachers if name not in recipe.teachers]:
             raise RecipeError(f"no teacher {unknown[0]!r} in the recipe ({', '.join(recipe.teachers)})")
         self.splits = tuple(splits or splits_to_score(recipe, folder))
@@ -195,8 +206,8 @@ class _Job:
     def progress(self, tasks: Sequence[ScoreTask]) -> Iterator[Callable[[ScoreTask, Result], None]]:
         """Show and log what is done; yields the function to call for each finished task."""
         self._log.write("start", teachers=self.teachers, splits=self.splits, tasks=len(tasks),
-                        pairs=sum(task.pairs for task in tasks))
-        with progress("score", sum(task.pairs for task in tasks), "pairs") as advance:
+                        pairs=sum(task.pairs for task in tasks), pending=Counter(task.teacher for task in tasks))
+        with self._logged(), progress("score", sum(task.pairs for task in tasks), "pairs") as advance:
 
             def done(task: ScoreTask, result: Result) -> None:
                 for key in ("pairs", "tokens", "padded_tokens"):
@@ -209,7 +220,23 @@ class _Job:
                 advance(task.pairs, task.name)
 
             yield done
-        self._log.write("end", **self.counters)
+
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        """Write down how the launch ends, unless it is killed."""
+        try:
+            yield
+            self._log.write("end", **self.counters)
+        except BaseException as error:
+            with contextlib.suppress(StorageError):  # the disk may be what is full
+                self._log.write("stopped", error=str(error) or type(error).__name__)
+            raise
+        finally:
+            with contextlib.suppress(StorageError):
+                self._log.close()
+
+    def handed(self, task: ScoreTask) -> None:
+        self._log.write("handed out", task=task.name)
 
     def died(self, tasks: Sequence[ScoreTask]) -> None:
         self.counters["deaths"] += 1
@@ -232,6 +259,7 @@ class _Job:
                 continue
             pairs = sum(task.pairs for task in tasks)
             write_manifest(home, Manifest(fields, tuple(self.shards[task.name] for task in tasks), {"pairs": pairs}))
+            remove_leftovers(home, ".part-*.tmp")  # of workers that were killed
         if elsewhere:
             log.info("%d shards are left to other tasks; the last of them to end finishes the stage", elsewhere)
 

@@ -59,14 +59,16 @@ class Resources:
 
 
 def shard_map(worker: type, arguments: tuple[Any, ...], tasks: Sequence[Task], *, resources: Resources, max_tries: int,
-              done: Callable[[Task, Any], None], died: Callable[[list[Task]], None] = lambda tasks: None) -> None:
+              done: Callable[[Task, Any], None], handed: Callable[[Task], None] = lambda task: None,
+              died: Callable[[list[Task]], None] = lambda tasks: None) -> None:
     """Run `worker(*arguments).run(task)` for every task; `done(task, result)` is called in the driver as they finish.
 
     A task whose worker dies is tried again, at most `max_tries` times in all; only the task that was running counts a
-    try. `died` hears of each death. Raises `DistillError` as the worker raised it, with the task's name before it, and
+    try. `handed` hears of each task given to an actor, `died` of each death and the tasks it leaves, the running one
+    first. Raises `DistillError` as the worker raised it, with the task's name before it, and
     `JobFailed` for anything else. Ray must be running.
     """
-    state = _Map(ray.remote(worker), arguments, tasks, resources, max_tries, died)
+    state = _Map(ray.remote(worker), arguments, tasks, resources, max_tries, handed, died)
     try:
         while state.left:
             state.resize()
@@ -82,7 +84,7 @@ class _Map:
     """The driver's bookkeeping: who runs what, and what is still to be handed out."""
 
     def __init__(self, worker: Any, arguments: tuple[Any, ...], tasks: Sequence[Task], resources: Resources,
-                 max_tries: int, died: Callable[[list[Task]], None]):
+                 max_tries: int, handed: Callable[[Task], None], died: Callable[[list[Task]], None]):
         options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
         self._create = lambda: worker.options(**options).remote(*arguments)
         self._queues: dict[str, deque[Task]] = {}
@@ -90,7 +92,7 @@ class _Map:
             self._queues.setdefault(task.group, deque()).append(task)
         self.left = len(tasks)
         self.actors: list[_Actor] = []
-        self._resources, self._max_tries, self._died = resources, max_tries, died
+        self._resources, self._max_tries, self._handed, self._died = resources, max_tries, handed, died
         self._tries: Counter[str] = Counter()
         self._deaths_in_a_row = 0  # without any task finished in between
         self._next_look = self._silent_since = time.monotonic()
@@ -119,6 +121,7 @@ class _Map:
         for at_once in range(1, depth + 1):
             for actor in self.actors:
                 if actor.ready is None and len(actor.tasks) < at_once and (task := self._next_task(actor)) is not None:
+                    self._handed(task)
                     actor.tasks.append((actor.handle.run.remote(task), task))
 
     def wait(self) -> Iterator[tuple[Task, Any]]:
@@ -154,6 +157,7 @@ class _Map:
 
     def _bury(self, actor: _Actor, error: RayError) -> None:
         self.actors.remove(actor)
+        ray.kill(actor.handle)  # it may only be out of reach, and would keep its GPU
         lost = [task for _, task in actor.tasks]
         self._died(lost)
         self._deaths_in_a_row += 1
@@ -189,12 +193,15 @@ class _Map:
 
 def _explain(task: Task | None, error: RayTaskError) -> Exception:
     """A worker's exception as the driver raises it: errors for people stay what they are, bugs keep their traceback."""
-    where = f"{task.name}: " if task is not None else ""
-    cause = error.cause
-    if isinstance(cause, DistillError):
-        cause.args = (f"{where}{cause}",)
-        return cause
-    return JobFailed(f"{where}{error}")
+    if isinstance(error.cause, DistillError):
+        return error.cause if task is None else named(task, error.cause)
+    return JobFailed(f"{task.name}: {error}" if task is not None else str(error))
+
+
+def named(task: Task, error: DistillError) -> DistillError:
+    """The error, with the task it came from before its message."""
+    error.args = (f"{task.name}: {error}",)
+    return error
 
 
 @contextlib.contextmanager

@@ -52,19 +52,27 @@ class Stillborn:
         return 0
 
 
+class Unborn:
+    def __init__(self):
+        raise ValueError("no such setting")
+
+    def ready(self) -> int:
+        return 0
+
+
 class Steady:
-    """A teacher that takes the time written in `log`.seconds for a shard, and logs who scored what."""
+    """A teacher that takes the time written in `log`.seconds for a shard, and logs who began what and when."""
 
     def __init__(self, log: str, nan: bool = False, offset: float = 0.0):
         self.log, self.nan, self.offset = Path(log), nan, offset
 
     def score(self, queries: list[str], passages: list[str]) -> np.ndarray:
+        with open(self.log, "a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()} {time.time_ns()} {queries[0]}\n")
         pace = self.log.with_suffix(".seconds")
         time.sleep(float(pace.read_text()) if pace.exists() else 0)
         scores = np.array([len(q) * 100.0 + len(p) + 1 / (1 + len(q)) for q, p in zip(queries, passages, strict=True)])
         scores += self.offset
         if self.nan:
             scores[len(scores) // 2] = np.nan
-        with open(self.log, "a", encoding="utf-8") as file:
-            file.write(f"{os.getpid()} {queries[0]}\n")
         return scores

@@ -45,3 +45,14 @@ def score_bytes(folder: RunFolder) -> dict[str, bytes]:
     """Every score shard's content."""
     return {str(path.relative_to(folder.root)): path.read_bytes()
             for path in itertools.chain((folder.root / "scores").glob("*/*/part-*.arrow"))}
+
+
+def score_files(folder: RunFolder) -> dict[str, bytes]:
+    """Every file of the finished scores: shards, manifests, plans, execution records."""
+    return {str(path.relative_to(folder.root)): path.read_bytes() for path in (folder.root / "scores").rglob("*")
+            if path.is_file() and not path.name.startswith(".")}
+
+
+def committed(folder: RunFolder) -> int:
+    """Score shards that are there."""
+    return sum(1 for _ in (folder.root / "scores").glob("*/*/part-*.arrow"))

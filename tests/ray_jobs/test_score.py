@@ -36,7 +36,7 @@ def steady(tmp_path: Path, seconds: float = 0, **options) -> dict:
 
 def calls(tmp_path: Path) -> list[list[str]]:
     path = tmp_path / "calls.log"
-    return [line.split(" ", 1) for line in path.read_text().splitlines()] if path.exists() else []
+    return [line.split(" ", 2) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def undisturbed(tmp_path: Path) -> dict[str, bytes]:
@@ -104,7 +104,7 @@ def test_a_killed_driver_is_started_again_and_no_committed_shard_is_scored_twice
     recipe = recipe_for(folder, steady(tmp_path, seconds=0.3))
     committed = _start_and_kill_driver(recipe, folder, tmp_path, shards=4)
     score_local(recipe, folder)
-    again = [query for query, times in Counter(query for _, query in calls(tmp_path)).items() if times > 1]
+    again = [query for query, times in Counter(query for _, _, query in calls(tmp_path)).items() if times > 1]
     assert committed >= 4
     assert len(again) <= 2  # what the two workers had in hand when they died
     assert score_bytes(folder) == undisturbed(tmp_path)
@@ -200,7 +200,7 @@ def _start_and_kill_driver(recipe, folder: RunFolder, tmp_path: Path, shards: in
     finally:
         driver.kill()
         driver.wait()
-    pids = {int(pid) for pid, _ in calls(tmp_path)}
+    pids = {int(pid) for pid, *_ in calls(tmp_path)}
     while any(map(_alive, pids)):  # Ray ends with its driver
         time.sleep(0.05)
     return len(score_bytes(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from job_workers import Doubler, Item, Stillborn
+from job_workers import Doubler, Item, Stillborn, Unborn
 
 from distill.errors import TeacherError
 from ray_jobs.shard_map import JobFailed, Resources, shard_map
@@ -56,6 +56,11 @@ def test_an_error_for_people_stays_one(cluster, tmp_path):
 def test_actors_that_never_start_are_given_up(cluster, tmp_path):
     with pytest.raises(JobFailed, match="without finishing anything"):
         run([Item("1-x")], tmp_path, worker=Stillborn, arguments=())
+
+
+def test_a_constructor_that_fails_again_and_again_is_given_up_with_its_error(cluster, tmp_path):
+    with pytest.raises(JobFailed, match=r"(?s)without finishing anything; the last: .*ValueError: no such setting"):
+        run([Item("1-x")], tmp_path, worker=Unborn, arguments=())
 
 
 def test_actors_keep_to_their_group_while_it_lasts(cluster, tmp_path):
