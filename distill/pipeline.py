@@ -53,9 +53,11 @@ class StageState:
     stale: tuple[Path, ...] = ()
     damaged: tuple[str, ...] = ()
     counts: dict[str, Any] = field(default_factory=dict)
+    job: dict[str, Any] | None = None  # scoring: `ray_jobs.job_status`
 
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "stale": [str(path) for path in self.stale]}
+        tree = {**asdict(self), "stale": [str(path) for path in self.stale]}
+        return tree if self.job else {key: value for key, value in tree.items() if key != "job"}
 
 
 def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, redo: bool = False) -> RunFolder:
@@ -147,7 +149,18 @@ def stage_states(recipe: Recipe, *, limit: int | None = None, verify: bool = Fal
             states.append(StageState(stage.name, "pending", f"after {states[-1].stage}"))
         else:
             states.append(_state_or_reason(stage, recipe, folder, verify))
+        if stage.name == "score":
+            states[-1] = replace(states[-1], job=_scoring_job(recipe, folder))
     return states
+
+
+def _scoring_job(recipe: Recipe, folder: RunFolder) -> dict[str, Any] | None:
+    """Where the scoring job stands, if it was ever started."""
+    from ray_jobs.job_status import job_status
+    from ray_jobs.score import scoring_teachers, splits_to_score
+
+    job = job_status(folder, scoring_teachers(recipe), splits_to_score(recipe, folder))
+    return None if job is None else asdict(job)
 
 
 def _state_or_reason(stage: Stage, recipe: Recipe, folder: RunFolder, check: bool) -> StageState:
@@ -190,6 +203,12 @@ def print_status(states: list[StageState]) -> None:
         print(f"{state.stage:<9} {state.state:<8} {state.reason}".rstrip())
         for path in state.damaged:
             print(f"          damaged: {path}; remove its manifest.json and run the stage again")
+    for state in states:
+        if state.job is not None:
+            from distill.reporting.scoring import print_scoring
+
+            print()
+            print_scoring(state.job)
 
 
 def _set_aside(folder: RunFolder, paths: tuple[Path, ...]) -> None:
@@ -274,11 +293,10 @@ def _teach(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def _score_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from ray_jobs.score import score_fields, splits_to_score
+    from ray_jobs.score import score_fields, scoring_teachers, splits_to_score
 
-    running = [name for name, teacher in recipe.teachers.items() if teacher.kind != "imported"]
     return {folder.scores(name, split): score_fields(recipe, folder, name, split)
-            for name in running for split in splits_to_score(recipe, folder)}
+            for name in scoring_teachers(recipe) for split in splits_to_score(recipe, folder)}
 
 
 def _score(recipe: Recipe, folder: RunFolder) -> None:

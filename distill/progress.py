@@ -80,8 +80,8 @@ def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance
         seconds = time.monotonic() - start
         rate = done / max(seconds, 1e-9)
         of = f"/{total:,.0f}" if total else ""
-        left = f", {_clock((total - done) / rate)} left" if total and rate > 0 and done < total else ""
-        print(f"{description}: {done:,.0f}{of} {unit}, {rate:,.1f} {unit}/s, {_clock(seconds)} elapsed{left}"
+        left = f", {clock((total - done) / rate)} left" if total and rate > 0 and done < total else ""
+        print(f"{description}: {done:,.0f}{of} {unit}, {rate:,.1f} {unit}/s, {clock(seconds)} elapsed{left}"
               f"{'  ' + note if note else ''}", file=sys.stderr, flush=True)
 
     def advance(n: float = 1, note: str = "") -> None:
@@ -96,7 +96,8 @@ def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance
         line()
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """m:ss, or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
