@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from steps import DEVICE, DTYPES, Ours, Peer, Plain, arguments, make_model, median_ratio, parse, report, take_turns
+from measuring import DEVICE, median_ratio, take_turns
+from steps import DTYPES, Ours, Peer, Plain, arguments, make_model, parse, report
 
 ENOUGH = 64.0  # GiB: an activation budget that holds any batch of these
 TWICE, OPEN = "every chunk encoded twice", "activation budget open"
@@ -37,10 +38,10 @@ def figures(args, model: Path, precision: str) -> None:
     routes = {TWICE: Ours(args, model, precision), OPEN: Ours(args, model, precision, budget_gib=ENOUGH)}
     peer_precision = precision if DEVICE.type == "cuda" else "fp32"
     plain = Plain(args, model, precision)
-    times = take_turns({
-        **routes, PLAIN: plain, **{name: Peer(args, model, cached=PEERS[name], precision=peer_precision) for name in args.peers},
-        **{bare_of(route): partial(bare_products, ours, args, precision, again=route == TWICE)
-           for route, ours in routes.items()}}, args.repeats)
+    peers = {name: Peer(args, model, cached=PEERS[name], precision=peer_precision) for name in args.peers}
+    bare = {bare_of(route): partial(bare_products, ours, args, precision, again=route == TWICE)
+            for route, ours in routes.items()}
+    times = take_turns({**routes, PLAIN: plain, **peers, **bare}, args.repeats)
 
     def compare(figure: str, one: str, other: str, **more) -> None:
         report(figure, args, "s", statistics.median(times[one]), statistics.median(times[other]),

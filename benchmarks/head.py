@@ -1,8 +1,9 @@
 """The SPLADE head beside the materialised one of sentence-transformers (its SpladePooling on a decoder's logits).
 
-Prints one JSON line a figure. Ours and the peer take turns, and a ratio is the median over the turns, so that other
-work on the machine weighs on both. Memory is the peak of resident memory above what the inputs need, each in a
-process of its own. Usage: python benchmarks/head.py [--texts 32 --tokens 128 --hidden 384 --vocabulary 30522]
+Prints one JSON line a figure; on a GPU also beside torch.compile of the materialised head. Ours and the peer take
+turns, and a ratio is the median over the turns, so that other work on the machine weighs on both. Memory is the peak
+above what the inputs need, each in a process of its own.
+Usage: python benchmarks/head.py [--texts 32 --tokens 128 --hidden 384 --vocabulary 30522] [--active 300 400 0]
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import time
-from pathlib import Path
+from functools import partial
 
 import torch
+from measuring import DEVICE, device_name, median_ratio, peak_above_idle, take_turns
 from sentence_transformers.sparse_encoder.modules import SpladePooling
 from torch.nn import functional as F
 
@@ -48,23 +49,27 @@ def forward_figures(args, dtype: str) -> None:
 
 
 def step_figures(args, dtype: str, active: int) -> None:
-    hidden, mask, weight, bias, upstream = inputs(args, dtype, active)
+    tensors = inputs(args, dtype, active)
     compare("head forward + backward / materialised head", args, dtype, active,
-            lambda: ours(hidden, mask, weight, bias, upstream), lambda: peer(hidden, mask, weight, bias, upstream))
+            partial(ours, *tensors), partial(peer, *tensors))
+    if DEVICE.type == "cuda":
+        compiled = torch.compile(materialised)
+        compare("head forward + backward / torch.compile of the materialised head", args, dtype, active,
+                partial(ours, *tensors), partial(peer, *tensors, head=compiled))
+    hidden, mask, weight, bias, upstream = tensors
     parameters = [torch.nn.Parameter(x) for x in (hidden, weight, bias)]
     head = SpladeHead(*parameters[1:])
     with torch.no_grad():
         reps = head(hidden, mask)
     coefficients = upstream[reps.texts, reps.terms]
     compare("second pass of the cached step (no product) / materialised head", args, dtype, active,
-            lambda: head.surrogate(parameters[0], mask, reps, coefficients).backward(),
-            lambda: peer(hidden, mask, weight, bias, upstream))
+            lambda: head.surrogate(parameters[0], mask, reps, coefficients).backward(), partial(peer, *tensors))
 
 
 def memory_figures(args, dtype: str, active: int) -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         extra = [pool.apply(extra_memory, (which, args, dtype, active)) for which in ("ours", "peer")]
-    print_figure("head extra peak memory / materialised head", args, dtype, active, "MB", *extra, extra[0] / extra[1])
+    print_figure("head extra peak memory / materialised head", args, dtype, active, "GB", *extra, extra[0] / extra[1])
 
 
 def ours(hidden, mask, weight, bias, upstream) -> None:
@@ -73,11 +78,15 @@ def ours(hidden, mask, weight, bias, upstream) -> None:
     (reps.values * upstream[reps.texts, reps.terms]).sum().backward()
 
 
-def peer(hidden, mask, weight, bias, upstream) -> None:
+def materialised(hidden, mask, weight, bias):
+    """SpladePooling's dense representations [B, V]."""
+    return SpladePooling("max").train()({"token_embeddings": F.linear(hidden, weight, bias),
+                                         "attention_mask": mask})["sentence_embedding"]
+
+
+def peer(hidden, mask, weight, bias, upstream, head=materialised) -> None:
     h, w, b = (torch.nn.Parameter(x) for x in (hidden, weight, bias))
-    pooling = SpladePooling("max").train()
-    scores = pooling({"token_embeddings": F.linear(h, w, b), "attention_mask": mask})["sentence_embedding"]
-    (scores * upstream).sum().backward()
+    (head(h, mask, w, b) * upstream).sum().backward()
 
 
 def inputs(args, dtype: str, active: int):
@@ -90,44 +99,31 @@ def inputs(args, dtype: str, active: int):
     bias = torch.zeros(args.vocabulary) - shift.mean()
     mask = torch.ones(args.texts, args.tokens, dtype=torch.long)
     kind = getattr(torch, dtype)
-    return hidden.to(kind), mask, weight.to(kind), bias.to(kind), torch.randn(args.texts, args.vocabulary)
+    tensors = hidden.to(kind), mask, weight.to(kind), bias.to(kind), torch.randn(args.texts, args.vocabulary)
+    return tuple(tensor.to(DEVICE) for tensor in tensors)
 
 
 def compare(name: str, args, dtype: str, active: int, mine, theirs) -> None:
-    times: list[list[float]] = [[], []]
-    for turn in range(args.repeats + 1):
-        for kept, function in zip(times, (mine, theirs), strict=True):
-            start = time.perf_counter()
-            function()
-            if turn:  # the first warms up
-                kept.append(time.perf_counter() - start)
-    ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
-    print_figure(name, args, dtype, active, "ms", *(1000 * statistics.median(kept) for kept in times), ratio)
+    times = take_turns({"ours": mine, "peer": theirs}, args.repeats)
+    print_figure(name, args, dtype, active, "ms", *(1000 * statistics.median(kept) for kept in times.values()),
+                 median_ratio(*times.values()))
 
 
 def extra_memory(which: str, args, dtype: str, active: int) -> float:
-    """Peak resident memory above the inputs, in MB, in this fresh process."""
+    """Peak memory above the inputs, in GB, in this fresh process."""
     torch.set_num_threads(args.threads)
     function = ours if which == "ours" else peer
     small = argparse.Namespace(**{**vars(args), "texts": 4, "tokens": 2, "vocabulary": 64})
     function(*inputs(small, dtype, 64))  # loads libraries
-    tensors = inputs(args, dtype, active)
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
-    function(*tensors)
-    return memory("VmHWM") - before
-
-
-def memory(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if field in line)
-    return int(line.split()[1]) / 1024
+    return peak_above_idle(partial(function, *inputs(args, dtype, active)))
 
 
 def print_figure(name: str, args, dtype: str, active: int, unit: str, mine: float, theirs: float, ratio: float) -> None:
     shape = f"{args.texts} x {args.tokens} tokens, hidden {args.hidden}, vocabulary {args.vocabulary}"
     print(json.dumps({"figure": name, "shape": shape, "dtype": dtype, "active_terms": active or args.vocabulary,
-                      "threads": args.threads, "unit": unit, "ours": round(mine, 1), "peer": round(theirs, 1),
-                      "ours/peer": round(ratio, 4), "peer/ours": round(1 / ratio, 2)}), flush=True)
+                      "device": device_name(args.threads), "unit": unit, "ours": round(mine, 3),
+                      "peer": round(theirs, 3), "ours/peer": round(ratio, 4), "peer/ours": round(1 / ratio, 2)}),
+          flush=True)
 
 
 if __name__ == "__main__":

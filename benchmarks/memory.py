@@ -7,15 +7,13 @@ One JSON line a figure. Usage: python benchmarks/memory.py [--small] [--active 3
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import multiprocessing
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from steps import DEVICE, Ours, Peer, arguments, make_model, parse, report
+from measuring import peak_above_idle
+from steps import Ours, Peer, arguments, make_model, parse, report
 
 
 def main() -> None:
@@ -61,30 +59,9 @@ def peak_of_a_step(which: str, args: argparse.Namespace, model: Path, times: int
         del tiny
         step()
         step.columns, step.labels = whole, labels
-    gc.collect()
     peak = peak_above_idle(step)
     active = float(step.last.sides[1].active.double().mean()) if which == "ours" else 0.0
     return peak, round(active, 1)
-
-
-def peak_above_idle(function: Callable[[], None]) -> float:
-    """Gigabytes: of the device where it is a GPU, else of the process."""
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        idle = torch.cuda.memory_allocated()
-        function()
-        return (torch.cuda.max_memory_allocated() - idle) / 1e9
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    idle = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
-    function()
-    return resident("VmHWM") - idle
-
-
-def resident(field: str) -> float:
-    """Gigabytes, of this process."""
-    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if field in line)
-    return int(line.split()[1]) * 1024 / 1e9
 
 
 if __name__ == "__main__":

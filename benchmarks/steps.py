@@ -6,13 +6,12 @@ import argparse
 import copy
 import json
 import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import DEVICE, device_name
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder import losses
 from sentence_transformers.sparse_encoder.modules import SpladePooling, Transformer
@@ -28,7 +27,6 @@ from distill.training.engine import Engine
 from distill.training.step import Texts, cached_step, plan
 from distill.training.world import join
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PASSAGE_LENGTH, QUERY_LENGTH, SPECIAL = 128, 32, 2
 REGULARIZER_WEIGHT = 1e-3
@@ -177,35 +175,11 @@ def features(texts: list[np.ndarray]) -> dict[str, torch.Tensor]:
     return {"input_ids": input_ids, "attention_mask": (input_ids != 0).long()}
 
 
-def take_turns(functions: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call; the first of each warms up. In turns, so that other work weighs on all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if DEVICE.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
 def report(figure: str, args, unit: str, ours: float, peer: float, ratio: float, **more) -> None:
     """One JSON line. `ratio`: ours / peer."""
     shape = (f"{args.queries} queries x {args.passages} passages of {args.tokens} tokens, {args.layers} layers, "
              f"hidden {args.hidden}, vocabulary {args.vocabulary}")
     print(json.dumps({"figure": figure, "shape": shape, "active_terms": args.active or args.vocabulary,
-                      "dropout": args.dropout, "chunk_tokens": args.chunk_tokens, "device": device_name(args),
+                      "dropout": args.dropout, "chunk_tokens": args.chunk_tokens, "device": device_name(args.threads),
                       "unit": unit, "ours": round(ours, 3), "peer": round(peer, 3),
                       "ours/peer": round(ratio, 3), "peer/ours": round(1 / ratio, 2), **more}), flush=True)
-
-
-def device_name(args) -> str:
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"CPU, {args.threads} threads" + (", AVX512-bf16" if torch.cpu._is_avx512_bf16_supported() else "")
-
-
-def median_ratio(mine: list[float], theirs: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))

@@ -29,10 +29,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.query_rows)
 
-    def part(self, rank: int, world_size: int) -> Batch:
-        """The queries of one process: a contiguous slice, of equal size where the world size divides B."""
-        bounds = [len(self) * r // world_size for r in (rank, rank + 1)]
-        piece = slice(*bounds)
+    def bounds(self, rank: int, world_size: int) -> tuple[int, int]:
+        """First and last + 1 query of one process: a contiguous slice, of equal size where the world size divides B."""
+        first, last = (len(self) * r // world_size for r in (rank, rank + 1))
+        return first, last
+
+    def rows(self, first: int, last: int) -> Batch:
+        piece = slice(first, last)
         return Batch(self.query_rows[piece], self.passage_rows[piece], self.labels[piece])
 
 

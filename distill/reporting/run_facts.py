@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import yaml
 
 from distill import __version__
 from distill.config import Recipe, Student, Teacher
-from distill.data.files import read_json
+from distill.data.files import read_json, read_json_lines
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import read_manifest
 
@@ -99,10 +98,7 @@ def recipe_yaml(recipe: Recipe) -> str:
 
 def training_log(folder: RunFolder) -> list[dict[str, Any]]:
     """The finished lines of logs/train.jsonl."""
-    if not folder.train_log.exists():
-        return []
-    lines = folder.train_log.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return list(read_json_lines(folder.train_log))
 
 
 def logged_numbers(line: Mapping[str, Any]) -> dict[str, float]:

@@ -11,11 +11,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import SpladePooling, Transformer
 from sentence_transformers.util import load_file_path
@@ -26,33 +24,21 @@ from distill.errors import StudentError
 from distill.student.model import SpladeStudent, load_mlm, load_tokenizer, longest_input
 
 
-def save_student(student: SpladeStudent, path: str | Path, query_max_length: int | None = None,
-                 passage_max_length: int | None = None, prompts: Mapping[str, str] | None = None,
-                 model_card: str | None = None, state_dict: Mapping[str, torch.Tensor] | None = None) -> None:
+def save_student(student: SpladeStudent, path: str | Path) -> None:
     """Write `path`, whole or not at all (a folder already there is replaced), for `SparseEncoder(path)`.
 
-    `encode_query` and `encode_document` then cut at the two lengths (default: the student's own), `encode` at the
-    passages'. `prompts`: as sentence-transformers names them, `query` and `document`. `model_card`: text of README.md.
-    `state_dict`: weights to save in place of the student's (where they are partitioned), under the student's names.
+    `encode_query` and `encode_document` then cut at the student's two lengths, `encode` at the passages'.
     """
     path = Path(path)
-    query_max_length = query_max_length or student.query_max_length
-    passage_max_length = passage_max_length or student.passage_max_length
-    weights = None
-    if state_dict is not None:
-        weights = {name.removeprefix("mlm."): tensor for name, tensor in state_dict.items()}
     with _folder(path) as folder:
-        student.mlm.save_pretrained(folder, state_dict=weights)
+        student.mlm.save_pretrained(folder)
         student.tokenizer.save_pretrained(folder)
-        transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=passage_max_length,
-                                  query_length=query_max_length, document_length=passage_max_length)
+        transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=student.passage_max_length,
+                                  query_length=student.query_max_length, document_length=student.passage_max_length)
         pooling = SpladePooling(student.head.pooling, student.head.activation, student.vocab_size)
         encoder = SparseEncoder(modules=[transformer, pooling], device="cpu", similarity_fn_name="dot",
-                                prompts=dict(student.prompts if prompts is None else prompts) or None,
-                                max_active_dims=student.top_k)
+                                prompts=dict(student.prompts) or None, max_active_dims=student.top_k)
         encoder.save(str(folder), create_model_card=False)
-        if model_card is not None:
-            (folder / "README.md").write_text(model_card, encoding="utf-8")
 
 
 def load_checkpoint(path: str | Path, revision: str | None = None) -> SpladeStudent:

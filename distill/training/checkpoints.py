@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from distill.data.files import read_json, remove_leftovers, storage_errors, sync, write_json, xxh128_file
+from distill.data.files import read_json, remove_leftovers, storage_errors, sync, write_atomic, write_json, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
 
@@ -23,8 +23,12 @@ FORMAT = 1
 STATE, MARKER = "state.pt", "complete.json"
 
 
-def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, Any], keep_last: int) -> Path:
-    """Commit `state` as the checkpoint of `step`, then remove all but the newest `keep_last`. For rank 0 alone."""
+def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, Any], keep_last: int,
+         best: int | None = None) -> Path:
+    """Commit `state` as the checkpoint of `step`, then remove all but the newest `keep_last`. For rank 0 alone.
+
+    `best`: the step whose parameters, saved by `save_best`, are the best so far; those that no checkpoint names go.
+    """
     path = folder.checkpoint(step)
     temporary, replaced = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{kind}") for kind in ("tmp", "old"))
     remove_leftovers(folder.checkpoints, ".*")
@@ -33,7 +37,7 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, 
         try:
             torch.save(state, temporary / STATE)
             sync(temporary / STATE)
-            write_json(temporary / MARKER, {"format": FORMAT, "step": step, "fields": fields,
+            write_json(temporary / MARKER, {"format": FORMAT, "step": step, "best": best, "fields": fields,
                                             "xxh128": xxh128_file(temporary / STATE)})
             if path.exists():  # the same step again: after an abandoned one
                 path.rename(replaced)
@@ -44,7 +48,24 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, 
             shutil.rmtree(temporary, ignore_errors=True)
     for old in _finished(folder)[:-keep_last]:
         shutil.rmtree(old)
+    named = {read_json(kept / MARKER)["best"] for kept in _finished(folder)}
+    for parameters in folder.checkpoints.glob("best-*.pt"):
+        if parameters not in {_best_file(folder, step) for step in named if step is not None}:
+            parameters.unlink()
     return path
+
+
+def save_best(folder: RunFolder, step: int, parameters: dict[str, torch.Tensor]) -> None:
+    with write_atomic(_best_file(folder, step)) as temporary:
+        torch.save(parameters, temporary)
+
+
+def load_best(folder: RunFolder, step: int) -> dict[str, torch.Tensor]:
+    return torch.load(_best_file(folder, step), map_location="cpu", weights_only=True)
+
+
+def _best_file(folder: RunFolder, step: int) -> Path:
+    return folder.checkpoints / f"best-{step:08d}.pt"
 
 
 def latest(folder: RunFolder, fields: dict[str, Any]) -> dict[str, Any] | None:

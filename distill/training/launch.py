@@ -18,7 +18,7 @@ from typing import Any
 from distill import config, errors
 from distill.data.layout import RunFolder
 from distill.recipe_file import dump_recipe
-from distill.training.preemption import SIGNALS
+from distill.training.preemption import SIGNALS, mark
 
 GRACE_SECONDS = 120  # for the other processes to end by themselves after one has
 
@@ -104,6 +104,9 @@ def _outcome(workers: list[subprocess.Popen], outcomes: list[Path], folder: RunF
     for _, outcome in failures:
         raise getattr(errors, outcome["error"])(outcome["message"])
     for rank, worker in enumerate(workers):
+        if -worker.returncode in SIGNALS:  # before it could handle them
+            mark(folder, step=0)
+            raise errors.Preempted("asked to stop before training began; start it again")
         if worker.returncode != 0:
             where = "above" if rank == 0 else f"in {_log_file(folder, rank)}"
             raise errors.TrainingError(f"training process {rank} ended with status {worker.returncode}; its output is "

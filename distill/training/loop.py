@@ -10,10 +10,9 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,33 +20,27 @@ import torch
 
 from distill.config import KlLoss, Recipe
 from distill.data.batches import Batch, Sampler, TrainingData
-from distill.data.files import locked, write_atomic
-from distill.data.fingerprint import check_same
+from distill.data.files import locked
 from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, read_manifest, require_manifest, write_manifest
+from distill.data.manifest import Manifest, read_manifest, write_manifest
 from distill.data.texts import TextStore
-from distill.data.tokens import TokenStore, build_token_store, token_key
 from distill.errors import Preempted, RecipeError, TrainingError
 from distill.evaluation.evaluate import evaluate_student, open_collection
 from distill.losses.objective import Place, objective
 from distill.losses.sparse_products import list_scores
 from distill.progress import progress
 from distill.student.checkpoint import load_checkpoint, save_student
-from distill.student.dropout import set_dropout
-from distill.student.model import SpladeStudent, load_student
+from distill.student.model import SpladeStudent
 from distill.training import checkpoints, launch, measure, metrics, preemption
 from distill.training.alarms import alarms
 from distill.training.engine import HALF, Engine, LossScale, Update, resolve_precision
+from distill.training.opening import open_student, open_tokens, prepare, training_fields
 from distill.training.rng import rng_state, set_rng_state
 from distill.training.schedules import lr_factor
-from distill.training.step import Step, Texts, cached_step, plan
+from distill.training.step import Step, Texts, cached_step, plan, ran_out_of_memory
 from distill.training.world import World, join
 
 log = logging.getLogger(__name__)
-FORMAT = 1
-# fields of `train` that decide how a run is carried out, not what it learns
-EXECUTION = {"chunk_tokens", "activation_budget", "processes", "checkpoints", "max_bad_steps",
-             "activation_checkpointing", "precision", "deepspeed"}
 OUT_OF_MEMORY, ASKED_TO_STOP = 1, 2  # what ranks tell each other between chunks; the larger wins
 SMALLEST_CHUNK = 64  # tokens; below this, halving is no remedy
 
@@ -69,31 +62,28 @@ def train(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     return launch.start(recipe, folder, processes)
 
 
-def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
-    """What the trained model depends on: the hashed part of its manifest."""
-    labels = read_manifest(folder.labels())
-    if labels is None:
-        raise TrainingError(f"{folder.labels()}: no labels to train on; run `distill label` first")
-    return {"stage": "train", "format": FORMAT, "labels": labels.fingerprint, "seed": recipe.seed,
-            "student": recipe.student.model_dump(mode="json"),
-            "train": recipe.train.model_dump(mode="json", exclude=EXECUTION)}
-
-
 def train_process(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """This process's part of `train`."""
-    world = join()
-    _refuse_fewer_queries(recipe, world.size)
-    with _alone(folder, world), preemption.watching() as asked_to_stop:
-        if world.rank == 0:
-            preemption.unmark(folder)
-        while True:
-            try:
-                return _attempt(recipe, folder, world, asked_to_stop)
-            except _SmallerChunks:
-                pass
-            gc.collect()  # the attempt that ran out of memory must be gone before the next one begins
-            if world.device.type == "cuda":
-                torch.cuda.empty_cache()
+    with preemption.watching() as stop:
+        try:
+            with stop.at_once():
+                prepare(recipe, folder)
+        except Preempted:
+            preemption.mark(folder, step=0)
+            raise
+        world = join()
+        _refuse_fewer_queries(recipe, world.size)
+        with _alone(folder, world):
+            if world.rank == 0:
+                preemption.unmark(folder)
+            while True:
+                try:
+                    return _attempt(recipe, folder, world, stop)
+                except _SmallerChunks:
+                    pass
+                gc.collect()  # the attempt that ran out of memory must be gone before the next one begins
+                if world.device.type == "cuda":
+                    torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -112,8 +102,8 @@ def _alone(folder: RunFolder, world: World) -> Iterator[None]:
         yield
 
 
-def _attempt(recipe: Recipe, folder: RunFolder, world: World, asked_to_stop: Callable[[], bool]) -> dict[str, Any]:
-    run = Run(recipe, folder, world, asked_to_stop)
+def _attempt(recipe: Recipe, folder: RunFolder, world: World, stop: preemption.Watch) -> dict[str, Any]:
+    run = Run(recipe, folder, world, stop)
     try:
         return run.finish()
     finally:
@@ -155,19 +145,19 @@ class _SmallerChunks(Exception):
 class Run:
     """One attempt: from the newest checkpoint, or the start, to the end or the next interruption."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, world: World, asked_to_stop: Callable[[], bool]):
+    def __init__(self, recipe: Recipe, folder: RunFolder, world: World, stop: preemption.Watch):
         self.recipe, self.cfg, self.folder, self.world = recipe, recipe.train, folder, world
-        self.asked_to_stop = asked_to_stop
+        self.stop = stop
         self.fields = training_fields(recipe, folder)
         self.data = TrainingData.open(folder)
         self.total_steps = self.cfg.steps or math.ceil(self.cfg.epochs * len(self.data) / self.cfg.batch_size)
         self.sampler = Sampler(self.data, self.cfg.negatives, recipe.seed)
         if self.cfg.evaluate_every is not None:
             open_collection(folder, "dev")  # says so now, not after an hour, if there is none
-        self.student = self._start()
+        self.student = open_student(recipe, folder)
         self.special_tokens = self.student.assemble([np.zeros(0, np.int64)], 8)[0].shape[1]
         self.flops_per_token = measure.flops_per_token(self.student)
-        self.texts = self._token_stores()
+        self.texts = open_tokens(self.student, folder)
         saved = checkpoints.latest(folder, self.fields)
         self.standing = Standing(**saved["standing"]) if saved else Standing(
             self.cfg.chunk_tokens, world.from_first(resolve_precision(self.cfg.precision, world.device)))
@@ -177,42 +167,6 @@ class Run:
         self.log = metrics.TrainLog(folder.train_log, self.standing.step, enabled=world.rank == 0)
 
     # ------------------------------------------------------------------------------------------------- opening
-
-    def _start(self) -> SpladeStudent:
-        """The untrained student: made once, by rank 0, and read back from folder.start by all."""
-        if self.world.rank == 0:
-            self._make_start()
-        self.world.barrier()
-        student = load_checkpoint(self.folder.start)
-        if self.cfg.dropout is not None:
-            set_dropout(student, self.cfg.dropout)
-        return student
-
-    def _make_start(self) -> None:
-        fields = {"stage": "start", "format": FORMAT, "seed": self.recipe.seed, "student": self.fields["student"],
-                  "data": require_manifest(self.folder.data, "import").fingerprint}
-        done = read_manifest(self.folder.start)
-        if done is not None:
-            check_same(self.folder.start, done.fields, fields)
-        else:
-            passages = TextStore.open(self.folder.passages)
-            size = min(self.recipe.student.calibration.passages, passages.collection_size)
-            rows = np.random.default_rng(self.recipe.seed).choice(passages.collection_size, size, replace=False)
-            save_student(load_student(self.recipe.student, passages.texts(np.sort(rows))), self.folder.start)
-            write_manifest(self.folder.start, Manifest(fields))
-
-    def _token_stores(self) -> tuple[TokenStore, TokenStore]:
-        stores = []
-        for name, path, prompt, max_length in (
-                ("queries.train", self.folder.queries("train"), "query", self.student.query_max_length),
-                ("passages", self.folder.passages, "document", self.student.passage_max_length)):
-            prefix = self.student.prompts.get(prompt, "")
-            tokens = self.folder.tokens(token_key(self.student.tokenizer, prefix), name)
-            if self.world.rank == 0:
-                build_token_store(TextStore.open(path), self.student.tokenizer, tokens, max_length, prefix)
-            self.world.barrier()
-            stores.append(TokenStore.open(tokens))
-        return stores[0], stores[1]
 
     def _engine(self, saved: dict[str, Any] | None) -> Engine:
         standing = self.standing
@@ -230,9 +184,17 @@ class Run:
                 engine.loss_scale = LossScale(**standing.loss_scale)
             log.info("going on from step %d", standing.step)
         if self.cfg.activation_budget and not standing.graph_bytes:
-            measured = measure.graph_bytes_per_token(engine, self.student.passage_max_length, standing.chunk_tokens)
-            standing.graph_bytes = max(self.world.gather(measured))
+            standing.graph_bytes = max(self.world.gather(self._graph_bytes(engine)))
         return engine
+
+    def _graph_bytes(self, engine: Engine) -> float:
+        """What a kept graph holds per padded token; infinite, so that none is kept, where not even one fits."""
+        try:
+            return measure.graph_bytes_per_token(engine, self.student.passage_max_length, self.standing.chunk_tokens)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            return math.inf
 
     # ------------------------------------------------------------------------------------------------- stepping
 
@@ -266,9 +228,17 @@ class Run:
         batch = self.sampler.next_batch(cfg.batch_size)
         place, sides, labels = self._mine(batch)
         kept_tokens = cfg.activation_budget * 2**30 / standing.graph_bytes if standing.graph_bytes else 0.0
-        step = cached_step(self.engine, sides, plan(sides, standing.chunk_tokens, self.world, kept_tokens),
-                           lambda queries, passages: objective(cfg, queries, passages, labels, place, number),
-                           self._check)
+        try:
+            step = cached_step(self.engine, sides, plan(sides, standing.chunk_tokens, self.world, kept_tokens),
+                               lambda queries, passages: objective(cfg, queries, passages, labels, place, number),
+                               self._check)
+        except Exception as error:
+            if not ran_out_of_memory(error):
+                raise
+            if self.world.size > 1:  # the others wait for this rank in a collective, and cannot be told
+                raise TrainingError("out of memory in the losses over the whole batch; start again with a smaller "
+                                    "train.batch_size or train.activation_budget, or more processes") from error
+            raise _Abandoned(OUT_OF_MEMORY) from error
         warmup = math.ceil(cfg.warmup_ratio * self.total_steps)
         update = self.engine.step(lr_factor(cfg.schedule, number, self.total_steps, warmup)) if step.finite else None
         standing.step = number
@@ -282,12 +252,13 @@ class Run:
 
     def _mine(self, batch: Batch) -> tuple[Place, tuple[Texts, Texts], torch.Tensor]:
         """This rank's slice of the global batch."""
-        student, here = self.student, batch.part(self.world.rank, self.world.size)
+        student = self.student
+        first, last = batch.bounds(self.world.rank, self.world.size)
+        here = batch.rows(first, last)
         queries = Texts(self.texts[0].take(here.query_rows), student.query_max_length, self.special_tokens)
         passages = Texts(self.texts[1].take(here.passage_rows.reshape(-1)), student.passage_max_length,
                          self.special_tokens)
-        place = Place(self.world.rank * len(batch) // self.world.size, len(batch))
-        return place, (queries, passages), torch.from_numpy(here.labels).to(self.world.device)
+        return Place(first, len(batch)), (queries, passages), torch.from_numpy(here.labels).to(self.world.device)
 
     def _check(self, out_of_memory: bool = False) -> None:
         """Between chunks: leave the step if any rank has to."""
@@ -295,7 +266,7 @@ class Run:
             # the others wait for this rank's partitions inside their forward, and cannot be told
             raise TrainingError("out of memory under ZeRO-3 with several processes; start again with a smaller "
                                 f"train.chunk_tokens (now {self.standing.chunk_tokens})")
-        flag = OUT_OF_MEMORY if out_of_memory else ASKED_TO_STOP if self.asked_to_stop() else 0
+        flag = OUT_OF_MEMORY if out_of_memory else ASKED_TO_STOP if self.stop.asked else 0
         if agreed := self.world.agree(flag):
             raise _Abandoned(agreed)
 
@@ -373,15 +344,10 @@ class Run:
             self.log.write(step=standing.step, event="evaluation", **measured)
             log.info("step %d: %s", standing.step, ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
             if score > standing.best_score:
-                with write_atomic(self._best_file) as temporary:
-                    torch.save(parameters, temporary)
+                checkpoints.save_best(self.folder, standing.step, parameters)
         score = self.world.from_first(score)
         if score > standing.best_score:
             standing.best_step, standing.best_score = standing.step, score
-
-    @property
-    def _best_file(self) -> Path:
-        return self.folder.checkpoints / "best.pt"
 
     def _save(self, sampler: dict[str, Any], rng: list[torch.Tensor]) -> None:
         """A checkpoint; collective. `sampler` and `rng`: those that the next step starts from."""
@@ -391,7 +357,8 @@ class Run:
                  "parameters": self.engine.parameters(), "optimizer": self.engine.optimizer_state(),
                  "updates": self.engine.updates()}
         if self.world.rank == 0:
-            checkpoints.save(self.folder, self.standing.step, state, self.fields, self.cfg.checkpoints.keep_last)
+            checkpoints.save(self.folder, self.standing.step, state, self.fields, self.cfg.checkpoints.keep_last,
+                             best=self.standing.best_step)
         self.world.barrier()
 
     def _save_model(self) -> dict[str, Any]:
@@ -403,7 +370,7 @@ class Run:
             counts |= {"best_step": standing.best_step, f"dev {self.recipe.evaluate.metrics[0]}": standing.best_score}
         if self.world.rank == 0:
             if standing.best_step not in (None, standing.step):
-                parameters = torch.load(self._best_file, map_location="cpu", weights_only=True)
+                parameters = checkpoints.load_best(self.folder, standing.best_step)
             student = load_checkpoint(self.folder.start)
             load_parameters(student, parameters)
             save_student(student, self.folder.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.data.files import write_atomic
+from distill.data.files import read_json_lines, write_atomic
 from distill.losses.collective import sum_over_processes
 from distill.student.head import SparseReps
 
@@ -21,21 +22,21 @@ class TrainLog:
     def __init__(self, path: Path, resumed_at: int, enabled: bool):
         self.path, self.enabled = path, enabled
         if enabled:
-            kept = [line for line in _lines(path) if json.loads(line).get("step", 0) <= resumed_at]
             with write_atomic(path) as temporary:
-                temporary.write_text("".join(kept), encoding="utf-8")
+                temporary.write_text("".join(map(_line, (values for values in read_json_lines(path)
+                                                         if values.get("step", 0) <= resumed_at))), encoding="utf-8")
 
     def write(self, **values: Any) -> None:
         if self.enabled:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+                file.write(_line(values))
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines: one that a killed process left unfinished is dropped."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+def _line(values: dict[str, Any]) -> str:
+    """One line of strict JSON: a number that is not finite becomes null."""
+    finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
+              for key, value in values.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def sparsity(queries: SparseReps, passages: SparseReps) -> dict[str, float]:

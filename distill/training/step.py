@@ -134,20 +134,29 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
     # 3. back through the encoder
     after = rng_state(device)
     with engine.accumulating():
-        for i in sorted(range(len(encoded)), key=lambda i: encoded[i].values is None):  # kept graphs first: they go
-            piece, gradient = encoded[i], gradients[i] * share
+        kept = [i for i, piece in enumerate(encoded) if piece.values is not None]
+        if kept:  # all at once
             with _Memory() as memory:
-                if piece.values is not None:
-                    engine.backward((piece.values * gradient).sum())
-                    piece.values = None
-                else:
-                    set_rng_state(piece.rng, device)
-                    engine.backward(engine.encode(*piece.inputs, (piece.reps, gradient)))
+                engine.backward(sum((encoded[i].values * (gradients[i] * share)).sum() for i in kept))
+            for i in kept:
+                gradients[i] = encoded[i] = None  # type: ignore[call-overload]
+            between_chunks(memory.ran_out)
+        for i, piece in enumerate(encoded):
+            if piece is None:
+                continue
+            with _Memory() as memory:
+                set_rng_state(piece.rng, device)
+                engine.backward(engine.encode(*piece.inputs, (piece.reps, gradients[i] * share)))
             gradients[i] = encoded[i] = None  # type: ignore[call-overload]
-            del piece, gradient
+            del piece
             between_chunks(memory.ran_out)
     set_rng_state(after, device)
     return step
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    return (isinstance(error, torch.OutOfMemoryError | MemoryError)
+            or "can't allocate memory" in str(error))  # torch's wording on CPUs
 
 
 class _Memory:
@@ -159,8 +168,7 @@ class _Memory:
         return self
 
     def __exit__(self, kind, error, _) -> bool:
-        self.ran_out = kind is not None and (issubclass(kind, (torch.OutOfMemoryError, MemoryError))
-                                             or "can't allocate memory" in str(error))  # torch's wording on CPUs
+        self.ran_out = error is not None and ran_out_of_memory(error)
         return self.ran_out
 
 

@@ -9,16 +9,18 @@ from pathlib import Path
 from distill.data.layout import RunFolder
 from distill.errors import DataError, DistillError, TrainingError
 from distill.recipe_file import load_recipe
+from distill.training.preemption import watching
 
 
 def main(recipe_file: str, root: str, outcome_file: str) -> int:
-    from distill.training.loop import train_process
+    with watching():  # before the imports, which take seconds
+        from distill.training.loop import train_process
 
-    try:
-        outcome, status = {"summary": train_process(load_recipe(recipe_file), RunFolder(Path(root)))}, 0
-    except DistillError as error:
-        kind = TrainingError if isinstance(error, DataError) else type(error)  # has its place in the message
-        outcome, status = {"error": kind.__name__, "message": str(error)}, error.exit_status
+        try:
+            outcome, status = {"summary": train_process(load_recipe(recipe_file), RunFolder(Path(root)))}, 0
+        except DistillError as error:
+            kind = TrainingError if isinstance(error, DataError) else type(error)  # has its place in the message
+            outcome, status = {"error": kind.__name__, "message": str(error)}, error.exit_status
     Path(outcome_file).write_text(json.dumps(outcome), encoding="utf-8")
     return status
 

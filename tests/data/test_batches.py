@@ -52,7 +52,7 @@ def test_the_batch_size_changes_neither_order_nor_draws(data):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_ranks_share_one_global_batch(data, world_size):
     batch = Sampler(data, 3, seed=1).next_batch(8)
-    parts = [batch.part(rank, world_size) for rank in range(world_size)]
+    parts = [batch.rows(*batch.bounds(rank, world_size)) for rank in range(world_size)]
     np.testing.assert_array_equal(np.concatenate([part.query_rows for part in parts]), batch.query_rows)
     np.testing.assert_array_equal(np.concatenate([part.labels for part in parts]), batch.labels)
 

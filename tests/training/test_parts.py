@@ -1,6 +1,8 @@
 """Schedules, chunks, alarms, checkpoints' files, places: the small parts of the training room."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from distill.errors import FingerprintError
 from distill.training import checkpoints, launch
 from distill.training.alarms import alarms
 from distill.training.chunks import cut, stretch
+from distill.training.engine import deepspeed_config
 from distill.training.schedules import lr_factor
 
 
@@ -130,3 +133,18 @@ def test_the_place_under_srun_is_read_from_its_variables(monkeypatch):
 def test_ramps_and_schedules_end_where_they_should():
     assert lr_factor("linear", 100, 100, 0) == pytest.approx(0.01)
     assert lr_factor("cosine", 100, 100, 0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2-offload", "zero3"])
+def test_deepspeeds_settings_may_lie_in_a_file(name):
+    path = Path(__file__).parents[2] / f"configs/deepspeed/{name}.json"
+    train = train_section(deepspeed=str(path))
+    stage = deepspeed_config(train, 2, "bf16")["zero_optimization"]["stage"]
+    assert stage == json.loads(path.read_text())["zero_optimization"]["stage"] and str(stage) in name
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_refused(tmp_path):
+    (tmp_path / "broken.json").write_text("{")
+    for name, message in (("missing.json", "cannot be read"), ("broken.json", "not valid JSON")):
+        with pytest.raises(ValueError, match=message):
+            train_section(deepspeed=str(tmp_path / name))
