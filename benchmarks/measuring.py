@@ -1,0 +1,68 @@
+"""How the benchmarks measure: time in turns with the peer, and peak memory above the idle process."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name(threads: int) -> str:
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, {threads} threads" + (", AVX512-bf16" if torch.cpu._is_avx512_bf16_supported() else "")
+
+
+def take_turns(functions: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each call; the first of each warms up. In turns, so that other work weighs on all of them alike."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            start = time.perf_counter()
+            function()
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+            give_back_memory()
+    return times
+
+
+def give_back_memory() -> None:
+    """What one side has freed must not stand in the other's way."""
+    gc.collect()
+    if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def median_ratio(mine: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+
+
+def peak_above_idle(function: Callable[[], None]) -> float:
+    """Gigabytes: of the device where it is a GPU, else of the process."""
+    give_back_memory()
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        idle = torch.cuda.memory_allocated()
+        function()
+        return (torch.cuda.max_memory_allocated() - idle) / 1e9
+    idle = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
+    function()
+    return resident("VmHWM") - idle
+
+
+def resident(field: str) -> float:
+    """Gigabytes, of this process."""
+    line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if field in line)
+    return int(line.split()[1]) * 1024 / 1e9

@@ -1,0 +1,89 @@
+"""What a training starts from, made once whatever the number of processes: the untrained student and the token stores.
+
+All of it may take longer than processes wait for one another, so it is made before they join, under a file lock: one
+process works, the others find it done.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from distill.config import Recipe
+from distill.data.files import locked
+from distill.data.fingerprint import check_same
+from distill.data.layout import RunFolder
+from distill.data.manifest import Manifest, claim, read_manifest, require_manifest, write_manifest
+from distill.data.texts import TextStore
+from distill.data.tokens import TokenStore, build_token_store, token_key
+from distill.errors import TrainingError
+from distill.student.checkpoint import load_checkpoint, save_student
+from distill.student.dropout import set_dropout
+from distill.student.model import SpladeStudent, load_student
+
+FORMAT = 1
+# fields of `train` that decide how a run is carried out, not what it learns
+EXECUTION = {"chunk_tokens", "activation_budget", "processes", "checkpoints", "max_bad_steps",
+             "activation_checkpointing", "precision", "deepspeed"}
+
+
+def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
+    """What the trained model depends on: the hashed part of its manifest."""
+    labels = read_manifest(folder.labels())
+    if labels is None:
+        raise TrainingError(f"{folder.labels()}: no labels to train on; run `distill label` first")
+    return {"stage": "train", "format": FORMAT, "labels": labels.fingerprint, "seed": recipe.seed,
+            "student": recipe.student.model_dump(mode="json"),
+            "train": recipe.train.model_dump(mode="json", exclude=EXECUTION)}
+
+
+def prepare(recipe: Recipe, folder: RunFolder) -> None:
+    """Make what `open_student` and `open_tokens` open, unless it is there.
+
+    Raises `FingerprintError` where the folder holds the beginnings of another recipe's training.
+    """
+    claim(folder.model, training_fields(recipe, folder))
+    with locked(folder.start):
+        _make_start(recipe, folder)
+    student = open_student(recipe, folder)
+    for texts, tokens, max_length, prefix in _token_plans(student, folder):
+        build_token_store(TextStore.open(texts), student.tokenizer, tokens, max_length, prefix)
+
+
+def open_student(recipe: Recipe, folder: RunFolder) -> SpladeStudent:
+    """The untrained student, with the recipe's dropout."""
+    student = load_checkpoint(folder.start)
+    if recipe.train.dropout is not None:
+        set_dropout(student, recipe.train.dropout)
+    return student
+
+
+def open_tokens(student: SpladeStudent, folder: RunFolder) -> tuple[TokenStore, TokenStore]:
+    """Token ids of the training queries and of the passages."""
+    queries, passages = (TokenStore.open(tokens) for _, tokens, *_ in _token_plans(student, folder))
+    return queries, passages
+
+
+def _make_start(recipe: Recipe, folder: RunFolder) -> None:
+    fields = {"stage": "start", "format": FORMAT, "seed": recipe.seed,
+              "student": recipe.student.model_dump(mode="json"),
+              "data": require_manifest(folder.data, "import").fingerprint}
+    done = read_manifest(folder.start)
+    if done is not None:
+        check_same(folder.start, done.fields, fields)
+        return
+    passages = TextStore.open(folder.passages)
+    size = min(recipe.student.calibration.passages, passages.collection_size)
+    rows = np.random.default_rng(recipe.seed).choice(passages.collection_size, size, replace=False)
+    save_student(load_student(recipe.student, passages.texts(np.sort(rows))), folder.start)
+    write_manifest(folder.start, Manifest(fields))
+
+
+def _token_plans(student: SpladeStudent, folder: RunFolder):
+    """For queries and passages: text store, token store, maximum length, prefix."""
+    for name, texts, prompt, max_length in (
+            ("queries.train", folder.queries("train"), "query", student.query_max_length),
+            ("passages", folder.passages, "document", student.passage_max_length)):
+        prefix = student.prompts.get(prompt, "")
+        yield texts, folder.tokens(token_key(student.tokenizer, prefix), name), max_length, prefix
