@@ -1,13 +1,15 @@
 """Cross-encoders: any `AutoModelForSequenceClassification` with one label (its logit) or two.
 
 With two labels the score is `logit[1] - logit[0]`, the log-odds of "relevant", which is what a single logit is.
-Texts come tokenised from the stores; batches are length-sorted with a token budget; products run in the precision of
-the execution record, the classification head always in float32, because bfloat16 logits would tie.
+Texts come tokenised from the stores; batches are length-sorted with a token budget, and unpadded where GPU and model
+allow it; products run in the precision of the execution record, the classification head always in float32, because
+bfloat16 logits would tie.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from teachers.identity import check_labels, fold_folders
 from teachers.inference import heads_in_float32, run_batches
 from teachers.models import load_tokenizer, loading, pair_stores
 from teachers.pairs import assemble_pairs, pair_layout, pair_lengths
+from teachers.unpadded import drop_padding, kernel_serves, pack
 
 
 def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
@@ -60,8 +63,11 @@ class CrossEncoderTeacher:
                                f"{', '.join(sorted(report['missing_keys'])[:3])}); give it a fine_tune section, or "
                                "name a cross-encoder")
         check_labels(name, model, self._model.config.num_labels)
-        self._model.eval().requires_grad_(False).to(execution.device)
-        first_token_only(self._model)
+        self._model.eval().requires_grad_(False)
+        self._first_position: int | None = None  # None: batches are padded
+        if first_token_only(self._model) and kernel_serves(self._model, execution):
+            self._first_position = drop_padding(self._model)
+        self._model.to(execution.device)
         if execution.precision != "float32":
             heads_in_float32(self._model, execution.device)
         self._stores: dict[str, TokenStore] = {}
@@ -73,14 +79,15 @@ class CrossEncoderTeacher:
         lengths = pair_lengths(self._layout, self._length(queries)[pairs.query_rows],
                                self._length(passages)[pairs.passage_rows], self.max_length)
 
-        def inputs(batch: np.ndarray) -> dict[str, np.ndarray]:
-            return assemble_pairs(self._layout, self._store(queries).take(pairs.query_rows[batch]),
-                                  self._store(passages).take(pairs.passage_rows[batch]), self.max_length)
+        def inputs(batch: np.ndarray) -> dict[str, Any]:
+            padded = assemble_pairs(self._layout, self._store(queries).take(pairs.query_rows[batch]),
+                                    self._store(passages).take(pairs.passage_rows[batch]), self.max_length)
+            return padded if self._first_position is None else pack(padded, self._first_position)
 
         scores, self.execution = run_batches(self._logits, inputs, lengths, self.execution, self.work)
         return scores
 
-    def _logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _logits(self, inputs: dict[str, Any]) -> torch.Tensor:
         logits = self._model(**inputs).logits.float()  # [b, 1 or 2]
         return logits[:, -1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,12 +12,12 @@ from distill.data.token_batches import padded_tokens, token_batches
 from teachers.base import Work
 from teachers.execution import Execution
 
-Inputs = dict[str, torch.Tensor]
+Inputs = dict[str, Any]  # tensors, and plain numbers that go with them
 T = TypeVar("T")
 
 
 @torch.inference_mode()
-def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.ndarray], dict[str, np.ndarray]],
+def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.ndarray], dict[str, Any]],
                 lengths: np.ndarray, execution: Execution, work: Work) -> tuple[np.ndarray, Execution]:
     """Score n items of the given lengths; float32 [n], and the execution record as it came to be. Adds to `work`.
 
@@ -62,10 +62,11 @@ def until_it_fits(run: Callable[[Execution], T], execution: Execution) -> tuple[
     return run(execution), execution
 
 
-def _run(logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, np.ndarray], execution: Execution) -> torch.Tensor:
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+def _run(logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, Any], execution: Execution) -> torch.Tensor:
+    tensors = {key: torch.from_numpy(each) if isinstance(each, np.ndarray) else each for key, each in arrays.items()}
     if execution.device == "cuda":
-        tensors = {key: tensor.pin_memory().to("cuda", non_blocking=True) for key, tensor in tensors.items()}
+        tensors = {key: each.pin_memory().to("cuda", non_blocking=True) if isinstance(each, torch.Tensor) else each
+                   for key, each in tensors.items()}
     with execution.autocast():
         return logits(tensors)  # [b]
 

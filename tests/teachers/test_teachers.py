@@ -12,14 +12,26 @@ from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncod
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding, SpladePooling, Transformer
 from small_run import PASSAGES, QUERIES, save_checkpoint
-from transformers import AutoTokenizer, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
+from tiny_models import tiny_tokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    DebertaV2Config,
+    ElectraConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ModernBertConfig,
+    RobertaConfig,
+)
 
 from distill.config import Teacher
 from distill.data.candidates import iterate_candidates
 from distill.data.texts import TextStore
 from distill.errors import TeacherError
 from distill.mining.bm25 import build_index
-from teachers import vectors
+from teachers import cross_encoder, vectors
 from teachers.base import Pairs, open_teacher, prepare
 from teachers.bi_encoder import DenseEncoder
 from teachers.execution import Execution
@@ -42,15 +54,44 @@ def test_cross_encoder_gives_the_raw_logits_of_predict(tiny_classifier, folder, 
     assert len(np.unique(got.round(4))) > 30
 
 
-def test_two_labels_score_as_log_odds(tiny_classifier, folder, pairs, texts, tmp_path):
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize(("config", "options"), [
+    (BertConfig, {}), (ElectraConfig, {"embedding_size": 16}), (RobertaConfig, {}),
+    (DebertaV2Config, {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm",
+                       "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
+                       "type_vocab_size": 0, "pooler_hidden_size": 32}),
+    (ModernBertConfig, {"local_attention": 8, "classifier_pooling": "cls"}),
+    (ModernBertConfig, {"local_attention": 8, "classifier_pooling": "mean"})])
+def test_architectures_give_the_logits_of_predict_two_labels_as_log_odds(config, options, labels, folder, pairs, texts,
+                                                                         tmp_path):
     torch.manual_seed(3)
-    model = BertForSequenceClassification.from_pretrained(tiny_classifier, num_labels=2, ignore_mismatched_sizes=True)
-    model.save_pretrained(tmp_path / "two")
-    AutoTokenizer.from_pretrained(tiny_classifier).save_pretrained(tmp_path / "two")
-    got = scores_of(Teacher(kind="cross-encoder", model=str(tmp_path / "two"), max_length=64), folder, pairs)
-    logits = CrossEncoder(str(tmp_path / "two"), max_length=64, device="cpu").predict(
+    tokenizer = tiny_tokenizer()
+    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
+            "intermediate_size": 48, "max_position_embeddings": 130, "initializer_range": 0.2, "pad_token_id": 0}
+    AutoModelForSequenceClassification.from_config(config(**size, **options, num_labels=labels)).save_pretrained(
+        tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    got = scores_of(Teacher(kind="cross-encoder", model=str(tmp_path / "model"), max_length=16), folder, pairs)
+    logits = CrossEncoder(str(tmp_path / "model"), max_length=16, device="cpu").predict(
         list(zip(*texts, strict=True)), activation_fn=torch.nn.Identity())
-    np.testing.assert_allclose(got, logits[:, 1] - logits[:, 0], rtol=1e-4, atol=1e-5)
+    expected = logits if labels == 1 else logits[:, 1] - logits[:, 0]
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+    assert expected.std() > 1e-2
+
+
+def test_unpadded_batches_give_the_same_scores(tiny_classifier, folder, pairs, monkeypatch):
+    cfg = Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=64)
+    padded = scores_of(cfg, folder, pairs)
+    monkeypatch.setattr(cross_encoder, "kernel_serves", lambda model, execution: True)  # as on a GPU
+    np.testing.assert_allclose(scores_of(cfg, folder, pairs), padded, rtol=1e-5, atol=1e-5)
+    assert open_teacher("t", cfg, folder, FLOAT32)._first_position == 0
+
+
+@pytest.mark.gpu
+def test_a_gpu_in_half_precision_keeps_the_ranking(tiny_classifier, folder, pairs):
+    cfg = Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=64)
+    got = scores_of(cfg, folder, pairs, Execution("cuda", "bfloat16", 1, 4096))
+    assert np.corrcoef(scores_of(cfg, folder, pairs), got)[0, 1] > 0.999
 
 
 def test_bfloat16_keeps_the_ranking_and_does_not_tie(tiny_classifier, folder, pairs):
