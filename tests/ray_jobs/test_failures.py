@@ -1,0 +1,146 @@
+"""What else breaks: full disks and object stores, nodes that come and go, rival drivers, clocks that jump."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from chaos import HERE, PATIENCE, DriverStarter, wait_for
+from small_job import committed, recipe_for, score_bytes, score_files, write_job
+
+from distill.config import Cluster
+from distill.data.manifest import read_manifest
+from distill.errors import StorageError
+from distill.recipe_file import dump_recipe
+from ray_jobs.job_status import job_status
+from ray_jobs.joblog import JobLog
+from ray_jobs.score import score, score_local
+
+
+def steady(tmp_path: Path, seconds: float = 0) -> dict:
+    (tmp_path / "calls.seconds").write_text(str(seconds))
+    return {"steady": {"kind": "custom", "cls": "job_workers:Steady", "options": {"log": str(tmp_path / "calls.log")}}}
+
+
+def undisturbed(tmp_path: Path) -> dict[str, bytes]:
+    folder = write_job(tmp_path / "undisturbed")
+    score_local(recipe_for(folder, steady(tmp_path)), folder)
+    return score_files(folder)
+
+
+def commits(folder) -> Counter:
+    return Counter(event["task"] for event in JobLog(folder).events()
+                   if event["event"] == "done" and event["shard"] is not None)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of two megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.parametrize("with_ray", [True, False])
+def test_a_full_disk_stops_the_job_with_the_file_and_space_lets_it_finish(cluster, tmp_path, small_disk, with_ray):
+    run = score if with_ray else score_local
+    folder = write_job(small_disk / "run")
+    recipe = recipe_for(folder, steady(tmp_path))
+    ballast = small_disk / "ballast"
+    with pytest.raises(OSError, match="No space"), open(ballast, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    with open(ballast, "r+b") as file:
+        file.truncate(ballast.stat().st_size - 12 * 4096)
+    with pytest.raises(StorageError, match=r"/disk/run/.*: no space left on the disk"):
+        run(recipe, folder)
+    before = score_bytes(folder)
+    assert read_manifest(folder.scores("steady", "train")) is None
+    ballast.unlink()
+    run(recipe, folder)
+    whole = undisturbed(tmp_path)
+    assert score_files(folder) == whole
+    assert 0 < len(before) < 13 and before.items() <= whole.items()
+
+
+def test_a_full_object_store_does_not_matter(cluster, tmp_path):
+    hoard = [ray.put(np.full(1 << 20, i, np.uint8)) for i in range(100)]  # of 100 MiB
+    folder = write_job(tmp_path / "run")
+    score(recipe_for(folder, steady(tmp_path)), folder)
+    assert score_files(folder) == undisturbed(tmp_path)
+    assert len(hoard) == 100  # held until here
+
+
+def test_two_drivers_on_one_cluster_commit_each_shard_once(cluster, tmp_path):
+    folder = write_job(tmp_path / "run")
+    recipe = recipe_for(folder, steady(tmp_path, seconds=0.1), actors=1).model_copy(
+        update={"cluster": Cluster(address=ray.get_runtime_context().gcs_address)})
+    start = DriverStarter(tmp_path / "recipe.yaml", dump_recipe(recipe))
+    drivers = [start(), start()]
+    assert [driver.wait(timeout=PATIENCE) for driver in drivers] == [0, 0]
+    assert score_files(folder) == undisturbed(tmp_path)
+    assert set(commits(folder).values()) == {1} and len(commits(folder)) == 13
+
+
+@pytest.mark.slow
+def test_nodes_join_and_are_lost_during_the_job(tmp_path, monkeypatch):
+    from ray.cluster_utils import Cluster as Nodes
+
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    small = {"object_store_memory": 80 << 20, "include_dashboard": False}
+    nodes = Nodes(initialize_head=True, head_node_args={**small, "num_cpus": 0, "_system_config": {
+        "health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}})
+    driver = None
+    try:
+        first = nodes.add_node(num_cpus=1, **small)
+        folder = write_job(tmp_path / "run", queries=40, per_shard=1)
+        recipe = recipe_for(folder, steady(tmp_path, seconds=0.3), actors=None).model_copy(
+            update={"cluster": Cluster(address=nodes.address)})
+        driver = DriverStarter(tmp_path / "recipe.yaml", dump_recipe(recipe))()
+        wait_for(lambda: committed(folder) >= 2, driver)
+        assert len(_scorers(tmp_path)) == 1
+        nodes.add_node(num_cpus=1, **small)
+        wait_for(lambda: len(_scorers(tmp_path)) == 2, driver)  # the job follows the cluster
+        nodes.remove_node(first, allow_graceful=False)
+        assert committed(folder) < 41
+        assert driver.wait(timeout=PATIENCE) == 0
+    finally:
+        if driver is not None:
+            driver.kill()
+            driver.wait()
+        nodes.shutdown()
+    assert [event["event"] for event in JobLog(folder).events()].count("death") >= 1
+    whole = write_job(tmp_path / "whole", queries=40, per_shard=1)
+    score_local(recipe_for(whole, steady(tmp_path)), whole)
+    assert score_files(folder) == score_files(whole)
+
+
+def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+    folder = write_job(tmp_path / "run")
+    recipe = recipe_for(folder, steady(tmp_path, seconds=0.02))
+    jumps = random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: jumps.uniform(0, 4e9))  # 1970 to 2096
+    for part in range(3):
+        score_local(recipe, folder, part=(part, 3))
+        launch = job_status(folder, ("steady",), ("train", "test")).launches[0]
+        assert launch.state == "finished" and launch.seconds_since_event >= 0
+    assert [event["event"] for event in JobLog(folder).events()].count("start") == 3
+    row = job_status(folder, ("steady",), ("train", "test")).teachers[0]
+    assert row.done == 13 and 24 < row.pairs_per_second < 24 / 0.02  # 24 pairs in 0.02 s at best
+    assert score_files(folder) == undisturbed(tmp_path)
+
+
+def _scorers(tmp_path: Path) -> set[str]:
+    """Process ids of the workers that have begun a shard."""
+    log = tmp_path / "calls.log"
+    return {line.split(" ", 1)[0] for line in log.read_text().splitlines()} if log.exists() else set()
