@@ -1,4 +1,4 @@
-"""Teacher scoring beside `CrossEncoder.predict`, and what the sharded job adds to it.
+"""Teacher scoring beside `CrossEncoder.predict`, and two actors of the job beside one.
 
 Pairs are real queries and BM25 candidates of the standard library's documentation; the ranker has MiniLM-L6's shape
 and a fresh head. On one thread the clock is the process's CPU time, which neighbours on the machine disturb less.
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
 import statistics
 import tempfile
 import time
@@ -21,10 +20,9 @@ import numpy as np
 import torch
 
 from distill.config import Recipe, Teacher
-from distill.data.candidates import from_lists, iterate_candidates, shard_name, write_candidates
+from distill.data.candidates import iterate_candidates
 from distill.data.importing import import_data
 from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, write_manifest
 from distill.data.texts import TextStore
 from distill.mining.mine import mine
 from distill.recipe_file import parse_recipe
@@ -44,7 +42,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=768)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=["predict", "actors", "bookkeeping"])
+    parser.add_argument("--only", choices=["predict", "actors"])
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
@@ -55,8 +53,6 @@ def main() -> None:
             against_predict(args, recipe, folder)
         if args.only in (None, "actors"):
             two_actors(recipe, folder)
-        if args.only in (None, "bookkeeping"):
-            bookkeeping(Path(root) / "large")
 
 
 def make_run(root: Path) -> Recipe:
@@ -149,40 +145,6 @@ def two_actors(recipe: Recipe, folder: RunFolder) -> None:
         done = [event for event in JobLog(there).events() if event["event"] == "done"]
         rates[actors] = sum(event["pairs"] for event in done[actors:]) / (done[-1]["time"] - done[actors - 1]["time"])
     report("pairs/s, two single-thread actors against one", rates[2], rates[1], rates[2] / rates[1])
-
-
-class Stub:
-    """A teacher that costs nothing: what is left is the job's own work."""
-
-    def score(self, queries: list[str], passages: list[str]) -> np.ndarray:
-        return np.zeros(len(queries), np.float32)
-
-
-def bookkeeping(root: Path, shards: int = 10_000) -> None:
-    """Driver CPU time a shard and memory, over many small shards."""
-    from ray_jobs.shard_map import ray_cluster
-
-    recipe = many_shards(root, shards)
-    with ray_cluster(recipe.cluster):
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-        score(recipe, RunFolder(root))
-        seconds = time.process_time() - start
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    report("driver CPU milliseconds a shard", seconds / shards * 1000, 2.0, seconds / shards * 500, shards=shards,
-           memory_growth_mib=round(grown, 1))
-
-
-def many_shards(root: Path, shards: int) -> Recipe:
-    recipe = parse_recipe({"name": "many", "run_dir": str(root), "student": {"model": "none"},
-                           "data": {"source": {"kind": "python-docs"}}, "score": {"rerank": False},
-                           "teachers": {"stub": {"kind": "custom", "cls": "scoring:Stub"}}})
-    folder = RunFolder(root)
-    import_data(recipe, folder)
-    home = folder.candidates("train")
-    written = [write_candidates(home / shard_name(i), from_lists([i % 1000], [list(range(100))], [1], ("judgement",)),
-                                "many") for i in range(shards)]
-    write_manifest(home, Manifest({"stage": "mine", "split": "train"}, tuple(written)))
-    return recipe
 
 
 def sample_pairs(folder: RunFolder, count: int) -> Pairs:
