@@ -31,17 +31,7 @@ def take_turns(functions: dict[str, Callable[[], None]], repeats: int) -> dict[s
                 torch.cuda.synchronize()
             if turn:
                 times[name].append(time.perf_counter() - start)
-            give_back_memory()
     return times
-
-
-def give_back_memory() -> None:
-    """What one side has freed must not stand in the other's way."""
-    gc.collect()
-    if DEVICE.type == "cuda":
-        torch.cuda.empty_cache()
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def median_ratio(mine: list[float], theirs: list[float]) -> float:
@@ -50,12 +40,14 @@ def median_ratio(mine: list[float], theirs: list[float]) -> float:
 
 def peak_above_idle(function: Callable[[], None]) -> float:
     """Gigabytes: of the device where it is a GPU, else of the process."""
-    give_back_memory()
+    gc.collect()
     if DEVICE.type == "cuda":
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         idle = torch.cuda.memory_allocated()
         function()
         return (torch.cuda.max_memory_allocated() - idle) / 1e9
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     idle = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     function()

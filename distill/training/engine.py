@@ -23,6 +23,7 @@ from distill.errors import RecipeError, TrainingError
 from distill.student import dropout
 from distill.student.head import SparseReps
 from distill.student.model import SpladeStudent
+from distill.training.allocator import keep_freed_memory
 from distill.training.world import World
 from teachers.execution import fastest_precision
 
@@ -149,6 +150,7 @@ class Engine:
         if train.activation_checkpointing:
             student.mlm.gradient_checkpointing_enable({"use_reentrant": False})
         if world.device.type == "cpu":
+            keep_freed_memory()
             dropout.use_kernel(student.mlm)
         offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
         optimizer = _optimizer(train, parameter_groups(student, train), offload)

@@ -288,6 +288,7 @@ class Run:
         self._save(sampler, rng)
         if self.world.rank == 0:
             preemption.mark(self.folder, standing.step)
+        self.world.barrier()  # launchers end the other ranks as soon as one has left
         raise Preempted(f"asked to stop: training is saved at step {standing.step} of {self.total_steps}; start it "
                         "again to go on")
 

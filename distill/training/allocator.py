@@ -1,0 +1,20 @@
+"""The C allocator in training on a CPU: keep what a step frees, since the next one takes the same blocks again."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let malloc hand out freed memory again instead of returning it to the system; glibc only, else nothing.
+
+    By default large blocks come fresh from the system each time, and are cleared page by page as they are written: a
+    tenth to a third of a step with many graphs. Changes where memory comes from, not how much is needed at the peak.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
