@@ -205,6 +205,21 @@ def test_results_do_not_depend_on_the_number_of_threads(kernel):
         assert torch.equal(one, three) if kernel != "torch" else torch.allclose(one, three, atol=1e-4)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_under_autocast_it_stays_near_the_float32_formula(kernel, pooling):
+    hidden, mask, weight, bias = problem()
+    half, parameters = hidden.bfloat16().requires_grad_(), [torch.nn.Parameter(x) for x in (weight, bias)]
+    with torch.autocast("cpu", torch.bfloat16):
+        reps = SpladeHead(*parameters, pooling=pooling)(half, mask)
+    reps.values.sum().backward()
+    exact = hidden.bfloat16().float().requires_grad_()
+    expected = materialised(exact, mask, weight, bias, pooling)
+    expected.sum().backward()
+    assert reps.values.dtype == torch.float32
+    assert float((reps.to_dense() - expected).norm() / expected.norm()) < 5e-3
+    assert float((half.grad.float() - exact.grad).norm() / exact.grad.norm()) < 5e-2
+
+
 def test_a_missing_compiler_leaves_the_plain_kernels_and_one_warning(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "/nowhere/c++")
     caches = (cpu._library, compiled.native)

@@ -201,8 +201,9 @@ def test_processes_of_a_launcher_share_the_work(tiny_mlm, run_folder, copied, tm
 
 def test_activation_checkpointing_holds_less_and_changes_nothing(tiny_mlm, run_folder, copied):
     """With dropout: what is computed again draws what was drawn before."""
-    plain = make_recipe(tiny_mlm, run_folder, steps=4, activation_budget=1.0)
-    checkpointed = make_recipe(tiny_mlm, copied, steps=4, activation_budget=1.0, activation_checkpointing=True)
+    changes = {"steps": 4, "activation_budget": 1.0, "checkpoints": {"every": 2}}
+    plain = make_recipe(tiny_mlm, run_folder, **changes)
+    checkpointed = make_recipe(tiny_mlm, copied, **changes, activation_checkpointing=True)
     assert_close(run(checkpointed), run(plain))
     held = [latest(RunFolder(recipe.folder), opening.training_fields(recipe, RunFolder(recipe.folder)))
             ["standing"]["graph_bytes"] for recipe in (plain, checkpointed)]

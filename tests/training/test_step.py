@@ -11,7 +11,7 @@ from reference import PASSAGE_LENGTH, QUERY_LENGTH, dense_objective, make_batch,
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from distill.losses.objective import Place, objective
-from distill.student.dropout import set_dropout
+from distill.student.dropout import set_dropout, use_kernel
 from distill.student.model import SpladeStudent
 from distill.training.engine import Engine
 from distill.training.step import Texts, cached_step, plan
@@ -65,6 +65,7 @@ def test_with_dropout_it_equals_a_plain_step_over_the_same_chunks_and_draws(tiny
                             query_max_length=QUERY_LENGTH, passage_max_length=PASSAGE_LENGTH)
     for module in (model, student):
         set_dropout(module, 0.3)
+    use_kernel(model)  # as the engine does with the student: the same draws
     engine = Engine(student, train, world, "fp32")
     torch.manual_seed(5)
     goal = partial(objective, train, labels=labels, place=Place(0, len(labels)), step=1)

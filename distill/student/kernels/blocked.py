@@ -104,10 +104,11 @@ def _logit_blocks(tokens: Tensor, weight: Tensor, bias: Tensor | None):
 
 
 def _product(tokens: Tensor, weight: Tensor) -> Tensor:
-    """tokens @ weight.T with a float32 result that is never rounded to the operands' dtype."""
+    """tokens @ weight.T with a float32 result that is never rounded to the operands' dtype, nor to an autocast's."""
     if tokens.dtype != torch.float32 and tokens.is_cuda:
         return torch.mm(tokens, weight.T, out_dtype=torch.float32)
-    return tokens.float() @ weight.float().T
+    with torch.autocast(tokens.device.type, enabled=False):
+        return tokens.float() @ weight.float().T
 
 
 def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tensor, size: int) -> Tensor:
