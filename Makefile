@@ -1,6 +1,7 @@
 # make quickstart   set up .venv, then distil a SPLADE model from the Python documentation (about 10 minutes, 2 cores)
 # make test         set up .venv, then the tests that take under a minute each
 # make test-slow    the long ones: chaos, scale, many processes
+# make test-slurm   jobs on a real Slurm, which the tests start by themselves (as root; apt-get install slurm-wlm munge)
 # make lint         ruff
 
 VENV   ?= .venv
@@ -12,16 +13,19 @@ BIN := $(VENV)/bin
 # Without an NVIDIA driver, pip is also offered PyTorch's CPU builds, which are a tenth of the size.
 TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--extra-index-url https://download.pytorch.org/whl/cpu")
 
-.PHONY: quickstart test test-slow lint setup clean
+.PHONY: quickstart test test-slow test-slurm lint setup clean
 
 quickstart: setup
 	$(BIN)/distill run $(RECIPE) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not slurm" $(ARGS)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-slurm: setup
+	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from typing import Annotated
 import typer
 
 from distill import __version__
-from distill.errors import DistillError
+from distill.errors import DistillError, Preempted, RecipeError
 from distill.recipe_file import dump_recipe, load_recipe
 
 app = typer.Typer(
@@ -46,6 +47,8 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("httpx", "urllib3", "filelock", "sentence_transformers", "transformers", "DeepSpeed", "bm25s"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # training handles them in its own way
+        signal.signal(number, _asked_to_stop)
     try:
         app()
     except DistillError as error:
@@ -54,6 +57,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("distill: interrupted; the same command goes on from what is finished", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _asked_to_stop(_number: int, _frame: object) -> None:
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # what this one sets off must not be cut short by the next
+    raise Preempted("asked to stop; the same command goes on from what is finished")
 
 
 @app.callback(invoke_without_command=True)
@@ -141,7 +150,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its checksum.")] = False,
 ) -> None:
-    """Say which stages of a recipe are done, and why others must run (again)."""
+    """Say which stages of a recipe are done, why others must run (again), and where jobs of Slurm stand."""
     from distill.pipeline import print_status, stage_states
 
     states = stage_states(load_recipe(recipe, overrides or ()), limit=limit, verify=verify)
@@ -180,9 +189,37 @@ def export(
 
 
 @app.command()
-def show(recipe: RecipeFile, overrides: Overrides = None) -> None:
+def submit(
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False,
+    stage: Annotated[str | None, typer.Option("--stage", "-s", help="Only this stage.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every stage that is not done yet, one after the other.")
+                          ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be submitted.")] = False,
+) -> None:
+    """Submit stages to Slurm, with dependencies, as the recipe's `slurm:` section says."""
+    from distill.submit import submit_jobs
+
+    if everything == (stage is not None):
+        raise RecipeError("distill submit: say --stage NAME, or --all")
+    submit_jobs(load_recipe(recipe, overrides or ()), only=stage, limit=limit, redo=redo, dry_run=dry_run)
+
+
+@app.command()
+def cancel(recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None) -> None:
+    """Cancel the Slurm jobs of a recipe's run; what they have finished stays."""
+    from distill.submit import cancel_jobs
+
+    cancel_jobs(load_recipe(recipe, overrides or ()), limit=limit)
+
+
+@app.command()
+def show(
+    recipe: RecipeFile, overrides: Overrides = None,
+    folder: Annotated[bool, typer.Option("--folder", help="Print the run folder alone, for scripts.")] = False,
+) -> None:
     """Print the recipe with every default written out."""
-    print(dump_recipe(load_recipe(recipe, overrides or ())), end="")
+    loaded = load_recipe(recipe, overrides or ())
+    print(loaded.folder if folder else dump_recipe(loaded), end="\n" if folder else "")
 
 
 @app.command()

@@ -56,6 +56,10 @@ class TrainingError(DistillError):
     """Training cannot start or cannot go on."""
 
 
+class SlurmError(DistillError):
+    """Slurm is not there, or refuses what it is asked."""
+
+
 class Preempted(DistillError):
     """The run was asked to stop, has saved its state, and should be started again."""
 

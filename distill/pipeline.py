@@ -19,12 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from distill import slurm
 from distill.config import Recipe
 from distill.data.files import locked, write_atomic
 from distill.data.fingerprint import fingerprint, first_difference
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import claimed, read_manifest, require_manifest, verify
-from distill.errors import DistillError, FingerprintError, RecipeError
+from distill.errors import DistillError, FingerprintError, RecipeError, SlurmError
 from distill.recipe_file import dump_recipe
 
 log = logging.getLogger(__name__)
@@ -54,10 +55,11 @@ class StageState:
     damaged: tuple[str, ...] = ()
     counts: dict[str, Any] = field(default_factory=dict)
     job: dict[str, Any] | None = None  # scoring: `ray_jobs.job_status`
+    slurm: dict[str, Any] | None = None  # the job last submitted for it, and its state: `distill.slurm`
 
     def as_dict(self) -> dict[str, Any]:
         tree = {**asdict(self), "stale": [str(path) for path in self.stale]}
-        return tree if self.job else {key: value for key, value in tree.items() if key != "job"}
+        return {key: value for key, value in tree.items() if value is not None}
 
 
 def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, redo: bool = False) -> RunFolder:
@@ -151,7 +153,19 @@ def stage_states(recipe: Recipe, *, limit: int | None = None, verify: bool = Fal
             states.append(_state_or_reason(stage, recipe, folder, verify))
         if stage.name == "score":
             states[-1] = replace(states[-1], job=_scoring_job(recipe, folder))
+    jobs = {stage: job for job in slurm.recorded_jobs(folder) for stage in job.stages}  # the last one of each
+    if jobs:
+        known = _slurm_states({job.id for job in jobs.values()})
+        states = [replace(state, slurm={"job": job.id, "state": known[job.id], "log": job.log})
+                  if (job := jobs.get(state.stage)) else state for state in states]
     return states
+
+
+def _slurm_states(jobs: set[str]) -> dict[str, str]:
+    try:
+        return slurm.job_states(jobs)
+    except SlurmError as error:  # the run may be looked at from anywhere
+        return dict.fromkeys(jobs, f"unknown, {error}")
 
 
 def _scoring_job(recipe: Recipe, folder: RunFolder) -> dict[str, Any] | None:
@@ -200,7 +214,8 @@ def stage_state(stage: Stage, recipe: Recipe, folder: RunFolder, *, check: bool 
 
 def print_status(states: list[StageState]) -> None:
     for state in states:
-        print(f"{state.stage:<9} {state.state:<8} {state.reason}".rstrip())
+        job = f"[Slurm job {state.slurm['job']}: {state.slurm['state']}] " if state.slurm else ""
+        print(f"{state.stage:<9} {state.state:<8} {job}{state.reason}".rstrip())
         for path in state.damaged:
             print(f"          damaged: {path}; remove its manifest.json and run the stage again")
     for state in states:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
 _RESIZE_SECONDS = 5.0  # between looks at the cluster's size
 _PATIENCE_SECONDS = 60.0  # without any actor, before the log says what is being waited for
+JOIN_SECONDS = 180.0  # for the machines of a cluster to be there
 
 
 class Task(Protocol):
@@ -208,7 +209,8 @@ def named(task: Task, error: DistillError) -> DistillError:
 def ray_cluster(cluster: Cluster) -> Iterator[None]:
     """Ray for the length of a job: the one that runs already, the one at `cluster.address`, or a local one of our own.
 
-    Workers of a remote cluster get this program's packages with the job; local ones import what the driver can.
+    Workers of a remote cluster get this program's packages with the job; local ones import what the driver can, and
+    those of the address `auto` what is installed. Raises `RecipeError` if fewer than `cluster.nodes` machines join.
     """
     if ray.is_initialized():
         yield
@@ -216,20 +218,38 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
     options: dict[str, Any]
     if cluster.address is None:
         options = {"num_cpus": cluster.cpus, "object_store_memory": int(cluster.object_store_gib * 2**30)}
+    elif cluster.address == "auto":
+        options = {"address": "auto"}
     else:
         home = Path(__file__).resolve().parent.parent
         modules = [str(home / name) for name in ("distill", "teachers", "ray_jobs")]
         options = {"address": cluster.address, "runtime_env": {"py_modules": modules, "env_vars": _WORKER_ENVIRONMENT}}
     try:
         # a local Ray inherits the environment: cheaper than a runtime_env, which starts its workers anew
-        with _environment({**_WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}):
+        with _environment(worker_environment()):
             ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RecipeError(f"cluster: cannot start or reach Ray (address {cluster.address!r}): {error}") from error
     try:
+        if cluster.nodes is not None:
+            _await_nodes(cluster.nodes)
         yield
     finally:
         ray.shutdown()
+
+
+def worker_environment() -> dict[str, str]:
+    """Variables that Ray must be started with for its workers to import what this process can."""
+    return {**_WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _await_nodes(wanted: int) -> None:
+    deadline = time.monotonic() + JOIN_SECONDS
+    while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
+        if time.monotonic() > deadline:
+            raise RecipeError(f"cluster: {there} of {wanted} machines (cluster.nodes) joined in {JOIN_SECONDS:g} s; "
+                              "look at what Ray says on the others, or ask for fewer")
+        time.sleep(0.5)
 
 
 @contextlib.contextmanager

@@ -5,46 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
+from whole_run import whole_recipe
 
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
 from distill.errors import FingerprintError
 from distill.pipeline import run, stage_states
-from distill.recipe_file import parse_recipe
-
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-THINGS = ("book", "house", "river", "road", "table", "market", "school", "garden", "window", "paper")
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, tiny_mlm, tiny_sentence):
     """A finished run over a hundred passages, and its recipe."""
-    root = tmp_path_factory.mktemp("pipeline")
-    data = root / "data"
-    (data / "qrels").mkdir(parents=True)
-    passages = [{"_id": f"{a}-{b}", "title": f"{a} {b}", "text": f"the {b} of number {a} is here , and people see it ."}
-                for a in NUMBERS for b in THINGS]
-    queries = [{"_id": f"q-{p['_id']}", "text": f"where is {p['title']}"} for p in passages[::2]]
-    (data / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
-    (data / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
-    for split, rows in (("train", queries[:30]), ("dev", queries[30:40]), ("test", queries[40:])):
-        lines = "".join(f"{query['_id']}\t{query['_id'][2:]}\t1\n" for query in rows)
-        (data / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
-    recipe = parse_recipe({
-        "name": "whole", "run_dir": str(root / "run"), "data": {"source": {"kind": "beir", "path": str(data)}},
-        "mine": {"miners": {"bm25": {"kind": "bm25", "top": 5, "sample": 2, "depth": 20}}, "rerank_depth": 5,
-                 "shard_queries": 10},
-        "teachers": {
-            "tuned": {"kind": "cross-encoder", "model": str(tiny_sentence), "max_length": 32, "dtype": "float32",
-                      "fine_tune": {"folds": 2, "negatives": 2, "batch_size": 16, "lr": 1e-3}},
-            "bi-encoder": {"kind": "bi-encoder", "model": str(tiny_sentence), "dtype": "float32"},
-            "bm25": {"kind": "bm25"}},
-        "label": {"map_to": "tuned"},
-        "student": {"model": str(tiny_mlm), "query_max_length": 16, "passage_max_length": 24},
-        "train": {"batch_size": 8, "negatives": 3, "steps": 6, "lr": 1e-3, "precision": "fp32", "evaluate_every": 3,
-                  "losses": [{"kind": "kl"}, {"kind": "margin-mse", "weight": 0.05}],
-                  "passage_regularizers": [{"kind": "flops", "weight": 1e-3, "ramp_steps": 4}]},
-    })
+    recipe = whole_recipe(tmp_path_factory.mktemp("pipeline"), tiny_mlm, tiny_sentence)
     run(recipe)
     return recipe
 

@@ -92,3 +92,8 @@ class RunFolder:
     @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def jobs(self) -> Path:
+        """A folder for each launch of `distill submit`."""
+        return self.root / "jobs"

@@ -27,10 +27,11 @@ _SECONDS_BETWEEN_READS = 5.0
 def follow(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
     """Send what is appended to logs/train.jsonl while the block runs, and the evaluation at its end.
 
-    Does nothing where the recipe has no `tracking.wandb`. A run that goes on after an interruption goes on in the
-    same wandb run, after the lines sent already.
+    Does nothing where the recipe has no `tracking.wandb`, nor in ranks other than the first. A run that goes on after
+    an interruption goes on in the same wandb run, after the lines sent already.
     """
-    if recipe.tracking.wandb is None:
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+    if recipe.tracking.wandb is None or rank != "0":
         yield
         return
     run, state = _open(recipe, folder)

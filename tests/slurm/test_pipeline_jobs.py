@@ -1,0 +1,63 @@
+"""`distill submit --all`: the whole pipeline as jobs that wait for one another; status and cancel."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from distill.data.layout import RunFolder
+
+pytestmark = pytest.mark.slurm
+
+
+def rows(folder: RunFolder) -> list[dict]:
+    return json.loads(folder.evaluation.read_text())["rows"]
+
+
+@pytest.fixture(scope="module")
+def submitted(new_run):
+    """The whole pipeline, scoring in an array, submitted by one command."""
+    run = new_run("whole $(id) run", slurm={"array": 2, "time": "30"})
+    run.submit("--all")
+    return run
+
+
+def test_every_job_waits_for_the_one_before_and_status_shows_where_they_stand(submitted):
+    assert [job.stages for job in submitted.jobs] == [("import", "mine", "teach"), ("score",), ("label",), ("train",),
+                                                      ("evaluate",)]
+    shown = submitted.distill("status").stdout
+    assert re.search(r"^evaluate +pending +\[Slurm job \d+: PENDING \(Dependency\)\]", shown, re.MULTILINE), shown
+    state = json.loads(submitted.distill("status", "--json").stdout)[0]["slurm"]
+    assert state["job"] == submitted.jobs[0].id
+    again = submitted.distill("submit", "--stage", "train")
+    assert again.returncode == 2 and "of this run still waits or runs" in again.stderr
+
+
+def test_cancel_ends_what_waits(new_run, slurm):
+    run = new_run("cancelled", slurm={"options": ["--hold"]})
+    jobs = [job.id for job in run.submit("--all")]
+    assert all(slurm.state(job) == "PENDING" for job in jobs)
+    assert run.distill("cancel").stdout.split(": ")[1].split() == ", ".join(jobs).split()
+    assert all(slurm.state(job) == "CANCELLED" for job in jobs)
+    assert "no job of this run waits or runs" in run.distill("cancel").stdout
+
+
+def test_a_stage_alone_is_refused_while_those_before_it_are_missing(new_run):
+    done = new_run("alone").distill("submit", "--stage", "train")
+    assert done.returncode == 2 and "train needs import, which is neither done nor submitted" in done.stderr
+
+
+def test_what_slurm_refuses_is_said_and_leaves_no_job(new_run, slurm):
+    run = new_run("refused", slurm={"options": ["--hold"], "stages": {"label": {"partition": "nowhere; id"}}})
+    done = run.distill("submit", "--all")
+    assert done.returncode == 2 and "invalid partition specified: nowhere; id" in done.stderr, done.stderr
+    assert [slurm.state(job.id) for job in run.jobs] == ["CANCELLED"] * 2
+
+
+def test_the_pipeline_ends_with_the_table_of_a_run_without_slurm(submitted, finished):
+    submitted.wait(seconds=400)
+    assert rows(submitted.folder) == rows(RunFolder(finished.folder))
+    assert f"checkpoint: {submitted.folder.model}" in submitted.output()
+    assert "everything was done already" in submitted.distill("submit", "--all").stdout

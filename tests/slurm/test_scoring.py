@@ -1,0 +1,58 @@
+"""Scoring as Slurm jobs: in an array, and in Ray clusters inside allocations that share their machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from distill.data.layout import RunFolder
+from distill.data.manifest import verify
+from ray_jobs.joblog import JobLog
+
+pytestmark = pytest.mark.slurm
+ODD = "a b;touch ODD-$(id -u)'\"&|*%j"  # a name that a shell, or Slurm, would make something of
+
+
+def scores(folder: RunFolder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder.root)): path.read_bytes() for path in (folder.root / "scores").rglob("*")
+            if path.is_file() and path.name.startswith("part-")}
+
+
+@pytest.fixture(scope="module")
+def runs(new_run):
+    """An array, and two Ray jobs on the same two machines, all submitted together."""
+    ray = {"nodes": 2, "cpus": 1, "options": ["--nodelist=n1,n2"]}
+    made = {
+        "array": new_run(ODD, "score", slurm={"array": 3, "at_once": 2, "setup": ["export ODD='$HOME; \"x\"'"]}),
+        "ray": new_run("ray", "score", slurm=ray, cluster={"object_store_gib": 0.1}),
+        "neighbour": new_run("neighbour", "score", slurm=ray, cluster={"object_store_gib": 0.1}),
+    }
+    for run in made.values():
+        run.submit("--stage", "score")
+    return made
+
+
+@pytest.mark.parametrize("name", ["array", "ray", "neighbour"])
+def test_scores_are_those_of_a_run_without_slurm(runs, finished, name):
+    run = runs[name]
+    run.wait()
+    assert scores(run.folder) == scores(RunFolder(finished.folder)), run.output()
+    assert not verify(run.folder.scores("tuned", "train"))
+
+
+def test_the_array_shares_out_the_shards_and_every_shard_is_scored_once(runs):
+    run = runs["array"]
+    run.wait()
+    done = [event["task"] for event in JobLog(run.folder).events() if event["event"] == "done"]
+    assert len(done) == len(set(done))
+    assert len(list(run.folder.jobs.glob("1/score-*_[012].out"))) == 3
+    assert not list(Path().glob("ODD-*"))
+
+
+def test_ray_jobs_side_by_side_each_have_two_machines_and_leave_nothing_behind(runs, slurm):
+    for name in ("ray", "neighbour"):
+        run = runs[name]
+        run.wait()
+        assert slurm.nodes_of(run.jobs[0].id) == ["n1", "n2"]
+        assert not list(run.folder.jobs.glob("ray-*"))

@@ -1,0 +1,93 @@
+"""Training over two machines as a Slurm job; whatever interrupts it, it ends with the weights of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from slurm_cluster import wait_until
+
+pytestmark = pytest.mark.slurm
+STEPS = 240
+
+
+def steps(run) -> int:
+    log = run.folder.train_log
+    return sum('"loss"' in line for line in log.read_text().splitlines()) if log.exists() else 0
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder.model / "model.safetensors")
+
+
+def assert_same_weights(run, other) -> None:
+    mine, theirs = weights(run), weights(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(mine[name], value), name
+
+
+@pytest.fixture(scope="module")
+def new_training(new_run):
+    """new_training(name, nodes): a training of two ranks, submitted."""
+
+    def make(name: str, nodes: str, **slurm):
+        train = {"steps": STEPS, "evaluate_every": None, "checkpoints": {"every": 20}, "dropout": 0.1}
+        run = new_run(name, "train", train=train, tracking={"log_every": 1},
+                      slurm={"nodes": 2, "options": [f"--nodelist={nodes}"], **slurm})
+        run.submit("--stage", "train")
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runs(new_training):
+    """Trainings that run at the same time; those on n3 will be disturbed from outside."""
+    return {"undisturbed": new_training("undisturbed", "n1,n2"), "preempted": new_training("preempted", "n2,n3"),
+            "time limit": new_training("time-limit", "n1,n2", time="1", warn=20)}
+
+
+def test_two_machines_train_as_two_ranks(runs, slurm):
+    run = runs["undisturbed"]
+    run.wait()
+    manifest = json.loads((run.folder.model / "manifest.json").read_text())
+    assert manifest["counts"]["processes"] == 2 and manifest["counts"]["steps"] == STEPS
+    assert slurm.restarts(run.jobs[0].id) == 0
+
+
+def test_preempted_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm):
+    run = runs["preempted"]
+    wait_until("some steps", lambda: steps(run) > 5, seconds=200)
+    urgent = slurm.run("sbatch", "--parsable", "--partition=high", "--nodelist=n3", "--exclusive",
+                       "--output=/dev/null", "--wrap=sleep 1")
+    slurm.wait(urgent, seconds=100)
+    run.wait()
+    assert slurm.restarts(run.jobs[0].id) == 1
+    assert "asked to stop: training is saved at step" in run.output()
+    runs["undisturbed"].wait()
+    assert_same_weights(run, runs["undisturbed"])
+
+
+def test_cut_by_its_time_limit_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm):
+    run = runs["time limit"]
+    run.wait(seconds=420)
+    assert slurm.restarts(run.jobs[0].id) >= 1
+    runs["undisturbed"].wait()
+    assert_same_weights(run, runs["undisturbed"])
+
+
+def test_a_machine_that_goes_down_ends_its_peers_and_training_goes_on_when_it_is_back(runs, new_training, slurm):
+    runs["preempted"].wait()  # it needs n3, too
+    run = new_training("machine-down", "n2,n3")
+    wait_until("a checkpoint", lambda: steps(run) > 25, seconds=200)
+    slurm.take_down("n3")
+    wait_until("the peers to end", lambda: "requeued" in run.output(), seconds=90)
+    assert steps(run) < STEPS
+    slurm.start_node("n3")
+    run.wait()
+    assert slurm.restarts(run.jobs[0].id) >= 1
+    runs["undisturbed"].wait()
+    assert_same_weights(run, runs["undisturbed"])
