@@ -21,22 +21,23 @@ def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.n
                 lengths: np.ndarray, execution: Execution, work: Work) -> tuple[np.ndarray, Execution]:
     """Score n items of the given lengths; float32 [n], and the execution record as it came to be. Adds to `work`.
 
-    Where a batch does not fit a GPU's memory, everything left is planned again with half its tokens as the budget,
-    which the record returned says. Results stay on the device until the end, so that a GPU never waits for the
-    assembly of the next batch.
+    `inputs` holds the token ids of a batch as `input_ids`, with their padding if there is any: that is what counts as
+    padded tokens. Where a batch does not fit a GPU's memory, everything left is planned again with half its tokens as
+    the budget, which the record returned says. Results stay on the device until the end, so that a GPU never waits for
+    the assembly of the next batch.
     """
     execution.apply_threads()
     results: list[torch.Tensor] = []
     order: list[np.ndarray] = []
-    batches = token_batches(lengths, execution.batch_tokens)
-    work.tokens += int(lengths.sum())
-    work.padded_tokens += sum(padded_tokens(lengths, batch) for batch in batches)
-    stack = list(reversed(batches))
+    stack = token_batches(lengths, execution.batch_tokens)[::-1]
     while stack:
         batch = stack.pop()
+        arrays = inputs(batch)
         try:
-            results.append(_run(logits, inputs(batch), execution))
+            results.append(_run(logits, arrays, execution))
             order.append(batch)
+            work.tokens += int(lengths[batch].sum())
+            work.padded_tokens += arrays["input_ids"].size
         except torch.OutOfMemoryError:
             if len(batch) == 1:
                 raise

@@ -9,9 +9,9 @@ from teachers.execution import Execution
 from teachers.inference import run_batches
 
 
-def score(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, Execution, list[int]]:
+def score(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, Execution, list[int], Work]:
     """Score each item by its own number on a device that holds `capacity` padded tokens."""
-    sizes = []
+    sizes, work = [], Work()
 
     def logits(inputs):
         tokens = inputs["row"].numel() * int(inputs["length"].max())
@@ -20,16 +20,19 @@ def score(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, Execution, li
         sizes.append(tokens)
         return inputs["row"].float()
 
-    scores, execution = run_batches(logits, lambda batch: {"row": batch, "length": lengths[batch]}, lengths,
-                                    Execution("cpu", "float32", 1, 1024), Work())
-    return scores, execution, sizes
+    def inputs(batch):
+        return {"row": batch, "length": lengths[batch], "input_ids": np.zeros((len(batch), lengths[batch].max()))}
+
+    scores, execution = run_batches(logits, inputs, lengths, Execution("cpu", "float32", 1, 1024), work)
+    return scores, execution, sizes, work
 
 
 def test_one_failure_halves_the_budget_once_and_every_score_is_in_its_place():
     lengths = np.random.default_rng(0).integers(5, 60, 500)
-    scores, execution, sizes = score(lengths, capacity=600)
+    scores, execution, sizes, work = score(lengths, capacity=600)
     np.testing.assert_array_equal(scores, np.arange(500))
     assert 256 <= execution.batch_tokens <= 512 and np.median(sizes) > 0.4 * execution.batch_tokens
+    assert work == Work(lengths.sum(), sum(sizes))  # of the batches that ran, not of those first planned
 
 
 def test_a_pair_that_does_not_fit_alone_is_an_error():
