@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from test_first_token import SIZE, inputs
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention import varlen
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -19,8 +21,9 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
+from teachers.execution import Execution
 from teachers.first_token import first_token_only
-from teachers.unpadded import attend, drop_padding, pack
+from teachers.unpadded import attend, drop_padding, kernel_serves, pack
 
 
 def packed(first_position: int, pad_left: bool = False) -> dict:
@@ -54,6 +57,16 @@ def test_a_model_of_another_build_or_without_the_saving_stays_padded():
         expected = model(**inputs()).logits
         assert drop_padding(model) is None
         torch.testing.assert_close(model(**inputs()).logits, expected, rtol=0, atol=0)
+
+
+def test_a_torch_whose_kernel_takes_other_arguments_does_not_serve(monkeypatch):
+    monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, q_ends, k_ends, max_q, max_k, is_causal=False: q)
+    model = BertForSequenceClassification(BertConfig(**SIZE))
+    with FakeTensorMode():  # CUDA tensors without CUDA
+        assert not kernel_serves(model, Execution("cuda", "bfloat16", 1, 64))
+    monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, q_ends, k_ends, max_q, max_k, *, scale: q)
+    with FakeTensorMode():
+        assert kernel_serves(model, Execution("cuda", "bfloat16", 1, 64))
 
 
 @pytest.mark.gpu
