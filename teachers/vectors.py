@@ -3,30 +3,37 @@
 A passage is a candidate of many queries, in many shards and splits; encoding it in each would cost several times the
 job. Which texts form a chunk is planned once and frozen on disk, so vectors, and the scores made of them, repeat to
 the byte: a split's chunks hold its queries, and the passages that no split planned before it needs. Whoever needs a
-chunk that is not there makes it; committing is exclusive. The chunks are a cache: once all is scored they can go.
+chunk that is not there, or is damaged, makes it, those first that nobody else has in hand; committing is exclusive. The
+chunks are a cache: once all is scored they can go.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from distill.data.arrow import RowReader, write_ipc
-from distill.data.candidates import iterate_candidates
+from distill.data.candidates import iterate_candidates, only_batch
 from distill.data.files import locked, read_json, write_atomic, write_json
 from distill.data.layout import RunFolder
 from distill.data.manifest import require_manifest
 from distill.data.texts import TextStore
+from distill.errors import StorageError, TeacherError
 from teachers.base import Pairs, Work
 
 if TYPE_CHECKING:
     from teachers.execution import Execution
+
+log = logging.getLogger(__name__)
 
 CHUNK = 512  # texts
 STORES = ("queries", "passages")
@@ -34,7 +41,7 @@ _PAIRS = 8192  # whose vectors are in memory at once
 
 
 class Encoder(Protocol):
-    """A model behind a `VectorTeacher`; `vectors` and `similarity` speak Arrow, one row a text."""
+    """A model behind a `VectorTeacher`; `vectors` and `similarity` speak Arrow: a row a text, columns of lists."""
 
     max_length: int
 
@@ -110,15 +117,27 @@ class VectorTeacher:
                                                   self._take(part.split, "passages", part.passage_rows)))
         return np.concatenate(parts)
 
-    def encode_chunk(self, split: str, store: str, chunk: int) -> Path:
-        """Encode and commit one chunk of those a split adds, unless it is there; returns its path."""
-        path = _chunk_path(_home(self._folder, self.name), split, store, chunk)
-        if not path.exists():
+    def encode_chunk(self, split: str, store: str, chunk: int, even_if_busy: bool = False) -> None:
+        """Encode and commit one chunk of those a split adds, unless it is there or another process has it in hand.
+
+        Raises `TeacherError` for a vector that is not finite.
+        """
+        path = self._path(split, store, chunk)
+        if path.exists():
+            return
+        with _in_hand(path) as alone:
+            if path.exists() or not (alone or even_if_busy):
+                return
             rows = self._added(split, store)[chunk * CHUNK:(chunk + 1) * CHUNK]
             texts = TextStore.open(self._folder.passages if store == "passages" else self._folder.queries(split))
             batch = self._encode(store, texts.texts(rows))
-            write_ipc(path, batch.schema, [batch], {"execution": json.dumps(self.execution.record())}, exclusive=True)
-        return path
+            if not all(np.isfinite(column.values.to_numpy()).all() for column in batch.columns):
+                half = self.execution.precision == "float16"
+                raise TeacherError(f"teacher {self.name!r} made a vector with NaN or infinite values, of one of the "
+                                   f"{store} in rows {rows[0]} to {rows[-1]}" + half * (
+                                   "; float16 may have overflowed: set the teacher's dtype to float32"))
+            metadata = {"execution": json.dumps(self.execution.record()), "checksum": _checksum(batch)}
+            write_ipc(path, batch.schema, [batch], metadata, exclusive=True)
 
     def _encode(self, store: str, texts: list[str]) -> pa.RecordBatch:
         from teachers.inference import until_it_fits  # torch: a look at the plan doesn't need it
@@ -130,22 +149,43 @@ class VectorTeacher:
     def _take(self, split: str, store: str, rows: np.ndarray) -> pa.RecordBatch:
         """Vectors of the given rows, in their order, repeats allowed."""
         distinct, back = np.unique(rows, return_inverse=True)
-        pieces: list[pa.RecordBatch] = []
-        places: list[np.ndarray] = []  # of each piece's vectors in `distinct`
+        chunks: list[tuple[str, str, int]] = []
+        places: list[tuple[np.ndarray, np.ndarray]] = []  # of each chunk's vectors in `distinct`, and in the chunk
         for owner in self._owners(split) if store == "passages" else (split,):
             added = self._added(owner, store)
             at = np.searchsorted(added, distinct)
             there = np.flatnonzero(at < len(added))
             there = there[added[at[there]] == distinct[there]]
-            chunks = at[there] // CHUNK
-            for chunk in np.unique(chunks):
-                path = self.encode_chunk(owner, store, int(chunk))
-                if path not in self._readers:
-                    self._readers[path] = RowReader(path)
-                places.append(there[chunks == chunk])
-                pieces.append(self._readers[path].take(at[places[-1]] - chunk * CHUNK))
-        order = np.argsort(np.concatenate(places))
+            numbers = at[there] // CHUNK
+            for number in np.unique(numbers).tolist():
+                here = there[numbers == number]
+                chunks.append((owner, store, number))
+                places.append((here, at[here] - number * CHUNK))
+        self._encode_missing(chunks)
+        pieces = [self._reader(*chunk).take(inside) for chunk, (_, inside) in zip(chunks, places, strict=True)]
+        order = np.argsort(np.concatenate([here for here, _ in places]))
         return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0].take(pa.array(order[back]))
+
+    def _encode_missing(self, chunks: list[tuple[str, str, int]]) -> None:
+        """Encode those that are not there, each process in an order of its own; what others have in hand is left."""
+        missing = [chunk for chunk in chunks if not self._path(*chunk).exists()]
+        for i in np.random.default_rng().permutation(len(missing)):
+            self.encode_chunk(*missing[i])
+
+    def _reader(self, split: str, store: str, chunk: int) -> RowReader:
+        """A chunk's vectors; encoded first where they are not there, and again where they are damaged."""
+        path = self._path(split, store, chunk)
+        if path not in self._readers:
+            self.encode_chunk(split, store, chunk, even_if_busy=True)
+            try:
+                self._readers[path] = _open_chunk(path)
+            except StorageError as error:
+                log.warning("%s; its texts are encoded again", error)
+                with contextlib.suppress(FileNotFoundError):  # another process may have done it
+                    path.replace(path.with_name(f"{path.name}.damaged"))
+                self.encode_chunk(split, store, chunk, even_if_busy=True)
+                self._readers[path] = _open_chunk(path)
+        return self._readers[path]
 
     def _owners(self, split: str) -> list[str]:
         """The splits among whose chunks a split's passages are, itself the last."""
@@ -156,6 +196,46 @@ class VectorTeacher:
         if (split, store) not in self._rows:
             self._rows[split, store] = _rows(_home(self._folder, self.name), split, store)
         return self._rows[split, store]
+
+    def _path(self, split: str, store: str, chunk: int) -> Path:
+        return _chunk_path(_home(self._folder, self.name), split, store, chunk)
+
+
+@contextlib.contextmanager
+def _in_hand(path: Path) -> Iterator[bool]:
+    """Show other processes that a chunk is being made; False where one of them has shown it already."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, wait=False))
+            alone = True
+        except BlockingIOError:
+            alone = False
+        yield alone
+
+
+def _open_chunk(path: Path) -> RowReader:
+    """Raises `StorageError` where the vectors are not those that were written."""
+    try:
+        reader = RowReader(path)
+        batch = only_batch(reader)
+        batch.validate()  # or a flipped length could be read beyond the end of the file
+        intact = reader.metadata["checksum"] == _checksum(batch)
+    except (AssertionError, AttributeError, KeyError, ValueError) as error:  # ValueError: Arrow's, and of text
+        raise StorageError(f"{path}: damaged: {error}") from None
+    if not intact:
+        raise StorageError(f"{path}: damaged, its checksum is not the one written with it")
+    return reader
+
+
+def _checksum(batch: pa.RecordBatch) -> str:
+    """Of columns of lists: their names, types, lengths and values; 32 hex digits."""
+    digest = xxhash.xxh3_128()
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        digest.update(f"{name} {column.type} {len(column)}\n".encode())
+        if pa.types.is_list(column.type):
+            digest.update(column.offsets.to_numpy())
+        digest.update(column.values.to_numpy())
+    return digest.hexdigest()
 
 
 def _home(folder: RunFolder, name: str) -> Path:

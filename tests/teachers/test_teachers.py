@@ -6,6 +6,7 @@ import shutil
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
@@ -27,7 +28,9 @@ from transformers import (
 )
 
 from distill.config import Teacher
+from distill.data.arrow import RowReader
 from distill.data.candidates import iterate_candidates
+from distill.data.files import locked
 from distill.data.texts import TextStore
 from distill.errors import TeacherError
 from distill.mining.bm25 import build_index
@@ -188,6 +191,58 @@ def test_a_text_is_encoded_once_for_all_splits_and_chunks_that_are_lost_are_made
     assert score("t") == scores
     del splits["train"]  # planned alone: its chunks are others, its scores the same
     np.testing.assert_allclose(*(np.frombuffer(each, np.float32) for each in (score("alone")[0], scores[1])), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["bi-encoder", "splade"])
+@pytest.mark.parametrize("damage", ["cut short", "another value"])
+def test_damaged_chunks_are_set_aside_and_encoded_again(kind, damage, tiny_sentence, tiny_mlm, folder, tmp_path):
+    model = tiny_sentence if kind == "bi-encoder" else save_checkpoint(tiny_mlm, tmp_path / "splade")
+    cfg, mined = Teacher(kind=kind, model=str(model), max_length=16), _mined(folder)
+    expected = scores_of(cfg, folder, mined)
+    chunk, = folder.scores("t", "vectors").glob("*/passages-*.arrow")
+    whole = chunk.read_bytes()
+    values = RowReader(chunk).batches[0].columns[-1].values.to_numpy().tobytes()
+    where = whole.index(values) + len(values) // 2
+    chunk.write_bytes(whole[:-40] if damage == "cut short" else
+                      whole[:where] + bytes([whole[where] ^ 64]) + whole[where + 1:])
+    np.testing.assert_array_equal(scores_of(cfg, folder, mined), expected)
+    assert chunk.read_bytes() == whole and chunk.with_name(f"{chunk.name}.damaged").exists()
+
+
+def test_chunks_that_another_process_has_in_hand_come_last_and_only_if_it_gives_up(tiny_sentence, folder, monkeypatch):
+    monkeypatch.setattr(vectors, "CHUNK", 2)
+    cfg, mined, encoded = Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16), _mined(folder), []
+    encode = DenseEncoder.vectors
+    monkeypatch.setattr(DenseEncoder, "vectors", lambda self, store, texts, execution: (
+        encoded.append((store, texts)), encode(self, store, texts, execution))[1])
+    expected = scores_of(cfg, folder, mined)
+    by_content = {(store, *texts) for store, texts in encoded}
+    first, second, *others = sorted(folder.scores("t", "vectors").glob("*/passages-*.arrow"))
+    theirs = second.read_bytes()
+    for chunk in (first, second, *others):
+        chunk.unlink()
+    encoded.clear()
+
+    encode_missing = vectors.VectorTeacher._encode_missing
+    monkeypatch.setattr(vectors.VectorTeacher, "_encode_missing", lambda self, chunks: (
+        encode_missing(self, chunks), second.exists() or len(encoded) < len(others) or second.write_bytes(theirs)))
+    with locked(first), locked(second):
+        np.testing.assert_array_equal(scores_of(cfg, folder, mined), expected)
+    assert len(encoded) == len(others) + 1  # the second came from the process that had it in hand
+    assert encoded[-1][1] == [PASSAGES[row] for row in np.load(first.with_name("passages.rows.npy"))[:2]]
+    assert {(store, *texts) for store, texts in encoded} < by_content
+
+
+def test_a_vector_that_is_not_finite_is_refused_and_not_kept(tiny_sentence, folder, monkeypatch):
+    cfg = Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16)
+    encode = DenseEncoder.vectors
+    monkeypatch.setattr(DenseEncoder, "vectors", lambda *arguments: pa.RecordBatch.from_arrays(
+        [pa.FixedSizeListArray.from_arrays(encode(*arguments).column(0).values.to_numpy() * np.float32("nan"), 32)],
+        names=["vector"]))
+    with pytest.raises(TeacherError, match="NaN or infinite values, of one of the queries in rows 0 to 3; float16"):
+        scores_of(cfg, folder, _mined(folder), Execution("cpu", "float16", 1, 64))
+    monkeypatch.undo()
+    assert np.isfinite(scores_of(cfg, folder, _mined(folder))).all()
 
 
 def test_bm25_scores_variants_on_their_own_words(folder, pairs):
