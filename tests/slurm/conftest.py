@@ -6,12 +6,13 @@ Jobs take long to start and little to run, so those of a test file are submitted
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,7 @@ class Run:
     slurm: SlurmCluster
     recipe: Recipe
     file: Path
+    ids: list[str] = field(default_factory=list)  # of its jobs
 
     @property
     def folder(self) -> RunFolder:
@@ -75,7 +77,17 @@ class Run:
     def submit(self, *arguments: str) -> list[Job]:
         done = self.distill("submit", *arguments)
         assert done.returncode == 0, done.stderr
+        self.ids = [job.id for job in self.jobs]
         return self.jobs
+
+    def sbatch(self, *command: str) -> None:
+        """Submit one of the scripts in slurm/ by hand."""
+        setup = self.file.with_name("setup.sh")
+        setup.write_text(f"python=({shlex.quote(sys.executable)})\n", encoding="utf-8")
+        self.folder.jobs.mkdir(parents=True, exist_ok=True)
+        self.ids = [self.slurm.run("sbatch", "--parsable", f"--output={self.folder.jobs}/by-hand-%j.out", *command,
+                                   cwd=Path(__file__).parents[2],
+                                   env=self.slurm.environment | {"DISTILL_SETUP": str(setup)})]
 
     def output(self) -> str:
         """What the jobs have written, for the message of a test that fails."""
@@ -84,7 +96,7 @@ class Run:
     def wait(self, seconds: float = 300) -> None:
         """Until all jobs of the run have completed."""
         try:
-            self.slurm.wait(*(job.id for job in self.jobs), seconds=seconds)
+            self.slurm.wait(*self.ids, seconds=seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.output()[-6000:]}") from None
 

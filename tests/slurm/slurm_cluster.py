@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3")
+FAILED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 
 # Jobs in `low` give way to jobs in `high`: they are asked to stop, and requeued.
@@ -118,8 +119,8 @@ class SlurmCluster:
 
     def run(self, *command: str, **options) -> str:
         """What a command of Slurm's printed; `CalledProcessError`, with what it said, where it failed."""
-        return subprocess.run(command, env=self.environment, check=True, capture_output=True, text=True, timeout=60,
-                              **options).stdout.strip()
+        options = {"env": self.environment, "timeout": 60, **options}
+        return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout.strip()
 
     def node_states(self) -> dict[str, str]:
         try:
@@ -134,9 +135,7 @@ class SlurmCluster:
         """PENDING, RUNNING, COMPLETED, FAILED, ..., also of jobs that have ended; of an array, the worst of all."""
         command = ("squeue", "--noheader", "--array", "--states=all", "--format=%T", f"--jobs={job}")
         states = set(self.run(*command).split())
-        return states.pop() if len(states) == 1 else next(
-            state for state in ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "RUNNING", "COMPLETING", "REQUEUED",
-                                "PENDING", "PREEMPTED", "COMPLETED") if state in states)
+        return min(states, key=lambda state: (state not in FAILED, state == "COMPLETED"))
 
     def restarts(self, job: str) -> int:
         return int(self._shown(job, "Restarts"))
@@ -158,8 +157,7 @@ class SlurmCluster:
         def over() -> bool:
             for job in jobs:
                 state = self.state(job)
-                assert state in ("PENDING", "RUNNING", "COMPLETING", "COMPLETED", "REQUEUED", "CONFIGURING",
-                                 "PREEMPTED"), f"job {job}: {state}"
+                assert state not in FAILED, f"job {job}: {state}"
                 if state == "PENDING":
                     self.hurry(job)
             return all(self.state(job) == "COMPLETED" for job in jobs)

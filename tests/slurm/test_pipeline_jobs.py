@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from slurm_cluster import wait_until
 
 from distill.data.layout import RunFolder
 
@@ -35,12 +36,13 @@ def test_every_job_waits_for_the_one_before_and_status_shows_where_they_stand(su
     assert again.returncode == 2 and "of this run still waits or runs" in again.stderr
 
 
-def test_cancel_ends_what_waits(new_run, slurm):
-    run = new_run("cancelled", slurm={"options": ["--hold"]})
-    jobs = [job.id for job in run.submit("--all")]
-    assert all(slurm.state(job) == "PENDING" for job in jobs)
-    assert run.distill("cancel").stdout.split(": ")[1].split() == ", ".join(jobs).split()
-    assert all(slurm.state(job) == "CANCELLED" for job in jobs)
+def test_cancel_ends_what_runs_and_what_waits_and_none_of_it_requeues_itself(new_run, slurm):
+    run = new_run("cancelled")
+    run.submit("--all")
+    wait_until("the first job to run", lambda: slurm.state(run.ids[0]) == "RUNNING", seconds=60)
+    assert f"cancelled: {', '.join(run.ids)}" in run.distill("cancel").stdout
+    wait_until("the jobs to end", lambda: slurm.run("squeue", "--noheader", f"--jobs={','.join(run.ids)}") == "", 60)
+    assert [slurm.state(job) for job in run.ids] == ["CANCELLED"] * 5
     assert "no job of this run waits or runs" in run.distill("cancel").stdout
 
 

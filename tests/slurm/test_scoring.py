@@ -21,15 +21,17 @@ def scores(folder: RunFolder) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def runs(new_run):
-    """An array, and two Ray jobs on the same two machines, all submitted together."""
-    ray = {"nodes": 2, "cpus": 1, "options": ["--nodelist=n1,n2"]}
+    """An array, and two Ray jobs on the same two machines, one of them by hand; all submitted together."""
     made = {
         "array": new_run(ODD, "score", slurm={"array": 3, "at_once": 2, "setup": ["export ODD='$HOME; \"x\"'"]}),
-        "ray": new_run("ray", "score", slurm=ray, cluster={"object_store_gib": 0.1}),
-        "neighbour": new_run("neighbour", "score", slurm=ray, cluster={"object_store_gib": 0.1}),
+        "ray": new_run("ray", "score", slurm={"nodes": 2, "cpus": 1, "options": ["--nodelist=n1,n2"]},
+                       cluster={"object_store_gib": 0.1}),
+        "neighbour": new_run("neighbour", "score"),
     }
-    for run in made.values():
-        run.submit("--stage", "score")
+    made["array"].submit("--stage", "score")
+    made["ray"].submit("--stage", "score")
+    made["neighbour"].sbatch("--nodelist=n1,n2", "--cpus-per-task=1", "slurm/score_ray.sbatch",
+                             str(made["neighbour"].file), "cluster.object_store_gib=0.1")
     return made
 
 
@@ -54,5 +56,5 @@ def test_ray_jobs_side_by_side_each_have_two_machines_and_leave_nothing_behind(r
     for name in ("ray", "neighbour"):
         run = runs[name]
         run.wait()
-        assert slurm.nodes_of(run.jobs[0].id) == ["n1", "n2"]
+        assert slurm.nodes_of(run.ids[0]) == ["n1", "n2"]
         assert not list(run.folder.jobs.glob("ray-*"))

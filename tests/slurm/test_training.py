@@ -33,11 +33,14 @@ def assert_same_weights(run, other) -> None:
 def new_training(new_run):
     """new_training(name, nodes): a training of two ranks, submitted."""
 
-    def make(name: str, nodes: str, **slurm):
+    def make(name: str, nodes: str, by_hand: bool = False, **slurm):
         train = {"steps": STEPS, "evaluate_every": None, "checkpoints": {"every": 20}, "dropout": 0.1}
         run = new_run(name, "train", train=train, tracking={"log_every": 1},
                       slurm={"nodes": 2, "options": [f"--nodelist={nodes}"], **slurm})
-        run.submit("--stage", "train")
+        if by_hand:
+            run.sbatch(f"--nodelist={nodes}", "--ntasks-per-node=1", "slurm/train.sbatch", str(run.file))
+        else:
+            run.submit("--stage", "train")
         return run
 
     return make
@@ -46,7 +49,8 @@ def new_training(new_run):
 @pytest.fixture(scope="module")
 def runs(new_training):
     """Trainings that run at the same time; those on n3 will be disturbed from outside."""
-    return {"undisturbed": new_training("undisturbed", "n1,n2"), "preempted": new_training("preempted", "n2,n3"),
+    return {"undisturbed": new_training("undisturbed", "n1,n2", by_hand=True),
+            "preempted": new_training("preempted", "n2,n3"),
             "time limit": new_training("time-limit", "n1,n2", time="1", warn=20)}
 
 
@@ -55,7 +59,7 @@ def test_two_machines_train_as_two_ranks(runs, slurm):
     run.wait()
     manifest = json.loads((run.folder.model / "manifest.json").read_text())
     assert manifest["counts"]["processes"] == 2 and manifest["counts"]["steps"] == STEPS
-    assert slurm.restarts(run.jobs[0].id) == 0
+    assert slurm.restarts(run.ids[0]) == 0
 
 
 def test_preempted_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm):
@@ -65,7 +69,7 @@ def test_preempted_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm
                        "--output=/dev/null", "--wrap=sleep 1")
     slurm.wait(urgent, seconds=100)
     run.wait()
-    assert slurm.restarts(run.jobs[0].id) == 1
+    assert slurm.restarts(run.ids[0]) == 1
     assert "asked to stop: training is saved at step" in run.output()
     runs["undisturbed"].wait()
     assert_same_weights(run, runs["undisturbed"])
@@ -74,7 +78,7 @@ def test_preempted_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm
 def test_cut_by_its_time_limit_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm):
     run = runs["time limit"]
     run.wait(seconds=420)
-    assert slurm.restarts(run.jobs[0].id) >= 1
+    assert slurm.restarts(run.ids[0]) >= 1
     runs["undisturbed"].wait()
     assert_same_weights(run, runs["undisturbed"])
 
@@ -88,6 +92,6 @@ def test_a_machine_that_goes_down_ends_its_peers_and_training_goes_on_when_it_is
     assert steps(run) < STEPS
     slurm.start_node("n3")
     run.wait()
-    assert slurm.restarts(run.jobs[0].id) >= 1
+    assert slurm.restarts(run.ids[0]) >= 1
     runs["undisturbed"].wait()
     assert_same_weights(run, runs["undisturbed"])
