@@ -109,8 +109,8 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
     tasks = job.plan()
     if tasks:
         with ray_cluster(recipe.cluster), job.progress(tasks) as done:
-            gpus = {teacher: _gpus(recipe, folder, teacher) for teacher in job.teachers}
-            arguments = (recipe, folder, max(1, int(recipe.score.cpus)))
+            gpus = {teacher: _gpus(recipe, folder, teacher, job.identities[teacher]) for teacher in job.teachers}
+            arguments = (recipe, folder, max(1, int(recipe.score.cpus)), job.identities)
             for need in sorted({gpus[task.teacher] for task in tasks}):
                 some = [task for task in tasks if gpus[task.teacher] == need]
                 resources = Resources(recipe.score.cpus, need, recipe.score.actors)
@@ -120,16 +120,17 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
     return job.counters
 
 
-def _gpus(recipe: Recipe, folder: RunFolder, teacher: str) -> float:
+def _gpus(recipe: Recipe, folder: RunFolder, teacher: str, identity: str) -> float:
     """GPUs of an actor: the recipe's number, else one where the execution record, or without one the cluster, says so.
 
     The record rules over what the cluster has just now: nodes with GPUs may still join, and are waited for.
     """
     if recipe.score.gpus is not None:
         return recipe.score.gpus
-    record = folder.scores(teacher, "execution.json")
-    if record.exists():
-        return 1.0 if read_json(record)["device"] == "cuda" else 0.0
+    path = folder.scores(teacher, "execution.json")
+    record = read_json(path) if path.exists() else {}
+    if record.get("teacher") == identity:  # else of the model that had this name before
+        return 1.0 if record["device"] == "cuda" else 0.0
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
@@ -143,7 +144,7 @@ def score_local(recipe: Recipe, folder: RunFolder, *, part: tuple[int, int] = (0
     assert 0 <= index < of
     job = _Job(recipe, folder, teachers, splits)
     tasks = job.plan(lambda task: task.number % of == index)
-    worker = ScoreWorker(recipe, folder, max(1, int(recipe.score.cpus)))
+    worker = ScoreWorker(recipe, folder, max(1, int(recipe.score.cpus)), job.identities)
     with job.progress(tasks) as done:
         for task in tasks:
             job.handed(task)
@@ -176,6 +177,7 @@ class _Job:
         self.splits = tuple(splits or splits_to_score(recipe, folder))
         self.fields = {(teacher, split): score_fields(recipe, folder, teacher, split)
                        for teacher in self.teachers for split in self.splits}
+        self.identities = {teacher: fingerprint_of(fields["teacher"]) for (teacher, _), fields in self.fields.items()}
         self.shards: dict[str, Shard] = {}  # task name -> what was committed
         self._pairs: dict[str, dict[str, int]] = {}  # split -> candidate shard -> pairs in it
         self.counters = dict.fromkeys(("shards", "pairs", "tokens", "padded_tokens", "deaths"), 0)
@@ -251,10 +253,13 @@ class _Job:
                 continue
             tasks = self._shards(teacher, split)
             missing = [task for task in tasks if not (home / task.shard).exists()]
-            if not missing:
-                missing = [task for task in tasks if task.name not in self.shards and not self._committed(task, {})]
+            if not missing and any(task.name not in self.shards for task in tasks):
+                known = self._log.checksums()
+                missing = [task for task in tasks if task.name not in self.shards and not self._committed(task, known)]
             if missing:
-                assert not must_be_complete, f"{missing[0].name} was not committed"
+                if must_be_complete:
+                    raise StorageError(f"{home / missing[0].shard}: gone or damaged since it was written; look at the "
+                                       "disk, and start the same command again")
                 elsewhere += len(missing)
                 continue
             pairs = sum(task.pairs for task in tasks)
@@ -300,18 +305,24 @@ class _Job:
         path = self.folder.scores(task.teacher, task.split) / task.shard
         if not path.exists():
             return False
-        try:
-            found = read_score_shard(path)
-        except StorageError as error:
-            log.warning("%s; it is scored again", error)
+        checksum = xxh128_file(path)
+        if checksum not in known.get(task.name, {checksum}):
+            log.warning("%s is damaged (its checksum is not the one logged); it is scored again", path)
             _set_aside(path)
             return False
-        if found.metadata["fingerprint"] != task.fingerprint:
-            raise FingerprintError(f"{path}: made from other inputs (fingerprint {found.metadata['fingerprint']}, this "
-                                   f"run needs {task.fingerprint}); remove the file and start again")
-        checksum = xxh128_file(path)
-        if len(found.values) != task.pairs or checksum not in known.get(task.name, {checksum}):
-            log.warning("%s is damaged (its checksum is not the one logged); it is scored again", path)
+        try:
+            found = read_score_shard(path)
+            made_from, whole = found.metadata["fingerprint"], len(found.values) == task.pairs
+        except (StorageError, KeyError, ValueError, AssertionError) as error:  # ValueError: Arrow's, and of text
+            log.warning("%s is damaged (%s); it is scored again", path, error)
+            _set_aside(path)
+            return False
+        if made_from != task.fingerprint:
+            raise FingerprintError(f"{path}: made from other inputs (fingerprint {made_from}, this run needs "
+                                   f"{task.fingerprint}); remove the file and start again")
+        if not whole:
+            log.warning("%s is damaged (it has %d scores, not %d); it is scored again", path, len(found.values),
+                        task.pairs)
             _set_aside(path)
             return False
         self.shards[task.name] = Shard(path.name, len(found.query), path.stat().st_size, checksum)
@@ -335,8 +346,8 @@ Result = dict[str, Any]  # pairs, tokens, padded_tokens, seconds; shard: what wa
 class ScoreWorker:
     """Runs tasks with one loaded teacher at a time; the same under Ray and without it."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, threads: int):
-        self._recipe, self._folder, self._threads = recipe, folder, threads
+    def __init__(self, recipe: Recipe, folder: RunFolder, threads: int, identities: dict[str, str]):
+        self._recipe, self._folder, self._threads, self._identities = recipe, folder, threads, identities
         self._name: str | None = None
         self._teacher: Teacher | None = None
 
@@ -365,7 +376,7 @@ class ScoreWorker:
 
             cfg = self._recipe.teachers[name]
             record = self._folder.scores(name, "execution.json")
-            execution = frozen_execution(record, cfg, _device(), self._threads)
+            execution = frozen_execution(record, cfg, _device(), self._threads, self._identities[name])
             self._teacher = open_teacher(name, cfg, self._folder, execution)
             self._name = name
         assert self._teacher is not None

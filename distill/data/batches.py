@@ -42,17 +42,16 @@ class Batch:
 class TrainingData:
     """The label shards of a run, addressed by one running number per labelled query."""
 
-    def __init__(self, shards: list[Labels], fingerprint: str):
+    def __init__(self, shards: list[Labels]):
         self._shards = shards
         self._starts = np.cumsum([0] + [len(shard.query) for shard in shards])
-        self.fingerprint = fingerprint
 
     @classmethod
     def open(cls, folder: RunFolder) -> TrainingData:
         """Map the finished label shards; `StorageError` where labelling hasn't finished."""
         path = folder.labels()
         manifest = require_manifest(path, "label")
-        return cls([read_labels(path / shard.name) for shard in manifest.shards], manifest.fingerprint)
+        return cls([read_labels(path / shard.name) for shard in manifest.shards])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -75,11 +74,6 @@ class Sampler:
         self._data, self._negatives, self._seed = data, negatives, seed
         self._epoch, self._position = 0, 0
         self._order = self._shuffled()
-
-    @property
-    def epoch(self) -> float:
-        """Epochs done, as a fraction."""
-        return self._epoch + self._position / len(self._data)
 
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self._seed, "epoch": self._epoch, "position": self._position}

@@ -64,6 +64,21 @@ class SparseReps:
         return SparseReps(self.indptr[start:end + 1] - first, self.terms[first:last], self.values[first:last],
                           argmax, self.vocab_size)
 
+    def positions(self, texts: Tensor) -> Tensor:
+        """Where the entries of `texts` (int64 [n]), text by text, stand among all: int64 [nnz of these texts]."""
+        active = self.active[texts]
+        starts = F.pad(active.cumsum(0), (1, 0))[:-1]
+        count = int(active.sum())
+        shift = torch.repeat_interleave(self.indptr[:-1][texts] - starts, active, output_size=count)
+        return torch.arange(count, device=shift.device) + shift
+
+    def take(self, texts: Tensor) -> SparseReps:
+        """These texts (int64 [n]) in this order; gradient flows."""
+        at = self.positions(texts)
+        argmax = None if self.argmax is None else self.argmax[at]
+        return SparseReps(F.pad(self.active[texts].cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax,
+                          self.vocab_size)
+
     def top_k(self, k: int) -> SparseReps:
         """The k strongest terms of each text (as sentence-transformers' `max_active_dims`); gradient flows."""
         # sorted by text, and inside a text by descending value: the rank inside the text decides

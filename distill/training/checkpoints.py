@@ -17,6 +17,7 @@ import torch
 from distill.data.files import read_json, remove_leftovers, storage_errors, sync, write_atomic, write_json, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
+from distill.errors import TrainingError
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -31,7 +32,6 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, 
     """
     path = folder.checkpoint(step)
     temporary, replaced = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{kind}") for kind in ("tmp", "old"))
-    remove_leftovers(folder.checkpoints, ".*")
     with storage_errors(path):
         temporary.mkdir(parents=True)
         try:
@@ -46,7 +46,10 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, 
             shutil.rmtree(replaced, ignore_errors=True)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    for old in _finished(folder)[:-keep_last]:
+    remove_leftovers(folder.checkpoints, ".*")
+    finished = _finished(folder)
+    here = finished.index(path)  # those after it were damaged, and passed over
+    for old in (*finished[:here + 1][:-keep_last], *finished[here + 1:]):
         shutil.rmtree(old)
     named = {read_json(kept / MARKER)["best"] for kept in _finished(folder)}
     for parameters in folder.checkpoints.glob("best-*.pt"):
@@ -71,10 +74,13 @@ def _best_file(folder: RunFolder, step: int) -> Path:
 def latest(folder: RunFolder, fields: dict[str, Any]) -> dict[str, Any] | None:
     """The newest checkpoint's state; None where there is none. A damaged one is passed over, with a warning.
 
-    Raises `FingerprintError` where it belongs to another recipe.
+    Raises `FingerprintError` where it belongs to another recipe, `TrainingError` for another version's.
     """
     for path in reversed(_finished(folder)):
         marker = read_json(path / MARKER)
+        if marker["format"] != FORMAT:
+            raise TrainingError(f"{path}: written in format {marker['format']}, this version reads format {FORMAT}; "
+                                "finish the run with the version that began it, or remove the folder")
         check_same(folder.checkpoints, marker["fields"], fields)
         if xxh128_file(path / STATE) == marker["xxh128"]:
             return torch.load(path / STATE, map_location="cpu", weights_only=True)
@@ -83,7 +89,9 @@ def latest(folder: RunFolder, fields: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _finished(folder: RunFolder) -> list[Path]:
-    """Committed checkpoints, oldest first."""
-    if not folder.checkpoints.is_dir():
-        return []
-    return sorted(path for path in folder.checkpoints.glob("step-*") if (path / MARKER).exists())
+    """Committed checkpoints, oldest first; one that was being replaced by another of its step counts until it is."""
+    found = {path.name: path for path in folder.checkpoints.glob("step-*") if (path / MARKER).exists()}
+    for old in folder.checkpoints.glob(".step-*.old"):
+        if (old / MARKER).exists():
+            found.setdefault(old.name.split(".")[1], old)
+    return [path for _, path in sorted(found.items())]

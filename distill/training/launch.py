@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import signal
@@ -32,7 +33,7 @@ def placed() -> bool:
         environment.setdefault("MASTER_PORT", str(20_000 + int(environment["SLURM_JOB_ID"]) % 20_000))
         environment.update(RANK=environment["SLURM_PROCID"], LOCAL_RANK=environment["SLURM_LOCALID"],
                            WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"])
-    return int(environment.get("WORLD_SIZE", "1")) > 1
+    return "RANK" in environment and "MASTER_ADDR" in environment
 
 
 def first_host(nodelist: str) -> str:
@@ -64,8 +65,8 @@ def start(recipe: config.Recipe, folder: RunFolder, processes: int) -> dict[str,
         recipe_file.write_text(dump_recipe(recipe), encoding="utf-8")
         outcomes = [Path(temporary) / f"rank-{rank}.json" for rank in range(processes)]
         workers = [_worker(recipe_file, folder, outcome, rank, environment) for rank, outcome in enumerate(outcomes)]
-        _wait(workers)
-        return _outcome(workers, outcomes, folder)
+        first = _wait(workers)
+        return _outcome(workers, outcomes, folder, first)
 
 
 def _worker(recipe_file: Path, folder: RunFolder, outcome: Path, rank: int, environment: dict[str, str]
@@ -77,17 +78,21 @@ def _worker(recipe_file: Path, folder: RunFolder, outcome: Path, rank: int, envi
                                 env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
 
 
-def _wait(workers: list[subprocess.Popen]) -> None:
-    """Until all have ended. Once one has failed, the others get some time, then are ended."""
+def _wait(workers: list[subprocess.Popen]) -> int | None:
+    """Until all have ended; which one failed first. Once one has, the others get some time, then are ended."""
     before = {number: signal.signal(number, lambda number, _: [worker.send_signal(number) for worker in workers])
               for number in SIGNALS} if threading.current_thread() is threading.main_thread() else {}
-    deadline = None
+    deadline, first = math.inf, None
     try:
-        while any(worker.poll() is None for worker in workers):
-            if deadline is None and any(worker.poll() for worker in workers):
+        while True:
+            running = any(worker.poll() is None for worker in workers)
+            failed = [rank for rank, worker in enumerate(workers) if worker.returncode]
+            if first is None and failed:
+                # of several that are seen together, one that was killed made the others fail
+                first = min(failed, key=lambda rank: workers[rank].returncode > 0)
                 deadline = time.monotonic() + GRACE_SECONDS
-            if deadline is not None and time.monotonic() > deadline:
-                break
+            if not running or time.monotonic() > deadline:
+                return first
             time.sleep(0.1)
     finally:
         for worker in workers:  # also after Ctrl-C in this process
@@ -98,19 +103,19 @@ def _wait(workers: list[subprocess.Popen]) -> None:
             signal.signal(number, handler)
 
 
-def _outcome(workers: list[subprocess.Popen], outcomes: list[Path], folder: RunFolder) -> dict[str, Any]:
+def _outcome(workers: list[subprocess.Popen], outcomes: list[Path], folder: RunFolder, first: int | None
+             ) -> dict[str, Any]:
     told = {rank: json.loads(path.read_text(encoding="utf-8")) for rank, path in enumerate(outcomes) if path.exists()}
     failures = [(rank, outcome) for rank, outcome in told.items() if "error" in outcome]
     for _, outcome in failures:
         raise getattr(errors, outcome["error"])(outcome["message"])
-    for rank, worker in enumerate(workers):
-        if -worker.returncode in SIGNALS:  # before it could handle them
-            mark(folder, step=0)
-            raise errors.Preempted("asked to stop before training began; start it again")
-        if worker.returncode != 0:
-            where = "above" if rank == 0 else f"in {_log_file(folder, rank)}"
-            raise errors.TrainingError(f"training process {rank} ended with status {worker.returncode}; its output is "
-                                       f"{where}")
+    if any(-worker.returncode in SIGNALS for worker in workers):  # before they could handle them
+        mark(folder, step=0)
+        raise errors.Preempted("asked to stop before training began; start it again")
+    if first is not None:
+        where = "above" if first == 0 else f"in {_log_file(folder, first)}"
+        raise errors.TrainingError(f"training process {first} ended with status {workers[first].returncode}; its "
+                                   f"output is {where}")
     return told[0]["summary"]
 
 

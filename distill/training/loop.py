@@ -68,10 +68,10 @@ def train_process(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         try:
             with stop.at_once():
                 prepare(recipe, folder)
+                world = join()
         except Preempted:
             preemption.mark(folder, step=0)
             raise
-        world = join()
         _refuse_fewer_queries(recipe, world.size)
         with _alone(folder, world):
             if world.rank == 0:
@@ -122,10 +122,12 @@ class Standing:
 
     chunk_tokens: int
     precision: str
+    device: str  # its kind
     graph_bytes: float = 0.0  # that a kept graph is reckoned to hold per padded token
     step: int = 0
     bad_steps: int = 0
     seconds: float = 0.0
+    evaluated: int = 0  # the last step after which the development set was evaluated
     best_step: int | None = None
     best_score: float = -math.inf  # on the development set
     loss_scale: dict[str, Any] | None = None  # fp16
@@ -159,14 +161,25 @@ class Run:
         self.flops_per_token = measure.flops_per_token(self.student)
         self.texts = open_tokens(self.student, folder)
         saved = checkpoints.latest(folder, self.fields)
-        self.standing = Standing(**saved["standing"]) if saved else Standing(
-            self.cfg.chunk_tokens, world.from_first(resolve_precision(self.cfg.precision, world.device)))
+        self.standing = self._standing(saved)
         self.engine = self._engine(saved)
         self.peak_flops = measure.peak_flops(world.device, HALF.get(self.standing.precision, torch.float32))
         self.note, self.alarmed = "", set()
         self.log = metrics.TrainLog(folder.train_log, self.standing.step, enabled=world.rank == 0)
 
     # ------------------------------------------------------------------------------------------------- opening
+
+    def _standing(self, saved: dict[str, Any] | None) -> Standing:
+        """Where the run goes on. The recipe's chunks count where they are smaller, and its precision where it names
+        one; an automatic one stays what it was, on the same kind of device."""
+        precision = self.world.from_first(resolve_precision(self.cfg.precision, self.world.device))
+        if saved is None:
+            return Standing(self.cfg.chunk_tokens, precision, self.world.device.type)
+        standing = Standing(**saved["standing"])
+        standing.chunk_tokens = min(standing.chunk_tokens, self.cfg.chunk_tokens)
+        if self.cfg.precision != "auto" or standing.device != self.world.device.type:
+            standing.precision, standing.device = precision, self.world.device.type
+        return standing
 
     def _engine(self, saved: dict[str, Any] | None) -> Engine:
         standing = self.standing
@@ -178,7 +191,7 @@ class Run:
         if saved:
             engine.load_optimizer_state(saved["optimizer"], saved["updates"])
             self.sampler.load_state_dict(saved["sampler"])
-            if len(saved["rng"]) == self.world.size:
+            if len(saved["rng"]) == self.world.size and saved["standing"]["device"] == standing.device:
                 set_rng_state(saved["rng"][self.world.rank], self.world.device)
             if engine.loss_scale is not None and standing.loss_scale is not None:
                 engine.loss_scale = LossScale(**standing.loss_scale)
@@ -203,7 +216,11 @@ class Run:
         standing = self.standing
         with progress("train", self.total_steps, "steps") if self.world.rank == 0 else nullcontext(_silent) as advance:
             advance(standing.step)
-            while standing.step < self.total_steps:
+            while True:
+                if self._evaluation_due():
+                    self._evaluate()
+                if standing.step >= self.total_steps:
+                    break
                 before = self.sampler.state_dict(), rng_state(self.world.device)
                 flag = 0
                 try:
@@ -214,12 +231,16 @@ class Run:
                 if flag:  # here, where the abandoned step's tensors are freed
                     self._leave(flag, *before)
                 advance(1, self.note)
-                if self.cfg.evaluate_every and (standing.step % self.cfg.evaluate_every == 0
-                                                or standing.step == self.total_steps):
-                    self._evaluate()
-                if standing.step % self.cfg.checkpoints.every == 0 and standing.step < self.total_steps:
+                # an evaluation may outlast the time that a signal leaves: what was learnt is saved before it
+                if self._evaluation_due() or (standing.step % self.cfg.checkpoints.every == 0
+                                              and standing.step < self.total_steps):
                     self._save(self.sampler.state_dict(), rng_state(self.world.device))
         return self._save_model()
+
+    def _evaluation_due(self) -> bool:
+        step, every = self.standing.step, self.cfg.evaluate_every
+        return every is not None and self.standing.evaluated < step and (
+            step % every == 0 or step == self.total_steps)
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -237,7 +258,7 @@ class Run:
                 raise
             if self.world.size > 1:  # the others wait for this rank in a collective, and cannot be told
                 raise TrainingError("out of memory in the losses over the whole batch; start again with a smaller "
-                                    "train.batch_size or train.activation_budget, or more processes") from error
+                                    "train.activation_budget or on more processes") from error
             raise _Abandoned(OUT_OF_MEMORY) from error
         warmup = math.ceil(cfg.warmup_ratio * self.total_steps)
         update = self.engine.step(lr_factor(cfg.schedule, number, self.total_steps, warmup)) if step.finite else None
@@ -276,8 +297,8 @@ class Run:
         if flag == OUT_OF_MEMORY:
             halved = standing.chunk_tokens // 2
             if halved < SMALLEST_CHUNK:
-                raise TrainingError(f"out of memory with chunks of {standing.chunk_tokens} tokens; use a smaller "
-                                    "model or train.batch_size")
+                raise TrainingError(f"out of memory with chunks of {standing.chunk_tokens} tokens; start again on more "
+                                    "processes, or in another run_dir with a smaller model or train.batch_size")
             log.warning("out of memory: train.chunk_tokens goes from %d to %d for this run", standing.chunk_tokens,
                         halved)
             self.log.write(step=standing.step, event="out of memory", chunk_tokens=halved)
@@ -347,6 +368,7 @@ class Run:
             if score > standing.best_score:
                 checkpoints.save_best(self.folder, standing.step, parameters)
         score = self.world.from_first(score)
+        standing.evaluated = standing.step
         if score > standing.best_score:
             standing.best_step, standing.best_score = standing.step, score
 

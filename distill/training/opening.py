@@ -43,7 +43,10 @@ def prepare(recipe: Recipe, folder: RunFolder) -> None:
 
     Raises `FingerprintError` where the folder holds the beginnings of another recipe's training.
     """
-    claim(folder.model, training_fields(recipe, folder))
+    fields = training_fields(recipe, folder)
+    if (done := read_manifest(folder.model)) is not None:
+        check_same(folder.model, done.fields, fields)
+    claim(folder.model, fields)
     with locked(folder.start):
         _make_start(recipe, folder)
     student = open_student(recipe, folder)

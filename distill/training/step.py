@@ -105,6 +105,7 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
             reps = engine.encode(*inputs)
             encoded.append(Encoded(planned, inputs, rng, reps.detach(), reps.values if planned.keep else None))
             del reps
+        engine.chunk_done()
         between_chunks(memory.ran_out)
 
     # 2. objective, and its gradient with respect to the values
@@ -140,6 +141,7 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
                 engine.backward(sum((encoded[i].values * (gradients[i] * share)).sum() for i in kept))
             for i in kept:
                 gradients[i] = encoded[i] = None  # type: ignore[call-overload]
+            engine.chunk_done()
             between_chunks(memory.ran_out)
         for i, piece in enumerate(encoded):
             if piece is None:
@@ -149,6 +151,7 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
                 engine.backward(engine.encode(*piece.inputs, (piece.reps, gradients[i] * share)))
             gradients[i] = encoded[i] = None  # type: ignore[call-overload]
             del piece
+            engine.chunk_done()
             between_chunks(memory.ran_out)
     set_rng_state(after, device)
     return step
@@ -178,9 +181,5 @@ def _entries_in_text_order(pieces: list[Encoded]) -> tuple[Tensor, SparseReps]:
     joined = SparseReps.cat([piece.reps for piece in pieces])
     rows = torch.from_numpy(np.concatenate([piece.plan.chunk.rows for piece in pieces])).to(joined.indptr.device)
     back = torch.argsort(rows)  # [n]: text -> its place in the chunks' order
-    active = joined.active[back]
-    indptr = torch.nn.functional.pad(active.cumsum(0), (1, 0))
-    shift = torch.repeat_interleave(joined.indptr[:-1][back] - indptr[:-1], active, output_size=joined.terms.numel())
-    order = torch.arange(joined.terms.numel(), device=shift.device) + shift
-    argmax = None  # the objective has no use for positions
-    return order, SparseReps(indptr, joined.terms[order], joined.values[order], argmax, joined.vocab_size)
+    # the objective has no use for positions of tokens
+    return joined.positions(back), replace(joined.take(back), argmax=None)

@@ -65,8 +65,9 @@ def join() -> World:
     """Join the process group that the environment describes (see `launch.place`), or make one of this process alone."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     cuda = torch.cuda.is_available()
-    local = int(os.environ["LOCAL_RANK"])
-    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    # a launcher may show each process its own GPU alone
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()) if cuda \
+        else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():

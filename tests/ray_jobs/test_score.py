@@ -16,6 +16,7 @@ from small_job import recipe_for, score_bytes, write_job
 
 from distill.data.candidates import iterate_candidates
 from distill.data.files import read_json
+from distill.data.fingerprint import fingerprint
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest, verify
 from distill.data.scores import read_scores
@@ -24,6 +25,7 @@ from distill.recipe_file import dump_recipe
 from ray_jobs.joblog import JobLog
 from ray_jobs.score import score, score_local
 from teachers.base import Pairs, open_teacher
+from teachers.identity import identity
 
 HERE = Path(__file__).parent
 
@@ -78,7 +80,8 @@ def test_shards_hold_the_teachers_scores_and_the_record_they_were_made_under(tmp
         again = teacher.score(Pairs(candidates.pair_queries, candidates.passages, "train"))
         assert scores.values.tolist() == pytest.approx(again.tolist(), abs=1e-5)
     record = read_json(folder.scores("ranker", "execution.json"))
-    assert record == {"device": "cpu", "precision": "float32", "threads": 1, "batch_tokens": 4096}
+    teacher = fingerprint(identity("ranker", recipe.teachers["ranker"], folder))
+    assert record == {"teacher": teacher, "device": "cpu", "precision": "float32", "threads": 1, "batch_tokens": 4096}
 
 
 def test_a_killed_worker_costs_its_shard_and_nothing_else(cluster, tmp_path):
@@ -157,6 +160,24 @@ def test_a_damaged_shard_is_set_aside_and_scored_again(tmp_path, damage, finishe
     assert score_local(recipe, folder)["shards"] == 1
     assert score_bytes(folder) == whole
     assert path.with_name("part-00001.arrow.damaged").exists()
+
+
+def test_a_shard_damaged_after_its_task_ended_is_not_taken_into_the_manifest(tmp_path):
+    """Of a job array: the last task looks at the others' checksums in their logs."""
+    folder = write_job(tmp_path / "run", queries=6)
+    recipe = recipe_for(folder, steady(tmp_path))
+    score_local(recipe, folder)
+    whole, home = score_bytes(folder), folder.scores("steady", "train")
+    (home / "manifest.json").unlink()
+    path = home / "part-00001.arrow"
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    names = [shard.name for shard in read_manifest(folder.candidates("train")).shards]
+    score_local(recipe, folder, part=((names.index(path.name) + 1) % 3, 3))  # the share of another task
+    assert not (home / "manifest.json").exists() and path.with_name("part-00001.arrow.damaged").exists()
+    score_local(recipe, folder)
+    assert score_bytes(folder) == whole
 
 
 def test_nan_is_refused_with_the_pair_and_nothing_is_committed_for_it(cluster, tmp_path):

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from make_recipe import make_recipe
@@ -24,7 +25,7 @@ from distill.data.manifest import read_manifest
 from distill.errors import FingerprintError, Preempted, RecipeError, TrainingError
 from distill.recipe_file import dump_recipe
 from distill.student.checkpoint import load_checkpoint
-from distill.training import loop, opening
+from distill.training import launch, loop, opening
 from distill.training.checkpoints import latest, load_best, save, save_best
 from distill.training.engine import Engine
 from distill.training.loop import train
@@ -284,6 +285,58 @@ def test_a_best_model_of_a_lost_attempt_is_not_taken(tmp_path):
         assert load_best(folder, 2) == parameters[2]
         save(folder, step, {}, {}, keep_last=2, best=6)
     assert [path.name for path in folder.checkpoints.glob("best-*")] == ["best-00000006.pt"]
+
+
+def test_damaged_checkpoints_make_way_and_one_being_replaced_counts(tmp_path):
+    folder = RunFolder(tmp_path)
+    for step in (4, 6, 8):
+        save(folder, step, {"step": step}, {}, keep_last=3)
+    for step in (6, 8):
+        (folder.checkpoint(step) / "state.pt").write_bytes(b"damaged")
+    assert latest(folder, {}) == {"step": 4}
+    save(folder, 5, {"step": 5}, {}, keep_last=1)
+    assert [path.name for path in folder.checkpoints.glob("step-*")] == ["step-00000005"]
+    folder.checkpoint(5).rename(folder.checkpoints / ".step-00000005.abc.old")  # killed while it was saved again
+    assert latest(folder, {}) == {"step": 5}
+
+
+def test_smaller_chunks_and_a_precision_in_the_recipe_count_when_a_run_goes_on(tiny_mlm, run_folder, monkeypatch):
+    def stopped(self, *_):
+        raise KeyboardInterrupt
+
+    changes = {"steps": 4, "checkpoints": {"every": 2}, "evaluate_every": 2}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(loop.Run, "_evaluate", stopped)  # after step 2, which is saved
+        run(make_recipe(tiny_mlm, run_folder, **changes, chunk_tokens=240))
+    recipe = make_recipe(tiny_mlm, run_folder, **changes, chunk_tokens=60, precision="bf16")
+    run(recipe)
+    counts = read_manifest(RunFolder(recipe.folder).model).counts
+    assert counts["precision"] == "bf16"
+    chunks = [line["chunks"] for line in steps(recipe)]
+    assert min(chunks[2:]) > max(chunks[:2])
+    log = map(json.loads, RunFolder(recipe.folder).train_log.read_text().splitlines())
+    assert [line["step"] for line in log if line.get("event") == "evaluation"] == [2, 4]
+
+
+def test_a_finished_model_of_another_recipe_is_not_trained_over(tiny_mlm, run_folder):
+    before = run(make_recipe(tiny_mlm, run_folder, steps=2))
+    other = make_recipe(tiny_mlm, run_folder, steps=3)
+    with pytest.raises(FingerprintError, match=r"train\.steps"):
+        run(other)
+    assert_equal(weights(other), before)
+
+
+def test_the_process_that_failed_first_is_named(tiny_mlm, run_folder, monkeypatch):
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 1)
+    recipe = make_recipe(tiny_mlm, run_folder, steps=2000, processes=2)
+
+    def kill_rank_1():
+        for process in psutil.Process().children():
+            if process.environ().get("RANK") == "1":
+                process.kill()
+
+    with once_logged(recipe, 1, kill_rank_1), pytest.raises(TrainingError, match=r"process 1 .*train-rank-1\.log"):
+        run(recipe)
 
 
 def test_a_batch_smaller_than_the_processes_is_refused(tiny_mlm, run_folder):
