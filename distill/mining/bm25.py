@@ -2,7 +2,8 @@
 
 Words come from bm25s's tokenizer with PyStemmer's stemmer. The weights are kept as one sparse matrix (passages ×
 stems), computed here because training variants of passages, which are not in the index, must be scored with the
-collection's statistics (Kamphuis et al., ECIR 2020, "Lucene (accurate)").
+collection's statistics (Kamphuis et al., ECIR 2020, "Lucene (accurate)"). A saved index is mapped into memory, so that
+many processes share one.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import Stemmer
 from bm25s.tokenization import Tokenizer
 from scipy import sparse
 
+from distill.data.files import read_json, write_atomic, write_json, xxh128_file
 from distill.data.texts import TextStore
+from distill.errors import StorageError
 from distill.mining.search import search_inverted
 from distill.progress import progress
 
@@ -85,7 +90,7 @@ class Bm25Index:
 
 def build_index(store: TextStore, k1: float = 1.5, b: float = 0.75) -> Bm25Index:
     """Index the passages that can be searched, rows [0, collection_size) of `store`."""
-    tokenizer = Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))
+    tokenizer = _tokenizer()
     parts = []
     with progress("BM25 index", store.collection_size, "passages") as advance:
         for texts in store.text_batches(stop=store.collection_size):
@@ -101,6 +106,48 @@ def build_index(store: TextStore, k1: float = 1.5, b: float = 0.75) -> Bm25Index
     mean_length = float(counts.sum()) / max(n, 1)
     weights = _weigh(counts, idf, mean_length, k1, b)
     return Bm25Index(store, tokenizer, weights, idf, mean_length, k1, b)
+
+
+def save_index(index: Bm25Index, folder: Path) -> None:
+    """Write an index into `folder` for `open_index`; one that is there is replaced."""
+    (folder / "index.json").unlink(missing_ok=True)  # written last: without it the arrays are nothing
+    arrays = {"data": index.weights.data, "indices": index.weights.indices, "indptr": index.weights.indptr,
+              "idf": index.idf}
+    for name, array in arrays.items():
+        with write_atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, array)
+    write_json(folder / "index.json", {
+        "made_of": _made_of(index.store, index.k1, index.b), "mean_length": index.mean_length,
+        "checksums": {name: xxh128_file(folder / f"{name}.npy") for name in arrays},
+        "stems": list(index.tokenizer.stem_to_sid)})
+
+
+def open_index(store: TextStore, folder: Path, k1: float = 1.5, b: float = 0.75, verify: bool = False
+               ) -> Bm25Index | None:
+    """The index of `store` that was saved in `folder`, its arrays in the mapped files: equal to a built one.
+
+    None where there is none, or one of other texts or parameters; with `verify`, also where a file is damaged.
+    """
+    try:
+        saved = read_json(folder / "index.json")
+        if saved["made_of"] != _made_of(store, k1, b) or (verify and any(
+                xxh128_file(folder / f"{name}.npy") != checksum for name, checksum in saved["checksums"].items())):
+            return None
+    except (FileNotFoundError, StorageError):
+        return None
+    data, indices, indptr, idf = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in saved["checksums"])
+    tokenizer = _tokenizer()
+    tokenizer.stem_to_sid = {stem: number for number, stem in enumerate(saved["stems"])}
+    weights = sparse.csr_matrix((data, indices, indptr), shape=(store.collection_size, len(idf)))
+    return Bm25Index(store, tokenizer, weights, idf, saved["mean_length"], k1, b)
+
+
+def _tokenizer() -> Tokenizer:
+    return Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))
+
+
+def _made_of(store: TextStore, k1: float, b: float) -> dict[str, Any]:
+    return {"texts": store.fingerprint, "passages": store.collection_size, "k1": k1, "b": b}
 
 
 def _count(texts: Iterable[list[int]], vocabulary: int | None) -> sparse.csr_matrix:

@@ -11,7 +11,7 @@ import pytest
 import Stemmer
 from small_run import PASSAGES, VARIANTS, write_passages
 
-from distill.mining.bm25 import build_index
+from distill.mining.bm25 import build_index, open_index, save_index
 
 CRANFIELD = Path(__file__).resolve().parents[3] / "shared" / "data" / "cranfield"
 
@@ -87,3 +87,20 @@ def test_cranfield_gives_the_published_figures(tmp_path):
     found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.R @ 100], qrels, run)
     assert found[ir_measures.nDCG @ 10] == pytest.approx(0.430, abs=0.005)
     assert found[ir_measures.R @ 100] == pytest.approx(0.753, abs=0.005)
+
+
+def test_a_saved_index_is_the_built_one_and_one_of_other_texts_or_damaged_is_none(store, tmp_path):
+    built, home = build_index(store), tmp_path / "index"
+    assert open_index(store, home) is None
+    save_index(built, home)
+    opened = open_index(store, home, verify=True)
+    queries, rows = ["cat on the mats", "winds", "unheard of"], [np.arange(len(store))] * 3
+    for one, other in zip(built.score_pairs(queries, rows), opened.score_pairs(queries, rows), strict=True):
+        assert one.tobytes() == other.tobytes()
+    assert not opened.weights.data.flags.owndata  # mapped
+    assert open_index(store, home, k1=1.2) is None
+    assert open_index(write_passages(tmp_path / "others.arrow", ["one passage"]), home) is None
+    content = bytearray((home / "data.npy").read_bytes())
+    content[-1] ^= 1
+    (home / "data.npy").write_bytes(content)
+    assert open_index(store, home, verify=True) is None
