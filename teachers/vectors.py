@@ -220,7 +220,7 @@ def _open_chunk(path: Path) -> RowReader:
         batch = only_batch(reader)
         batch.validate()  # or a flipped length could be read beyond the end of the file
         intact = reader.metadata["checksum"] == _checksum(batch)
-    except (AssertionError, AttributeError, KeyError, ValueError) as error:  # ValueError: Arrow's, and of text
+    except (AssertionError, AttributeError, KeyError, ValueError, pa.ArrowException) as error:
         raise StorageError(f"{path}: damaged: {error}") from None
     if not intact:
         raise StorageError(f"{path}: damaged, its checksum is not the one written with it")
