@@ -1,6 +1,7 @@
 """The execution record: what makes a shard's bytes repeat, and nothing of what they mean.
 
-Resolved once, at a job's first launch, and frozen beside the scores. `auto` precision is bfloat16 on a GPU that
+Resolved once, at a job's first launch, and frozen beside the scores for as long as the teacher stays what it is; the
+recipe's own `dtype` and `batch_tokens` go before it. `auto` precision is bfloat16 on a GPU that
 multiplies it natively; on an older one with tensor cores float16, but float32 for language models, whose activations
 pass float16's range; on a CPU bfloat16 where it is native and a short measurement shows that it is faster.
 """
@@ -8,7 +9,6 @@ pass float16's range; on a CPU bfloat16 where it is native and a short measureme
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import time
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from distill import config
-from distill.data.files import commit_exclusive, read_json, temporary_beside
+from distill.data.files import locked, read_json, write_json
 from distill.errors import TeacherError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,8 +58,9 @@ def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: i
     return Execution(device, precision, threads or torch.get_num_threads(), tokens)
 
 
-def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, threads: int) -> Execution:
-    """The record in `path`; resolved and written there by the first worker of the first launch.
+def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, threads: int, identity: str) -> Execution:
+    """The record in `path`, with what the recipe now says itself; resolved and written there by the first worker of
+    the first launch, anew for a teacher of another `identity` (a fingerprint).
 
     On another kind of device than the record's, one for this device is returned: shards carry the record they were
     made under, and equal bytes are no longer promised. Raises `TeacherError` for a GPU that torch cannot use.
@@ -68,13 +69,17 @@ def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, thread
     if device == "cuda" and not torch.cuda.is_available():
         raise TeacherError(f"a worker on {socket.gethostname()} was given a GPU, but torch finds none there: install a "
                            "torch built for CUDA (and its driver), or set score.gpus to 0")
-    if not path.exists():
-        with temporary_beside(path) as temporary:
-            record = resolve_execution(cfg, device, threads).record()
-            temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-            commit_exclusive(temporary, path)
-    frozen = Execution(**read_json(path))
-    return frozen if frozen.device == device else resolve_execution(cfg, device, threads)
+    with locked(path):
+        record = read_json(path) if path.exists() else {}
+        if record.get("teacher") != identity:
+            record = {"teacher": identity, **resolve_execution(cfg, device, threads).record()}
+            write_json(path, record)
+    del record["teacher"]
+    frozen = Execution(**record)
+    if frozen.device != device:
+        return resolve_execution(cfg, device, threads)
+    return replace(frozen, precision=frozen.precision if cfg.dtype == "auto" else cfg.dtype,
+                   batch_tokens=cfg.batch_tokens or frozen.batch_tokens)
 
 
 def fastest_precision(device: str) -> str:
