@@ -23,7 +23,7 @@ from distill.errors import RecipeError, TrainingError
 from distill.student import dropout
 from distill.student.head import SparseReps
 from distill.student.model import SpladeStudent
-from distill.training.allocator import Heap
+from distill.training.allocator import keep_freed_memory
 from distill.training.world import World
 from teachers.execution import fastest_precision
 
@@ -150,6 +150,7 @@ class Engine:
         if train.activation_checkpointing:
             student.mlm.gradient_checkpointing_enable({"use_reentrant": False})
         if world.device.type == "cpu":
+            keep_freed_memory()
             dropout.use_kernel(student.mlm)
         offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
         optimizer = _optimizer(train, parameter_groups(student, train), offload)
@@ -159,7 +160,6 @@ class Engine:
         except (ValueError, AssertionError) as error:  # pydantic's and DeepSpeed's own checks of its configuration
             raise RecipeError(f"train.deepspeed: DeepSpeed refuses the configuration: {error}") from error
         self._ds.train()
-        self._heap = Heap() if world.device.type == "cpu" else None
 
     # ---------------------------------------------------------------------------------- forward, backward, update
 
@@ -186,11 +186,6 @@ class Engine:
             yield
             self._ds.set_gradient_accumulation_boundary(True)
             self._ds.allreduce_gradients()
-
-    def chunk_done(self) -> None:
-        """Between chunks, when what the last one took is free again."""
-        if self._heap is not None:
-            self._heap.chunk_done()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar. The engine averages over processes, so each passes `size` times its share."""

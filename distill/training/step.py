@@ -105,7 +105,6 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
             reps = engine.encode(*inputs)
             encoded.append(Encoded(planned, inputs, rng, reps.detach(), reps.values if planned.keep else None))
             del reps
-        engine.chunk_done()
         between_chunks(memory.ran_out)
 
     # 2. objective, and its gradient with respect to the values
@@ -141,7 +140,6 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
                 engine.backward(sum((encoded[i].values * (gradients[i] * share)).sum() for i in kept))
             for i in kept:
                 gradients[i] = encoded[i] = None  # type: ignore[call-overload]
-            engine.chunk_done()
             between_chunks(memory.ran_out)
         for i, piece in enumerate(encoded):
             if piece is None:
@@ -151,7 +149,6 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
                 engine.backward(engine.encode(*piece.inputs, (piece.reps, gradients[i] * share)))
             gradients[i] = encoded[i] = None  # type: ignore[call-overload]
             del piece
-            engine.chunk_done()
             between_chunks(memory.ran_out)
     set_rng_state(after, device)
     return step
