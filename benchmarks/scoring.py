@@ -66,13 +66,13 @@ def make_run(root: Path) -> Recipe:
     load_backbone("ranker", tuned, "cpu").save(str(root / "ranker"))
     recipe = parse_recipe({
         "name": "scoring", "run_dir": str(root / "run"), "student": {"model": BACKBONE},
-        "data": {"source": {"kind": "python-docs"}}, "mine": {"shard_queries": 50, "miners": {
+        "data": {"source": {"kind": "python-docs"}}, "mine": {"shard_queries": 10, "rerank_depth": 16, "miners": {
             "bm25": {"kind": "bm25", "top": 8, "sample": 8}}},
         "teachers": {"ranker": {"kind": "cross-encoder", "model": str(root / "ranker"), "max_length": MAX_LENGTH}}})
     folder = RunFolder(recipe.folder)
     import_data(recipe, folder)
     mine(recipe, folder)
-    prepare("ranker", recipe.teachers["ranker"], folder, ["train"])
+    prepare("ranker", recipe.teachers["ranker"], folder, ["train", "dev"])
     return recipe
 
 
@@ -154,7 +154,7 @@ def two_actors(recipe: Recipe, folder: RunFolder) -> None:
         for name in ("data", "candidates"):
             (root / name).symlink_to(folder.root / name)
         score(recipe.model_copy(update={"run_dir": root, "score": recipe.score.model_copy(update={
-            "actors": actors, "rerank": False})}), there)
+            "actors": actors})}), there, splits=["dev"])
         done = [event for event in JobLog(there).events() if event["event"] == "done"]
         seconds = done[-1]["elapsed"] - done[actors - 1]["elapsed"]
         rates[actors] = sum(event["pairs"] for event in done[actors:]) / seconds
