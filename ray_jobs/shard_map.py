@@ -97,7 +97,7 @@ class _Map:
         self._tries: Counter[str] = Counter()
         self._deaths_in_a_row = 0  # without any task finished in between
         self._next_look = self._silent_since = time.monotonic()
-        self._target = 0
+        self._target = self._largest = 0  # actors wanted now, and at most since a task was last finished
 
     def resize(self) -> None:
         """Create actors up to what the cluster holds now: nodes may have joined, actors may have died."""
@@ -105,6 +105,7 @@ class _Map:
         if now >= self._next_look:
             self._next_look = now + _RESIZE_SECONDS
             self._target = min(self._wanted(), self.left)
+            self._largest = max(self._largest, self._target)
         for _ in range(self._target - len(self.actors)):
             handle = self._create()
             self.actors.append(_Actor(handle, handle.ready.remote()))
@@ -152,7 +153,7 @@ class _Map:
                 actor.ready = None
                 continue
             actor.tasks = deque(pair for pair in actor.tasks if pair[0] != ref)
-            self._deaths_in_a_row = 0
+            self._deaths_in_a_row, self._largest = 0, self._target
             self.left -= 1
             yield task, result
 
@@ -163,7 +164,7 @@ class _Map:
         self._died(lost)
         self._deaths_in_a_row += 1
         log.warning("a worker died%s; its work is handed out again", f" in {lost[0].name}" if lost else "")
-        if self._deaths_in_a_row > 3 * max(1, self._target):
+        if self._deaths_in_a_row > 3 * max(1, self._largest):  # a cluster may be losing its nodes one by one
             raise JobFailed(f"{self._deaths_in_a_row} workers died one after the other without finishing anything; "
                             f"the last: {error}")
         if lost:
