@@ -61,8 +61,10 @@ def chaos(root: Path, shards: int, kills: int, drivers: int, seed: int) -> tuple
                 damage.drivers += 1
                 driver = start()
             else:
-                wait_for(lambda: workers(), driver)
-                damage.workers += _kill_one(rng)
+                before = damage.workers
+                while damage.workers == before:  # those in sight may be going with a driver that was killed
+                    wait_for(lambda: workers(), driver)
+                    damage.workers += _kill_one(rng)
             damage.log.append(f"{victim} after {committed(folder)} shards")
         assert driver.wait(timeout=PATIENCE) == 0
     finally:
