@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.data.files import storage_errors
+from distill.data.files import read_json_lines, storage_errors
 from distill.data.layout import RunFolder
 
 Event = dict[str, Any]  # "event", "time" (wall clock), "elapsed" (seconds since the launch), and the event's own
@@ -72,12 +72,7 @@ class Launch:
 
     def events(self) -> Iterator[Event]:
         """In the order they happened; a line cut short by a crash is passed over."""
-        with open(self.path, encoding="utf-8") as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+        yield from read_json_lines(self.path)
 
     def alive(self) -> bool | None:
         """Whether its driver still runs, on whatever machine; None where the file system has no locks."""

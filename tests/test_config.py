@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import resolve_model
+from distill.config import Miner, resolve_model
 from distill.errors import RecipeError
 from distill.recipe_file import dump_recipe, load_recipe, parse_recipe
 
@@ -74,6 +74,13 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path):
         load_recipe(tmp_path / "absent.yaml")
     with pytest.raises(RecipeError, match="distill init"):
         load_recipe(tmp_path)
+
+
+def test_a_miner_that_would_sample_from_no_rank_is_refused():
+    fields = {"kind": "bm25", "top": 3, "skip": 2, "sample": 1}
+    assert Miner(**fields, depth=6).sample == 1
+    with pytest.raises(ValueError, match="ranks 6 to `depth`, which is 5"):
+        Miner(**fields, depth=5)
 
 
 def test_package_models_resolve_to_their_folder():

@@ -7,8 +7,10 @@ and by parameter name, so that another number of processes or another ZeRO stage
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,28 @@ from distill.data.files import read_json, remove_leftovers, storage_errors, sync
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
 from distill.errors import TrainingError
+from distill.student.model import SpladeStudent
 
 log = logging.getLogger(__name__)
 FORMAT = 1
 STATE, MARKER = "state.pt", "complete.json"
+
+
+@dataclass
+class Standing:
+    """Where a run stands: all of a checkpoint that is not tensors. `step` counts optimizer steps, bad ones included."""
+
+    chunk_tokens: int
+    precision: str
+    device: str  # its kind
+    graph_bytes: float = 0.0  # that a kept graph is reckoned to hold per padded token
+    step: int = 0
+    bad_steps: int = 0
+    seconds: float = 0.0
+    evaluated: int = 0  # the last step after which the development set was evaluated
+    best_step: int | None = None
+    best_score: float = -math.inf  # on the development set
+    loss_scale: dict[str, Any] | None = None  # fp16
 
 
 def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, Any], keep_last: int,
@@ -95,3 +115,10 @@ def _finished(folder: RunFolder) -> list[Path]:
         if (old / MARKER).exists():
             found.setdefault(old.name.split(".")[1], old)
     return [path for _, path in sorted(found.items())]
+
+
+def load_parameters(student: SpladeStudent, parameters: dict[str, torch.Tensor]) -> None:
+    """Copy whole parameters, by name, into a student whose own are whole."""
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            parameter.copy_(parameters[name])

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ from distill.losses.objective import Place, objective
 from distill.losses.sparse_products import list_scores
 from distill.progress import progress
 from distill.student.checkpoint import load_checkpoint, save_student
-from distill.student.model import SpladeStudent
 from distill.training import checkpoints, launch, measure, metrics, preemption
 from distill.training.alarms import alarms
 from distill.training.engine import HALF, Engine, LossScale, Update, resolve_precision
@@ -116,23 +115,6 @@ def _refuse_fewer_queries(recipe: Recipe, processes: int) -> None:
                           f"{processes} processes")
 
 
-@dataclass
-class Standing:
-    """Where a run stands: all of a checkpoint that is not tensors. `step` counts optimizer steps, bad ones included."""
-
-    chunk_tokens: int
-    precision: str
-    device: str  # its kind
-    graph_bytes: float = 0.0  # that a kept graph is reckoned to hold per padded token
-    step: int = 0
-    bad_steps: int = 0
-    seconds: float = 0.0
-    evaluated: int = 0  # the last step after which the development set was evaluated
-    best_step: int | None = None
-    best_score: float = -math.inf  # on the development set
-    loss_scale: dict[str, Any] | None = None  # fp16
-
-
 class _Abandoned(Exception):
     """The ranks have agreed to leave the step under way; `flag` says why."""
 
@@ -169,13 +151,13 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------- opening
 
-    def _standing(self, saved: dict[str, Any] | None) -> Standing:
+    def _standing(self, saved: dict[str, Any] | None) -> checkpoints.Standing:
         """Where the run goes on. The recipe's chunks count where they are smaller, and its precision where it names
         one; an automatic one stays what it was, on the same kind of device."""
         precision = self.world.from_first(resolve_precision(self.cfg.precision, self.world.device))
         if saved is None:
-            return Standing(self.cfg.chunk_tokens, precision, self.world.device.type)
-        standing = Standing(**saved["standing"])
+            return checkpoints.Standing(self.cfg.chunk_tokens, precision, self.world.device.type)
+        standing = checkpoints.Standing(**saved["standing"])
         standing.chunk_tokens = min(standing.chunk_tokens, self.cfg.chunk_tokens)
         if self.cfg.precision != "auto" or standing.device != self.world.device.type:
             standing.precision, standing.device = precision, self.world.device.type
@@ -184,7 +166,7 @@ class Run:
     def _engine(self, saved: dict[str, Any] | None) -> Engine:
         standing = self.standing
         if saved:
-            load_parameters(self.student, saved["parameters"])
+            checkpoints.load_parameters(self.student, saved["parameters"])
         engine = Engine(self.student, self.cfg, self.world, standing.precision)
         seeds = np.random.SeedSequence([self.recipe.seed, self.world.rank, standing.step])
         torch.manual_seed(int(seeds.generate_state(1)[0]))
@@ -360,7 +342,7 @@ class Run:
         score = None
         if self.world.rank == 0:
             student = load_checkpoint(self.folder.start).to(self.world.device).eval()
-            load_parameters(student, parameters)
+            checkpoints.load_parameters(student, parameters)
             measured = evaluate_student(student, self.folder, "dev", self.recipe)
             score = measured[self.recipe.evaluate.metrics[0]]
             self.log.write(step=standing.step, event="evaluation", **measured)
@@ -395,7 +377,7 @@ class Run:
             if standing.best_step not in (None, standing.step):
                 parameters = checkpoints.load_best(self.folder, standing.best_step)
             student = load_checkpoint(self.folder.start)
-            load_parameters(student, parameters)
+            checkpoints.load_parameters(student, parameters)
             save_student(student, self.folder.model)
             write_manifest(self.folder.model, Manifest(self.fields, counts=counts))
         self.world.barrier()
@@ -404,10 +386,3 @@ class Run:
 
 def _silent(n: float = 1, note: str = "") -> None:
     """The progress display of the ranks that show none."""
-
-
-def load_parameters(student: SpladeStudent, parameters: dict[str, torch.Tensor]) -> None:
-    """Copy whole parameters, by name, into a student whose own are whole."""
-    with torch.no_grad():
-        for name, parameter in student.named_parameters():
-            parameter.copy_(parameters[name])

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer, BertForMaskedLM
 from distill.losses.objective import Place, objective
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent
+from distill.training.checkpoints import load_parameters
 from distill.training.engine import Engine
-from distill.training.loop import load_parameters
 from distill.training.step import Texts, cached_step, plan
 from distill.training.world import World, join
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "bf16.h"
 #include "threads.h"
 
 namespace {
@@ -12,13 +13,6 @@ constexpr int LANES = 16;            // counters in step
 constexpr int BLOCK = 8 * LANES;     // values that they decide: four words of two halves each
 constexpr int64_t PIECE = 256 * BLOCK;
 
-inline float to_float(float x) { return x; }
-inline float to_float(uint16_t x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
 inline void store(float* out, float value) { *out = value; }
 inline void store(uint16_t* out, float value) {  // to bf16, to the nearest even; NaN stays one
     uint32_t bits;

@@ -14,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "bf16.h"
 #include "threads.h"
 
 #ifdef __AVX512BF16__
@@ -34,15 +35,6 @@ constexpr int64_t GROUP_BYTES = 320 << 10;  // of packed weights, to stay in L2
 
 typedef float Floats __attribute__((vector_size(LANES * 4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4), may_alias));
-
-// bf16 is handled as uint16_t: the upper half of a float32.
-inline float to_float(float x) { return x; }
-inline float to_float(uint16_t x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float value;
-    std::memcpy(&value, &bits, 4);
-    return value;
-}
 
 // ---------------------------------------------------------------------------------------------- forward
 
