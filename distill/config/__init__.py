@@ -1,0 +1,72 @@
+"""The recipe: one tree of frozen, strict models, which one YAML file holds (`distill.recipe_file` reads and writes it).
+
+Every stage takes the `Recipe` (or its own section of it) and nothing else from the outside, so a run is
+described by this file alone. Unknown fields are refused, with the nearest valid name. What a stage's
+output depends on is what its fingerprint holds (`distill.data.fingerprint`), not the whole recipe.
+A file a section.
+"""
+
+from distill.config.base import Dtype, Fraction, Positive, Section, Split, resolve_model
+from distill.config.cluster import Cluster, Slurm, SlurmJob, Stage
+from distill.config.data import (
+    Beir,
+    Data,
+    GenerateQueries,
+    HuggingFace,
+    IrDatasets,
+    Jsonl,
+    MsMarco,
+    NaverScores,
+    PythonDocs,
+    Sizes,
+    Source,
+)
+from distill.config.evaluation import Evaluate, Tracking, Wandb
+from distill.config.losses import InfoNceLoss, KlLoss, Loss, MarginMseLoss, Regularizer
+from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
+from distill.config.recipe import Recipe
+from distill.config.student import CalibratedStart, Student
+from distill.config.train import Checkpoints, Train
+
+__all__ = [
+    "Beir",
+    "CalibratedStart",
+    "Checkpoints",
+    "Cluster",
+    "Data",
+    "Dtype",
+    "Evaluate",
+    "FineTune",
+    "Fraction",
+    "GenerateQueries",
+    "HuggingFace",
+    "InfoNceLoss",
+    "IrDatasets",
+    "Jsonl",
+    "KlLoss",
+    "Label",
+    "Loss",
+    "MarginMseLoss",
+    "Mine",
+    "Miner",
+    "MsMarco",
+    "NaverScores",
+    "Positive",
+    "PythonDocs",
+    "Recipe",
+    "Regularizer",
+    "Score",
+    "Section",
+    "Sizes",
+    "Slurm",
+    "SlurmJob",
+    "Source",
+    "Split",
+    "Stage",
+    "Student",
+    "Teacher",
+    "Tracking",
+    "Train",
+    "Wandb",
+    "resolve_model",
+]

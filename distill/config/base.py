@@ -1,0 +1,37 @@
+"""What every section of the recipe is made of, and how a model is named."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from distill.errors import RecipeError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Split = Literal["train", "dev", "test"]
+
+
+class Section(BaseModel):
+    """A part of the recipe: frozen, and strict about the names of its fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+
+def resolve_model(name: str) -> str:
+    """Turn `package:<module>/<folder>` (a model that an installed package carries) into a path; others pass through."""
+    if not name.startswith("package:"):
+        return name
+    module, _, folder = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise RecipeError(f"model {name!r}: the package {module!r} is not installed "
+                          f"(pip install {module.replace('_', '-')})")
+    path = Path(next(iter(spec.submodule_search_locations))) / folder
+    if not path.is_dir():
+        raise RecipeError(f"model {name!r}: the package {module!r} has no folder {folder!r}")
+    return str(path)

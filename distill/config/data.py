@@ -1,0 +1,118 @@
+"""`data`: where queries, passages and judgements come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.config.base import Fraction, Positive, Section, Split
+
+
+class PythonDocs(Section):
+    """Docstrings of the running interpreter's standard library; splits by module, so nothing leaks."""
+
+    kind: Literal["python-docs"]
+    min_words: Positive = 15  # words a docstring's body must have
+    test_queries: Positive = 300
+    dev_queries: Positive = 100
+
+
+class Beir(Section):
+    """A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
+
+    kind: Literal["beir"]
+    path: Path
+    splits: dict[Split, str] = {"train": "train", "dev": "dev", "test": "test"}  # ours -> name of the qrels file
+
+
+class MsMarco(Section):
+    """MS MARCO's passage files: collection.tsv, queries.<split>.tsv, qrels.<split>.tsv."""
+
+    kind: Literal["msmarco"]
+    path: Path
+    splits: dict[Split, str] = {"train": "train", "dev": "dev.small"}
+
+
+class Jsonl(Section):
+    """Rows of query, positive and negatives, with or without teacher scores, in one JSONL, CSV/TSV or Parquet file.
+
+    `layout`: `triples` (sentence-transformers: `query`, `positive`, `negative` / `negative_1`.. / `negatives`,
+    and `label` / `score` with one number, or a list, per passage), `flagembedding` (`query`, `pos`, `neg`,
+    `pos_scores`, `neg_scores`), `pairs` (columns `query` and `positive`). Ids may stand beside the texts: `query_id`
+    and `passage_ids` (or `pos_id` and `neg_id`).
+    """
+
+    kind: Literal["jsonl"]
+    path: Path
+    layout: Literal["auto", "triples", "flagembedding", "pairs"] = "auto"
+    columns: dict[str, str] = {}  # our name -> the file's, where they differ
+    dev_queries: Annotated[int, Field(ge=0)] = 0
+    test_queries: Annotated[int, Field(ge=0)] = 0
+
+
+class NaverScores(Section):
+    """A BEIR or MS MARCO folder with scored hard negatives: naver's `{qid: {did: score}}`, or a TREC run."""
+
+    kind: Literal["naver"]
+    collection: Annotated[Beir | MsMarco, Field(discriminator="kind")]
+    scores: Path  # .json or .json.gz; by any other name, a TREC run
+
+
+class HuggingFace(Section):
+    """A dataset on the hub or on disk: either BEIR-like (configurations corpus, queries, qrels) or rows of triples."""
+
+    kind: Literal["huggingface"]
+    dataset: str
+    layout: Literal["beir", "triples", "flagembedding", "pairs"] = "triples"
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    columns: dict[str, str] = {}
+    dev_queries: Annotated[int, Field(ge=0)] = 0
+    test_queries: Annotated[int, Field(ge=0)] = 0
+
+
+class IrDatasets(Section):
+    """Collections of the ir_datasets catalogue, e.g. `msmarco-passage/train/judged` (optional extra `ir-datasets`)."""
+
+    kind: Literal["ir-datasets"]
+    splits: dict[Split, str]  # ours -> dataset id; all must share one corpus
+
+
+Source = Annotated[
+    PythonDocs | Beir | MsMarco | Jsonl | NaverScores | HuggingFace | IrDatasets, Field(discriminator="kind")
+]
+
+
+class GenerateQueries(Section):
+    """Training queries made from the passages themselves, for collections without any.
+
+    Each query's own words are removed from the passage that it is paired with.
+    """
+
+    kinds: tuple[Literal["title", "sentence"], ...] = ("title", "sentence")
+    per_passage: Positive = 2
+    min_words: Positive = 5  # of the query
+    min_passage_words: Positive = 15  # of what is left of the passage
+    dev_share: Fraction = 0.05
+
+
+class Sizes(Section):
+    """Declared sizes, used by `--dry-run` where the data is not there yet."""
+
+    passages: int
+    queries: int  # for training
+    dev_queries: int = 0
+    test_queries: int = 0
+    passage_tokens: float = 80.0  # mean
+    query_tokens: float = 9.0
+
+
+class Data(Section):
+    source: Source
+    generate: GenerateQueries | None = None
+    train_queries: Positive | None = None  # use the first N of a seeded shuffle; None: all
+    limit: Positive | None = None  # a rehearsal: at most so many queries of every split
+    sizes: Sizes | None = None

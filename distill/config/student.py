@@ -1,0 +1,32 @@
+"""`student`: which model is trained, and how it encodes."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from distill.config.base import Positive, Section
+
+
+class CalibratedStart(Section):
+    """An MLM head for a backbone without one, set so that the untrained student is already a fair retriever."""
+
+    passages: Positive = 1000  # measured on these
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0  # of a term's maximum logit over texts without the term
+    margin: Annotated[float, Field(gt=0)] = 1.5  # mean logit, above that percentile, of the words in a text
+    idf_scale: Annotated[float, Field(ge=0)] = 0.5  # highest mean logit of a text's own word, per unit of its IDF
+
+
+class Student(Section):
+    model: str
+    revision: str | None = None
+    layers: Positive | None = None  # keep only the lower layers
+    start: Literal["auto", "mlm", "calibrated"] = "auto"  # auto: calibrated where the checkpoint has no MLM head
+    calibration: CalibratedStart = CalibratedStart()
+    pooling: Literal["max", "sum"] = "max"
+    activation: Literal["relu", "log1p_relu"] = "relu"  # log1p(relu(x)), or log1p(log1p(relu(x)))
+    query_max_length: Positive = 64
+    passage_max_length: Positive = 128
+    top_k: Positive | None = None  # keep only the strongest terms of a text when encoding (saved: max_active_dims)
+    lower_case: bool = False  # for tokenizers that keep case

@@ -1,0 +1,63 @@
+"""`train`: batches, optimizer, the cached step, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from distill.config.base import Fraction, Positive, Section
+from distill.config.losses import KlLoss, Loss, Regularizer
+
+
+class Checkpoints(Section):
+    every: Positive = 500  # optimizer steps
+    keep_last: Positive = 2
+
+
+class Train(Section):
+    batch_size: Positive = 32  # queries, over all processes
+    negatives: Positive = 7  # passages a query besides its positive
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Positive | None = None  # overrides epochs
+    lr: Annotated[float, Field(gt=0)] = 2e-5
+    head_lr: Annotated[float, Field(gt=0)] | None = None  # the MLM head's own; None: lr
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_ratio: Fraction = 0.01
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    losses: tuple[Loss, ...] = (KlLoss(kind="kl"),)
+    query_regularizers: tuple[Regularizer, ...] = ()
+    passage_regularizers: tuple[Regularizer, ...] = ()
+    chunk_tokens: Positive = 8192  # padded tokens encoded at a time
+    activation_budget: Annotated[float, Field(ge=0)] = 0.0  # GiB of graphs kept instead of recomputed
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # None: the model's own
+    processes: Positive | None = None  # on this machine; None: one per GPU, else 1
+    checkpoints: Checkpoints = Checkpoints()
+    evaluate_every: Positive | None = None  # optimizer steps between evaluations on the development set
+    max_bad_steps: Positive = 10  # steps with a non-finite loss or gradient before the run stops
+    activation_checkpointing: bool = False
+    # passed through, as a section or the path of a JSON file; what contradicts the recipe is refused
+    deepspeed: dict[str, Any] = {}
+
+    @field_validator("deepspeed", mode="before")
+    @classmethod
+    def _from_file(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(Path(value).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"{value} cannot be read: {error.strerror}") from None
+        except ValueError as error:
+            raise ValueError(f"{value} is not valid JSON: {error}") from None
+
+    @model_validator(mode="after")
+    def _some_loss(self) -> Train:
+        if not self.losses:
+            raise ValueError("needs at least one loss")
+        return self
