@@ -21,7 +21,7 @@ from distill.config.data import (
     Sizes,
     Source,
 )
-from distill.config.evaluation import Evaluate, Tracking, Wandb
+from distill.config.evaluation import Evaluate, Seismic, Tracking, Wandb
 from distill.config.losses import InfoNceLoss, KlLoss, Loss, MarginMseLoss, Regularizer
 from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
@@ -57,6 +57,7 @@ __all__ = [
     "Regularizer",
     "Score",
     "Section",
+    "Seismic",
     "Sizes",
     "Slurm",
     "SlurmJob",

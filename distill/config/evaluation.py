@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
-from distill.config.base import Dtype, Positive, Section, Split
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from distill.config.base import Dtype, Fraction, Positive, Section, Split
+
+
+class Seismic(Section):
+    """Approximate search in clustered posting lists (Bruch et al., SIGIR 2024), by the names of pyseismic-lsr."""
+
+    n_postings: Positive = 3500  # kept a term, on average
+    centroid_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1  # clusters, per posting of a list
+    min_cluster_size: Positive = 2  # postings
+    summary_energy: Fraction = 0.4  # of a cluster's weights, kept in its summary
+    query_cut: Positive = 10  # the strongest terms of a query, whose lists are looked through
+    heap_factor: Annotated[float, Field(gt=0, le=1)] = 0.7  # 1: skip only clusters that cannot reach the best k
 
 
 class Evaluate(Section):
@@ -13,6 +28,16 @@ class Evaluate(Section):
     batch_tokens: Positive | None = None  # padded tokens a batch; None: what suits the device
     precision: Dtype = "auto"  # of the encoder's products; auto: bfloat16 where this machine has it and it is faster
     baselines: bool = True  # BM25, the student's start, each teacher and the ensemble reranking
+    search: Literal["exact", "seismic"] = "exact"  # for the student and its start; seismic: large collections
+    seismic: Seismic = Seismic()
+    top_ks: tuple[Positive, ...] = ()  # measure the student once more with each cap on the active terms of a text
+    top_ks_of: Literal["both", "passages", "queries"] = "both"  # whose terms are capped
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> Evaluate:
+        if self.search == "exact" and self.seismic != Seismic() and not self.top_ks:
+            raise ValueError("the settings of `seismic` have no effect on exact search: set search: seismic")
+        return self
 
 
 class Wandb(Section):

@@ -1,7 +1,8 @@
 """The evaluate stage: the saved student beside BM25, its teachers and its own start, on the judged queries.
 
-The searched collection is rows [0, collection_size) of the passage store; all search is exact. Everything about the
-student is measured on the checkpoint as it lies on disk, not on the model that training holds.
+The searched collection is rows [0, collection_size) of the passage store; search is exact unless the recipe asks for
+Seismic. Everything about the student is measured on the checkpoint as it lies on disk, not on the model that training
+holds.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from distill.data.manifest import FORMAT, Manifest, read_manifest, require_manif
 from distill.data.texts import TextStore
 from distill.errors import RecipeError
 from distill.evaluation import metrics
+from distill.evaluation.curve import cost_curve
 from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank, scored_teachers
 from distill.mining.bm25 import build_index
 from distill.mining.encode import Precision, encode_store, token_store
 from distill.mining.search import search_sparse
+from distill.mining.seismic import build_seismic, search_seismic
 from distill.student.checkpoint import load_checkpoint
 from distill.student.model import SpladeStudent
 from teachers.execution import fastest_precision
@@ -82,6 +85,12 @@ def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         fields["normalise"] = recipe.label.normalise
         fields["weights"] = {name: recipe.teachers[name].weight for name in teachers}
         fields["scores"] = {name: read_manifest(folder.scores(name, cfg.split)).fingerprint for name in teachers}
+    if cfg.search != "exact":
+        fields["search"] = cfg.search
+    if cfg.search == "seismic" or cfg.top_ks:
+        fields["seismic"] = cfg.seismic.model_dump(mode="json")
+    if cfg.top_ks:
+        fields["curve"] = {"top_ks": sorted(set(cfg.top_ks)), "of": cfg.top_ks_of}
     return fields
 
 
@@ -96,7 +105,8 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """Evaluate, and write metrics/evaluation.json and a TREC run a system; returns what the JSON holds.
 
     `rows` has one entry a system: `name`, `title`, `metrics`, and for first stages `query_terms`, `passage_terms`
-    (mean active dimensions) and `flops`; `tests` compares the student with BM25 and with its start, query by query.
+    (mean active dimensions) and `flops`; `tests` compares the student with BM25 and with its start, query by query;
+    `curve` is `cost_curve`'s, where the recipe has `top_ks`.
     An evaluation that is there already is read, not repeated. Raises `FingerprintError` if it was of other inputs.
     """
     fields = evaluation_fields(recipe, folder)
@@ -113,16 +123,20 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         for name, ranking in rerank(recipe, folder, cfg.split).items():
             table.add(f"rerank-{name}", "ensemble, reranking" if name == ENSEMBLE else f"{name}, reranking", ranking)
         if folder.start.exists():
-            table.add("start", "student before training", *_checkpoint(folder.start, recipe, folder, collection))
-    table.add("student", "student", *_checkpoint(folder.model, recipe, folder, collection))
+            table.add("start", "student before training",
+                      *_search(recipe, collection, *_checkpoint(folder.start, recipe, folder, collection)))
+    vectors = _checkpoint(folder.model, recipe, folder, collection)
+    table.add("student", "student", *_search(recipe, collection, *vectors))
     result = {
         "split": cfg.split,
         "queries": len(collection.grades),
         "passages": collection.passages.collection_size,
         "reranked": {"miner": next(iter(recipe.mine.miners)), "depth": recipe.mine.rerank_depth},
         "metrics": list(cfg.metrics),
+        "search": cfg.search,
         "rows": table.rows,
         "tests": table.tests(),
+        **({"curve": cost_curve(*vectors, collection.grades, cfg, folder.metrics)} if cfg.top_ks else {}),
         "precision": _precision(recipe),
         "seconds": round(time.monotonic() - began, 1),
     }
@@ -144,7 +158,7 @@ def evaluate_student(student: SpladeStudent, folder: RunFolder, split: str, reci
     found, _ = search_sparse(*vectors, metrics.depth_needed(recipe.evaluate.metrics, recipe.evaluate.depth))
     ranking = {query: rows[row[row >= 0]] for query, row in zip(collection.grades, found, strict=True)}
     values = metrics.per_query(recipe.evaluate.metrics, collection.grades, ranking)
-    return {**{name: float(value.mean()) for name, value in values.items()}, **_costs(*vectors)}
+    return {**{name: float(value.mean()) for name, value in values.items()}, **metrics.costs(*vectors)}
 
 
 class _Table:
@@ -187,16 +201,25 @@ def _bm25(recipe: Recipe, collection: Collection) -> tuple[Ranking, dict[str, fl
     index = build_index(collection.passages)
     vectors = index.query_vectors(collection.queries.texts(collection.query_rows))
     found, _ = search_sparse(vectors, index.weights, recipe.evaluate.depth)
-    return _ranking(collection, found), _costs(vectors, index.weights)
+    return _ranking(collection, found), metrics.costs(vectors, index.weights)
 
 
 def _checkpoint(path: Path, recipe: Recipe, folder: RunFolder, collection: Collection
-                ) -> tuple[Ranking, dict[str, float]]:
+                ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Vectors of the judged queries and of the collection under a saved checkpoint."""
     student = load_checkpoint(path).to("cuda" if torch.cuda.is_available() else "cpu")
     rows = np.arange(collection.passages.collection_size)
-    queries, passages = _encode(student, recipe, folder, collection, rows, progress=True)
-    found, _ = search_sparse(queries, passages, recipe.evaluate.depth)
-    return _ranking(collection, found), _costs(queries, passages)
+    return _encode(student, recipe, folder, collection, rows, progress=True)
+
+
+def _search(recipe: Recipe, collection: Collection, queries: sparse.csr_matrix, passages: sparse.csr_matrix
+            ) -> tuple[Ranking, dict[str, float]]:
+    cfg = recipe.evaluate
+    if cfg.search == "seismic":
+        found, _ = search_seismic(build_seismic(passages, cfg.seismic), queries, cfg.depth, cfg.seismic)
+    else:
+        found, _ = search_sparse(queries, passages, cfg.depth)
+    return _ranking(collection, found), metrics.costs(queries, passages)
 
 
 def _encode(student: SpladeStudent, recipe: Recipe, folder: RunFolder, collection: Collection, rows: np.ndarray,
@@ -216,11 +239,6 @@ def _precision(recipe: Recipe) -> Precision:
 
 def _ranking(collection: Collection, found: np.ndarray) -> Ranking:
     return {query: rows[rows >= 0] for query, rows in zip(collection.grades, found, strict=True)}
-
-
-def _costs(queries: sparse.csr_matrix, passages: sparse.csr_matrix) -> dict[str, float]:
-    return {"query_terms": metrics.active_dimensions(queries), "passage_terms": metrics.active_dimensions(passages),
-            "flops": metrics.flops(queries, passages)}
 
 
 def _development_rows(recipe: Recipe, folder: RunFolder, collection: Collection) -> np.ndarray:

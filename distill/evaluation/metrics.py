@@ -88,6 +88,12 @@ def active_dimensions(vectors: sparse.csr_matrix) -> float:
     return float(np.count_nonzero(vectors.data)) / max(vectors.shape[0], 1)
 
 
+def costs(queries: sparse.csr_matrix, passages: sparse.csr_matrix) -> dict[str, float]:
+    """Mean active terms of each side, and FLOPS, by the names they have in evaluation.json."""
+    return {"query_terms": active_dimensions(queries), "passage_terms": active_dimensions(passages),
+            "flops": flops(queries, passages)}
+
+
 def paired_test(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | int]:
     """Two-sided paired t-test on per-query values.
 

@@ -50,8 +50,13 @@ def search_inverted(
     entries = np.diff(np.concatenate([[0], np.cumsum(postings[queries.indices], dtype=np.int64)])[queries.indptr])
     entries = np.minimum(entries, size)
     spans = _spans(12 * entries + 1, _BLOCK_BYTES)
-    with ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool:  # SciPy's product releases the GIL
-        list(pool.map(search_block, spans))
+    threads = min(threads or min(os.cpu_count() or 1, 8), len(spans))
+    if threads == 1:
+        for span in spans:
+            search_block(span)
+    else:
+        with ThreadPoolExecutor(threads) as pool:  # SciPy's product releases the GIL
+            list(pool.map(search_block, spans))
     return rows, scores
 
 

@@ -1,13 +1,14 @@
-"""Training curves as small SVG charts, one a logged number, drawn without any global state of matplotlib.
+"""Small SVG charts: training, one a logged number, and effectiveness against cost.
 
-Colours are mid-tones on a transparent ground, so that a chart reads on light and dark pages alike.
+They are drawn without any global state of matplotlib. Colours are mid-tones on a transparent ground, so that a chart
+reads on light and dark pages alike.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -31,13 +32,26 @@ def training_curves(log: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(name, _chart(np.array(points))) for name, points in series.items() if len(points) > 1]
 
 
-def _chart(points: np.ndarray) -> str:
-    """`points` [n, 2] of step and value; many points get a running mean over the raw line."""
+def cost_charts(curve: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
+    """(what it costs, data URI of an SVG): the metric of each cap in evaluation.json's `curve` against each cost."""
+    rows = curve["rows"]
+    names = [str(row["top_k"] or "no cap") for row in rows]
+    costs = {"passage terms": [row["passage_terms"] for row in rows], "FLOPS": [row["flops"] for row in rows],
+             "inverted index, MB": [row["inverted_bytes"] / 1e6 for row in rows],
+             "median latency, ms": [row["latency_ms"]["median"] for row in rows]}
+    values = [row["metrics"][metric] for row in rows]
+    return [(name, _chart(np.column_stack([cost, values]), names)) for name, cost in costs.items()]
+
+
+def _chart(points: np.ndarray, names: Sequence[str] = ()) -> str:
+    """`points` [n, 2] of step and value; many points get a running mean over the raw line. `names` stand at points."""
     figure = Figure(figsize=(3.4, 2.0), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
     steps, values = points.T
+    for name, point in zip(names, points, strict=False):
+        axes.annotate(name, point, xytext=(3, 3), textcoords="offset points", color=_TEXT, fontsize=7)
     if len(values) >= 30:
         window = max(2, len(values) // 20)
         axes.plot(steps, values, color=_FAINT, linewidth=0.8)

@@ -14,7 +14,7 @@ from distill.config import Recipe
 from distill.data.files import write_atomic
 from distill.data.layout import RunFolder
 from distill.reporting import run_facts, table
-from distill.reporting.curves import training_curves
+from distill.reporting.curves import cost_charts, training_curves
 
 
 def write_report(recipe: Recipe, folder: RunFolder) -> Path:
@@ -25,6 +25,7 @@ def write_report(recipe: Recipe, folder: RunFolder) -> Path:
     page = environment.get_template("report.html.jinja").render(
         name=recipe.name, version=run_facts.version(), data=run_facts.data_sentence(recipe),
         results=_results(evaluation) if evaluation else None,
+        costs=_costs(evaluation) if evaluation and "curve" in evaluation else None,
         curves=training_curves(run_facts.training_log(folder)),
         counts=run_facts.counts(folder), teachers=run_facts.teacher_rows(recipe, folder),
         training=run_facts.training_rows(recipe), recipe=run_facts.recipe_yaml(recipe),
@@ -51,3 +52,11 @@ def _results(evaluation: dict[str, Any]) -> dict[str, Any]:
                 if title.endswith("terms")]
     return {"headers": headers, "rows": rows, "figures": figures, "caption": table.caption(evaluation),
             "sentences": table.test_sentences(evaluation)}
+
+
+def _costs(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """Effectiveness against cost: charts of the first metric, and all of it as a table."""
+    headers, rows = table.curve_cells(evaluation)
+    metric = evaluation["metrics"][0]
+    return {"metric": table.metric_title(metric), "charts": cost_charts(evaluation["curve"], metric),
+            "caption": table.curve_caption(evaluation["curve"]), "headers": headers, "rows": rows}

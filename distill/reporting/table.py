@@ -59,6 +59,36 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
     console.print(table)
     for sentence in test_sentences(evaluation):
         console.print(sentence, highlight=False)
+    if "curve" in evaluation:
+        headers, rows = curve_cells(evaluation)
+        table = Table(title=curve_caption(evaluation["curve"]), title_justify="left", header_style="bold",
+                      box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for header in headers:
+            table.add_column(header.replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+
+
+def curve_cells(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of text from the `curve` of an evaluation."""
+    headers = ["top-k", *(metric_title(name) for name in evaluation["metrics"]), *(title for _, title, _ in _COSTS),
+               "postings", "inverted MB", "Seismic MB", "median ms", "p95 ms"]
+    rows = []
+    for row in evaluation["curve"]["rows"]:
+        rows.append([str(row["top_k"] or "none"), *(_number(row["metrics"][name], ".3f") for name in
+                                                    evaluation["metrics"]),
+                     *(_number(row[key], form) for key, _, form in _COSTS), f"{row['postings']:,}",
+                     f"{row['inverted_bytes'] / 1e6:,.1f}", f"{row['seismic_bytes'] / 1e6:,.1f}",
+                     f"{row['latency_ms']['median']:.2f}", f"{row['latency_ms']['p95']:.2f}"])
+    return headers, rows
+
+
+def curve_caption(curve: Mapping[str, Any]) -> str:
+    """What is capped, and how latency was measured."""
+    capped = {"both": "queries and passages", "passages": "passages", "queries": "queries"}[curve["of"]]
+    return (f"{capped} capped at their k strongest terms; latency: {curve['search']} search of the {curve['depth']} "
+            f"best, {curve['timed_queries']:,} queries one by one on one thread, {curve['machine']}")
 
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:
