@@ -262,6 +262,29 @@ def search(
 
 
 @app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="A run folder, or a TREC run file.")],
+    run_b: Annotated[Path, typer.Argument(help="Another, judged on the same queries.")],
+    metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="A measure of ir-measures, nDCG@10 where "
+                                                     "none is given; may be repeated.")] = None,
+    qrels: Annotated[Path | None, typer.Option("--qrels", help="Judgements for runs outside run folders: BEIR's or "
+                                               "TREC's format.")] = None,
+    queries: Annotated[int, typer.Option("--queries", "-n", min=0, help="How many of the queries that differ most to "
+                                         "show.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Test whether one run is better than another: means, paired t-test and randomisation test, wins and losses."""
+    from distill.evaluation.compare import compare as compare_runs
+    from distill.reporting.comparison import print_comparison
+
+    comparison = compare_runs(run_a, run_b, metric or ("nDCG@10",), qrels=qrels, most=queries)
+    if as_json:
+        print(json.dumps(comparison, indent=2, ensure_ascii=False))
+    else:
+        print_comparison(comparison)
+
+
+@app.command()
 def doctor() -> None:
     """Check torch and CUDA, DeepSpeed, Ray, memory, shared memory, disk, ports and the model hub."""
     from distill.doctor import examine, print_findings

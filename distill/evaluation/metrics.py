@@ -1,4 +1,4 @@
-"""Effectiveness by ir-measures, cost by FLOPS and active dimensions, and a paired test between two systems.
+"""Effectiveness by ir-measures, cost by FLOPS and active dimensions, and paired tests between two systems.
 
 FLOPS is the expected number of products a query-passage pair costs, Σ_v p_q(v) p_d(v), with p the share of queries
 (passages) in which term v is active (Paria et al., ICLR 2020; Formal et al., SIGIR 2021).
@@ -7,6 +7,7 @@ FLOPS is the expected number of products a query-passage pair costs, Σ_v p_q(v)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 import ir_measures
 import numpy as np
@@ -14,8 +15,11 @@ from scipy import sparse, stats
 
 from distill.errors import RecipeError
 
+Id = TypeVar("Id", int, str)  # of a query or passage: its row in a store, or its name
+_PERMUTED_VALUES = 1 << 22  # held at a time
 
-def parse_measures(names: Iterable[str]) -> list[ir_measures.Measure]:
+
+def parse_measures(names: Iterable[str], where: str = "evaluate.metrics") -> list[ir_measures.Measure]:
     """ir-measures objects for names such as `nDCG@10`; `MRR@10` is taken for `RR@10`. Raises `RecipeError`."""
     measures = []
     for name in names:
@@ -25,14 +29,14 @@ def parse_measures(names: Iterable[str]) -> list[ir_measures.Measure]:
         except (NameError, ValueError, SyntaxError, KeyError, AttributeError, AssertionError):
             supported = False
         if not supported:
-            raise RecipeError(f"evaluate.metrics: {name!r} is not a measure that ir-measures can compute; "
+            raise RecipeError(f"{where}: {name!r} is not a measure that ir-measures can compute; "
                               "names are like nDCG@10, RR@10, R@100, AP, P@5, Success@10")
         measures.append(measure)
     return measures
 
 
 def per_query(
-    names: Sequence[str], judgements: Mapping[int, Mapping[int, int]], ranking: Mapping[int, Sequence[int]]
+    names: Sequence[str], judgements: Mapping[Id, Mapping[Id, int]], ranking: Mapping[Id, Sequence[Id]]
 ) -> dict[str, np.ndarray]:
     """Each measure's value for each judged query, in the order of `judgements`; a query without a ranking gets 0.
 
@@ -114,3 +118,17 @@ def paired_test(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | int]:
         "losses": int((difference < 0).sum()),
         "queries": len(difference),
     }
+
+
+def randomisation_test(ours: np.ndarray, theirs: np.ndarray, resamples: int = 9999) -> float:
+    """p of the two-sided paired randomisation test: each query's two values swapped at random (Fisher).
+
+    Exact where there are at most `resamples` ways to swap, else of that many drawn with a fixed seed.
+    """
+    if len(ours) < 2 or np.array_equal(ours, theirs):
+        return 1.0
+    result = stats.permutation_test(
+        (ours, theirs), lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis), permutation_type="samples",
+        vectorized=True, n_resamples=resamples, batch=max(1, _PERMUTED_VALUES // len(ours)),
+        random_state=np.random.default_rng(0))
+    return float(result.pvalue)

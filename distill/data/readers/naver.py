@@ -53,12 +53,13 @@ def _json_rows(path: Path) -> Iterator[tuple]:
 
 def _run_rows(path: Path) -> Iterator[tuple]:
     """TREC run lines `query Q0 document rank score tag`, those of one query together."""
-    for query, group in itertools.groupby(_run_lines(path), key=lambda row: row[0]):
+    for query, group in itertools.groupby(run_lines(path), key=lambda row: row[0]):
         rows = list(group)
         yield query, [row[1] for row in rows], None, [row[2] for row in rows], rows[0][3]
 
 
-def _run_lines(path: Path) -> Iterator[tuple[str, str, float, int]]:
+def run_lines(path: Path) -> Iterator[tuple[str, str, float, int]]:
+    """(query id, passage id, score, line number) of every line of a TREC run."""
     for line, content in lines_of(path):
         parts = content.split()
         if len(parts) != 6:
