@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -90,6 +91,14 @@ def test_two_drivers_on_one_cluster_commit_each_shard_once(cluster, tmp_path):
     assert [driver.wait(timeout=PATIENCE) for driver in drivers] == [0, 0]
     assert score_files(folder) == undisturbed(tmp_path)
     assert set(commits(folder).values()) == {1} and len(commits(folder)) == 13
+
+
+def test_fewer_machines_than_were_asked_for_are_an_error():
+    asks_for_two = ("from distill.config import Cluster; from ray_jobs import shard_map; shard_map.JOIN_SECONDS = 1\n"
+                    "with shard_map.ray_cluster(Cluster(cpus=1, nodes=2, object_store_gib=0.1)): print('went on')")
+    done = subprocess.run([sys.executable, "-c", asks_for_two], capture_output=True, text=True)
+    assert "RecipeError: cluster: 1 of 2 machines (cluster.nodes) joined in 1 s" in done.stderr
+    assert "went on" not in done.stdout
 
 
 @pytest.mark.slow

@@ -122,4 +122,6 @@ def new_run(slurm, finished, tmp_path_factory):
     return make
 
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and of the jobs: they share few cores
+# of this process and of the jobs
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # they share few cores
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))

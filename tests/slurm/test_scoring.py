@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from slow_teacher import expected
+from slurm_cluster import wait_until
 
+from distill.data.candidates import read_candidates
 from distill.data.layout import RunFolder
 from distill.data.manifest import verify
+from distill.data.scores import read_scores
+from distill.data.texts import TextStore
 from ray_jobs.joblog import JobLog
 
 pytestmark = pytest.mark.slurm
@@ -58,3 +64,33 @@ def test_ray_jobs_side_by_side_each_have_two_machines_and_leave_nothing_behind(r
         run.wait()
         assert slurm.nodes_of(run.ids[0]) == ["n1", "n2"]
         assert not list(run.folder.jobs.glob("ray-*"))
+
+
+@pytest.mark.parametrize("kind", ["array", "ray"])
+def test_preempted_scoring_requeues_itself_and_goes_on_with_the_missing_shards(new_run, slurm, kind):
+    slow = {"kind": "custom", "cls": "slow_teacher:SlowTeacher", "options": {"seconds": 4}}
+    run = new_run(f"preempted {kind}", "score", teachers={"slow": slow}, cluster={"object_store_gib": 0.1},
+                  slurm={"array": 1 if kind == "array" else None, "options": ["--nodelist=n3"]})
+    run.submit("--stage", "score")
+    committed = run.folder.scores("slow", "train")
+    wait_until("a first shard", lambda: any(committed.glob("part-*")), seconds=200)
+    first = {path: path.stat().st_mtime_ns for path in committed.glob("part-*")}
+    urgent = slurm.run("sbatch", "--parsable", "--partition=high", "--nodelist=n3", "--exclusive",
+                       "--output=/dev/null", "--wrap=sleep 1")
+    slurm.wait(urgent, seconds=100)
+    assert not (committed / "manifest.json").exists()
+    run.wait()
+    assert "is requeued and will go on with the missing shards" in run.output()
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    done = Counter(event["task"] for event in JobLog(run.folder).events() if event["event"] == "done")
+    assert set(done.values()) == {1}
+    for split in ("train", "test"):
+        assert_expected(run.folder, split)
+
+
+def assert_expected(folder: RunFolder, split: str) -> None:
+    queries, passages = TextStore.open(folder.queries(split)), TextStore.open(folder.passages)
+    for shard, scores in read_scores(folder, "slow", split):
+        candidates = read_candidates(folder.candidates(split) / shard)
+        texts = zip(queries.texts(candidates.pair_queries), passages.texts(candidates.passages), strict=True)
+        assert scores.values.tolist() == [expected(query, passage) for query, passage in texts]
