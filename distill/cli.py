@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from distill import __version__
+from distill.config import Recipe
 from distill.errors import DistillError, Preempted, RecipeError
 from distill.recipe_file import dump_recipe, load_recipe
 
@@ -37,6 +38,9 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Rehearse on N queries of
                                                        "its own (<run>-limit-N).")]
 Redo = Annotated[bool, typer.Option("--redo", help="Where an earlier output was made by another recipe, set it aside "
                                                    "and make it again, instead of stopping.")]
+
+Round = Annotated[int | None, typer.Option("--round", min=1, help="Of a recipe with rounds: which one. Without it the "
+                                                                  "first.")]
 
 
 def main() -> None:
@@ -72,11 +76,20 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit()
 
 
+def _load(recipe: Path, overrides: list[str] | None, limit: int | None, round: int | None) -> Recipe:
+    """The recipe of one round, on as many queries as asked for."""
+    from distill.pipeline import rehearsal
+    from distill.rounds import round_of
+
+    return round_of(rehearsal(load_recipe(recipe, overrides or ()), limit), round)
+
+
 def _stage_command(stage: str, about: str) -> None:
-    def command(recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False) -> None:
+    def command(recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None,
+                redo: Redo = False) -> None:
         from distill.pipeline import run
 
-        run(load_recipe(recipe, overrides or ()), only=stage, limit=limit, redo=redo)
+        run(_load(recipe, overrides, limit, round), only=stage, redo=redo)
 
     app.command(stage, help=about)(command)
 
@@ -93,33 +106,33 @@ for _name, _about in {
 
 @app.command()
 def score(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False,
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, redo: Redo = False,
     shard: Annotated[str | None, typer.Option(metavar="I/N", help="Without Ray, as one of N tasks of a job array: task "
                                               "I, from 0, scores its share; the last to end finishes.")] = None,
 ) -> None:
     """Let every teacher score the candidates, in Ray, into Arrow shards."""
     from distill.pipeline import run, score_part
 
-    loaded = load_recipe(recipe, overrides or ())
+    loaded = _load(recipe, overrides, limit, round)
     if shard is None:
-        run(loaded, only="score", limit=limit, redo=redo)
+        run(loaded, only="score", redo=redo)
     else:
         from ray_jobs.score import parse_part
 
-        score_part(loaded, parse_part(shard), limit=limit, redo=redo)
+        score_part(loaded, parse_part(shard), redo=redo)
 
 
 @app.command()
 def label(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False,
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, redo: Redo = False,
     stats: Annotated[bool, typer.Option("--stats", help="Show each teacher's scores, how far teachers agree, and how "
                                                         "often a negative outscores the positive.")] = False,
 ) -> None:
     """Make training labels of the teachers' scores."""
     from distill.pipeline import run
 
-    loaded = load_recipe(recipe, overrides or ())
-    folder = run(loaded, only="label", limit=limit, redo=redo)
+    loaded = _load(recipe, overrides, limit, round)
+    folder = run(loaded, only="label", redo=redo)
     if stats:
         from distill.data.label_stats import label_stats
         from distill.reporting.table import print_label_stats
@@ -164,7 +177,7 @@ def status(
 
 @app.command()
 def export(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, *,
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, *,
     output: Annotated[Path, typer.Option("--output", "-o", help="What to write: .jsonl, .jsonl.gz, .parquet, or a name "
                                          "without an ending for a folder of `datasets`; naver: .json, .json.gz; trec: "
                                          ".run, .run.gz.")],
@@ -182,15 +195,14 @@ def export(
 ) -> None:
     """Write scores or labels, with texts and ids, in a format that others read."""
     from distill.data.export import export_scores
-    from distill.pipeline import rehearsal
 
-    print(export_scores(rehearsal(load_recipe(recipe, overrides or ()), limit), output, format=format, teacher=teacher,
-                        split=split, negatives=negatives, ids=ids, force=force))
+    print(export_scores(_load(recipe, overrides, limit, round), output, format=format, teacher=teacher, split=split,
+                        negatives=negatives, ids=ids, force=force))
 
 
 @app.command()
 def submit(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False,
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, redo: Redo = False,
     stage: Annotated[str | None, typer.Option("--stage", "-s", help="Only this stage.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every stage that is not done yet, one after the other.")
                           ] = False,
@@ -201,7 +213,12 @@ def submit(
 
     if everything == (stage is not None):
         raise RecipeError("distill submit: say --stage NAME, or --all")
-    submit_jobs(load_recipe(recipe, overrides or ()), only=stage, limit=limit, redo=redo, dry_run=dry_run)
+    if everything and round is None:
+        submit_jobs(load_recipe(recipe, overrides or ()), limit=limit, redo=redo, dry_run=dry_run)
+    elif everything:
+        raise RecipeError("distill submit: --all means the stages of every round; --round goes with --stage")
+    else:
+        submit_jobs(_load(recipe, overrides, limit, round), only=stage, redo=redo, dry_run=dry_run)
 
 
 @app.command()

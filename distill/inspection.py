@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from distill.data.arrow import RowReader
-from distill.data.layout import RunFolder
+from distill.data.layout import RunFolder, run_at
 from distill.data.texts import TextStore
 from distill.errors import DataError, StudentError
 
@@ -47,7 +47,7 @@ def search_and_print(checkpoint: Path, data: Path, query: str, *, beside: Path |
 
 def _collection(data: Path):
     """Ids and texts by row, and the passages in the form that `encode_collection` takes."""
-    folder = RunFolder(data)
+    folder = run_at(data)
     if folder.passages.is_file():
         store = TextStore.open(folder.passages)
         return (lambda row: store.ids(np.array([row]))[0]), (lambda row: store.texts(np.array([row]))[0]), folder
@@ -112,7 +112,7 @@ def _with_candidates(run: RunFolder, split: str, path: Path, rows: list[dict]) -
 def _run_of(path: Path) -> tuple[RunFolder, str]:
     """The run folder that a shard lies in, and its split."""
     for parent in path.resolve().parents:
-        folder = RunFolder(parent)
+        folder = run_at(parent)
         if folder.passages.is_file():
             split = next((part for part in (path.parent.name, *path.stem.split(".")) if part in
                           ("train", "dev", "test")), None)

@@ -1,6 +1,7 @@
 """The stages in order, each skipped when its fingerprint says that it is done.
 
-`import -> mine -> teach -> score -> label -> train -> evaluate`. Every stage is a plain function of the recipe and
+`import -> mine -> teach -> score -> label -> train -> evaluate`, and for each further round of the recipe the same
+again, but for the data and the teachers' training. Every stage is a plain function of the recipe and
 the run folder, idempotent and resumable; what it depends on stands in the manifest of what it wrote. Here they are
 put in order, compared with what lies on disk, and run:
 
@@ -27,6 +28,7 @@ from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import claimed, read_manifest, require_manifest, verify
 from distill.errors import DistillError, FingerprintError, RecipeError, SlurmError
 from distill.recipe_file import dump_recipe
+from distill.rounds import all_rounds
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class StageState:
     counts: dict[str, Any] = field(default_factory=dict)
     job: dict[str, Any] | None = None  # scoring: `ray_jobs.job_status`
     slurm: dict[str, Any] | None = None  # the job last submitted for it, and its state: `distill.slurm`
+    round: int | None = None  # of a recipe with several, counted from 1
 
     def as_dict(self) -> dict[str, Any]:
         tree = {**asdict(self), "stale": [str(path) for path in self.stale]}
@@ -63,23 +66,44 @@ class StageState:
 
 
 def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, redo: bool = False) -> RunFolder:
-    """Run the stages that are not done (or the one called `only`); returns the run folder.
+    """Run the stages that are not done, of all rounds (or the one called `only`, of the first); the last one's folder.
 
     A stage whose output was made from other inputs raises `FingerprintError` naming the field that differs, or, with
     `redo`, is set aside under <run>/replaced/ and made again. `limit`: see `rehearsal`.
     """
-    recipe = rehearsal(recipe, limit)
-    folder = RunFolder(recipe.folder)
-    stages = [stage for stage in STAGES if only in (None, stage.name)]
+    rounds = all_rounds(rehearsal(recipe, limit))
+    if only is not None:
+        rounds = rounds[:1]
     start = time.monotonic()
     did_something = False
-    for stage in stages:
-        if only is None and stage.name == "mine":
-            _refuse_early(recipe, folder)
-        did_something |= _run_stage(stage, recipe, folder, redo)
+    for number, recipe in enumerate(rounds, start=1):
+        folder = RunFolder.of(recipe)
+        if len(rounds) > 1:
+            log.info("round %d of %d, in %s", number, len(rounds), folder.root)
+        worked = False
+        for stage in stages_of(recipe) if only is None else [_stage(recipe, only)]:
+            if only is None and stage.name == "mine":
+                _refuse_early(recipe, folder)
+            worked |= _run_stage(stage, recipe, folder, redo)
+        if worked and only in (None, "evaluate"):
+            _write_pages(recipe, folder)
+        did_something |= worked
     if only in (None, "evaluate"):
-        _finish(recipe, folder, time.monotonic() - start if did_something else None)
+        _print_results(rounds)
+        log.info(f"finished in {time.monotonic() - start:.0f} s" if did_something else "everything was done already")
     return folder
+
+
+def stages_of(recipe: Recipe) -> list[Stage]:
+    """The stages of one round, in order: a further one uses the first one's data and teachers."""
+    return [stage for stage in STAGES if recipe.follows is None or stage.name not in ("import", "teach")]
+
+
+def _stage(recipe: Recipe, name: str) -> Stage:
+    for stage in stages_of(recipe):
+        if stage.name == name:
+            return stage
+    raise RecipeError(f"a further round has no stage {name!r} of its own: it uses what the first round has made")
 
 
 def score_part(recipe: Recipe, part: tuple[int, int], *, limit: int | None = None, redo: bool = False) -> RunFolder:
@@ -90,10 +114,9 @@ def score_part(recipe: Recipe, part: tuple[int, int], *, limit: int | None = Non
     from ray_jobs.score import score_local
 
     recipe = rehearsal(recipe, limit)
-    folder = RunFolder(recipe.folder)
-    score_stage = next(stage for stage in STAGES if stage.name == "score")
-    _run_stage(replace(score_stage, run=lambda recipe, folder: score_local(recipe, folder, part=part)), recipe, folder,
-               redo)
+    folder = RunFolder.of(recipe)
+    part_of_it = replace(_stage(recipe, "score"), run=lambda recipe, folder: score_local(recipe, folder, part=part))
+    _run_stage(part_of_it, recipe, folder, redo)
     return folder
 
 
@@ -137,18 +160,32 @@ def rehearsal(recipe: Recipe, limit: int | None) -> Recipe:
     """The recipe on `limit` queries of every split, in a run folder of its own; None: the recipe as it is."""
     if limit is None:
         return recipe
+    if recipe.follows is not None:
+        raise RecipeError(f"{recipe.name} is a further round of {recipe.follows.run}, with its data; rehearse "
+                          "the whole recipe (--limit, with --round)")
     folder = recipe.folder.with_name(f"{recipe.folder.name}-limit-{limit}")
     return recipe.model_copy(update={"run_dir": folder, "data": recipe.data.model_copy(update={"limit": limit})})
 
 
 def stage_states(recipe: Recipe, *, limit: int | None = None, verify: bool = False) -> list[StageState]:
-    """The state of every stage, read from the run folder alone; with `verify`, every finished file is read."""
-    recipe = rehearsal(recipe, limit)
-    folder = RunFolder(recipe.folder)
+    """The state of every stage, round by round, from the folder alone; with `verify`, every finished file is read."""
+    rounds = all_rounds(rehearsal(recipe, limit))
     states: list[StageState] = []
-    for stage in STAGES:
+    for number, recipe in enumerate(rounds, start=1):
+        found = _round_states(recipe, verify, waits=bool(states) and states[-1].state != "done")
+        states += [replace(state, round=number) for state in found] if len(rounds) > 1 else found
+    return states
+
+
+def _round_states(recipe: Recipe, verify: bool, waits: bool) -> list[StageState]:
+    """Of one round's stages; `waits`: for the round before, which is not done."""
+    folder = RunFolder.of(recipe)
+    states: list[StageState] = []
+    for stage in stages_of(recipe):
         if states and states[-1].state != "done":
             states.append(StageState(stage.name, "pending", f"after {states[-1].stage}"))
+        elif waits:
+            states.append(StageState(stage.name, "pending", "after the round before"))
         else:
             states.append(_state_or_reason(stage, recipe, folder, verify))
         if stage.name == "score":
@@ -213,7 +250,9 @@ def stage_state(stage: Stage, recipe: Recipe, folder: RunFolder, *, check: bool 
 
 
 def print_status(states: list[StageState]) -> None:
-    for state in states:
+    for place, state in enumerate(states):
+        if state.round is not None and (not place or states[place - 1].round != state.round):
+            print(f"round {state.round}")
         job = f"[Slurm job {state.slurm['job']}: {state.slurm['state']}] " if state.slurm else ""
         print(f"{state.stage:<9} {state.state:<8} {job}{state.reason}".rstrip())
         for path in state.damaged:
@@ -222,7 +261,7 @@ def print_status(states: list[StageState]) -> None:
         if state.job is not None:
             from distill.reporting.scoring import print_scoring
 
-            print()
+            print(f"\nround {state.round}" if state.round is not None else "")
             print_scoring(state.job)
 
 
@@ -242,20 +281,26 @@ def _write_recipe(recipe: Recipe, folder: RunFolder) -> None:
         temporary.write_text(dump_recipe(recipe), encoding="utf-8")
 
 
-def _finish(recipe: Recipe, folder: RunFolder, seconds: float | None) -> None:
-    """Report and model card from what the run holds; the table and the checkpoint's path for the person."""
+def _write_pages(recipe: Recipe, folder: RunFolder) -> None:
+    """Report and model card, from what the run folder holds."""
+    from distill.reporting.model_card import write_model_card
+    from distill.reporting.report import write_report
+
+    write_model_card(recipe, folder)
+    write_report(recipe, folder)
+
+
+def _print_results(rounds: list[Recipe]) -> None:
+    """The last round's table, how the rounds compare, and where the checkpoint is."""
     from distill.data.files import read_json
-    from distill.reporting.table import print_table
+    from distill.reporting.table import print_rounds, print_table
 
-    if seconds is not None:
-        from distill.reporting.model_card import write_model_card
-        from distill.reporting.report import write_report
-
-        write_model_card(recipe, folder)
-        write_report(recipe, folder)
-    print_table(read_json(folder.evaluation))
-    print(f"checkpoint: {folder.model}\nreport:     {folder.report}")
-    log.info("everything was done already" if seconds is None else f"finished in {seconds:.0f} s")
+    folders = [RunFolder.of(recipe) for recipe in rounds]
+    evaluations = [read_json(folder.evaluation) for folder in folders]
+    print_table(evaluations[-1])
+    if len(rounds) > 1:
+        print_rounds(evaluations)
+    print(f"checkpoint: {folders[-1].model}\nreport:     {folders[-1].report}")
 
 
 # --------------------------------------------------------------------------------------------- the stages

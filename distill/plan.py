@@ -44,10 +44,10 @@ class Volumes:
 def volumes(recipe: Recipe) -> Volumes:
     """From the imported data, else from `data.sizes`, else counted in the source's files; `RecipeError` without any."""
     sizes = recipe.data.sizes
-    manifest = read_manifest(RunFolder(recipe.folder).data)
+    manifest = read_manifest(RunFolder.of(recipe).data)
     if manifest is not None:
         queries = {split: manifest.counts.get(f"queries.{split}", 0) for split in ("train", "dev", "test")}
-        return Volumes(f"the data in {RunFolder(recipe.folder).data}", manifest.counts["passages"], queries,
+        return Volumes(f"the data in {RunFolder.of(recipe).data}", manifest.counts["passages"], queries,
                        sizes.passage_tokens if sizes else 80.0, sizes.query_tokens if sizes else 12.0)
     origin = "data.sizes of the recipe"
     if sizes is None:
@@ -103,15 +103,18 @@ def plan(recipe: Recipe) -> tuple[Volumes, list[Planned]]:
 
 def print_plan(recipe: Recipe, *, limit: int | None = None) -> None:
     """Print what `distill run` would do."""
-    from distill.pipeline import rehearsal
+    from distill.pipeline import rehearsal, stages_of
+    from distill.rounds import all_rounds
 
-    recipe = rehearsal(recipe, limit)
-    size, stages = plan(recipe)
-    print(f"{recipe.name}, into {recipe.folder}; sizes from {size.origin}")
-    for stage in stages:
-        disk = "" if stage.disk is None else f"  [{_bytes(stage.disk)}]"
-        print(f"  {stage.stage:<9} {stage.work}{disk}")
-    print(f"  disk in all, without models: {_bytes(sum(stage.disk or 0 for stage in stages))}")
+    rounds, disk = all_rounds(rehearsal(recipe, limit)), 0.0
+    for one in rounds:
+        size, stages = plan(one)
+        print(f"{one.name}, into {one.folder}; sizes from {size.origin}")
+        names = [stage.name for stage in stages_of(one)]
+        for stage in (stage for stage in stages if stage.stage in names):
+            print(f"  {stage.stage:<9} {stage.work}" + ("" if stage.disk is None else f"  [{_bytes(stage.disk)}]"))
+            disk += stage.disk or 0
+    print(f"  disk in all, without models: {_bytes(disk)}")
 
 
 def _queries(size: Volumes) -> str:

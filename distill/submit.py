@@ -20,9 +20,11 @@ from distill import slurm
 from distill.config import Recipe, SlurmJob
 from distill.data.files import locked, write_atomic
 from distill.data.layout import RunFolder
+from distill.data.manifest import read_manifest
 from distill.errors import FingerprintError, RecipeError, SlurmError
-from distill.pipeline import STAGES, rehearsal, stage_states
+from distill.pipeline import rehearsal, stage_states, stages_of
 from distill.recipe_file import dump_recipe
+from distill.rounds import all_rounds
 
 
 @dataclass(frozen=True)
@@ -38,36 +40,38 @@ class Plan:
 
 def submit_jobs(recipe: Recipe, *, only: str | None = None, limit: int | None = None, redo: bool = False,
                 dry_run: bool = False) -> list[slurm.Job]:
-    """Submit the stages that are not done (or the one called `only`); returns the jobs, none if all is done.
+    """Submit the stages that are not done, of all rounds (or the one called `only`, of the first); returns the jobs.
 
     With `dry_run` they are only printed. Raises `SlurmError`, after cancelling what this call has submitted, where
     Slurm refuses a job, and where a job for one of the stages is still waiting or running.
     """
     recipe = rehearsal(recipe, limit)
-    folder = RunFolder(recipe.folder.resolve())
-    recipe = recipe.model_copy(update={"run_dir": folder.root})
-    plans = plan_jobs(recipe, _stages_left(recipe, only, redo))
+    recipe = recipe.model_copy(update={"run_dir": recipe.folder.resolve()})
+    rounds, left = all_rounds(recipe), _stages_left(recipe, only, redo)
+    plans = [(one, plan_jobs(one, stages)) for one, stages in zip(rounds, left, strict=True) if stages]
     if not plans:
         print("everything was done already" if only is None else f"{only} is done already")
         return []
     if dry_run:
-        _print_plans(recipe, folder, plans, redo)
+        _print_plans(plans, redo)
         return []
     slurm.ask(["sbatch", "--version"])
-    with locked(folder.jobs):
-        before = _live_jobs(folder)
-        if busy := [job for job in before if {*job.stages} & {stage for plan in plans for stage in plan.stages}]:
-            raise SlurmError(f"job {busy[0].id} ({', '.join(busy[0].stages)}) of this run still waits or runs; "
-                             "`distill status` shows it, `distill cancel` ends it")
+    with locked(RunFolder.of(rounds[0]).jobs):
+        live = [_live_jobs(RunFolder.of(one)) for one in rounds]
+        for jobs, stages in zip(live, left, strict=True):
+            if busy := [job for job in jobs if {*job.stages} & {*stages}]:
+                raise SlurmError(f"job {busy[0].id} ({', '.join(busy[0].stages)}) of this run still waits or runs; "
+                                 "`distill status` shows it, `distill cancel` ends it")
+        before = [job for jobs in live for job in jobs]
         if only is not None:
-            _refuse_gaps(recipe, only, before)
-        launch = _new_launch(recipe, folder)
-        return _submit(plans, launch, folder, [job.id for job in before], redo)
+            before = _round_before(rounds[0]) + live[0]
+            _refuse_gaps(rounds[0], only, before)
+        return _submit(plans, [job.id for job in before], redo)
 
 
 def cancel_jobs(recipe: Recipe, *, limit: int | None = None) -> list[slurm.Job]:
-    """Cancel what waits or runs of a run's jobs; returns those jobs."""
-    jobs = _live_jobs(RunFolder(rehearsal(recipe, limit).folder))
+    """Cancel what waits or runs of a run's jobs, of all rounds; returns those jobs."""
+    jobs = [job for one in all_rounds(rehearsal(recipe, limit)) for job in _live_jobs(RunFolder.of(one))]
     if jobs:
         slurm.ask(["scancel", *(job.id for job in reversed(jobs))])
     print(f"cancelled: {', '.join(job.id for job in jobs)}" if jobs else "no job of this run waits or runs")
@@ -117,27 +121,44 @@ def _options(request: SlurmJob, nodes: int, tasks: int) -> tuple[str, ...]:
             *(f"{name}={value}" for name, value in asked.items() if value is not None), *request.options)
 
 
-def _stages_left(recipe: Recipe, only: str | None, redo: bool) -> list[str]:
-    if only is not None and only not in (names := [stage.name for stage in STAGES]):
+def _stages_left(recipe: Recipe, only: str | None, redo: bool) -> list[list[str]]:
+    """For each round, the stages that are not done; with `only`, whether that one of the first is."""
+    if only is not None and only not in (names := [stage.name for stage in stages_of(recipe)]):
         raise RecipeError(f"no stage {only!r}; stages: {', '.join(names)}")
-    states = [state for state in stage_states(recipe) if only in (None, state.stage) and state.state != "done"]
-    for state in states:
+    rounds = all_rounds(recipe)
+    left: list[list[str]] = [[] for _ in rounds]
+    for state in stage_states(recipe):
+        number = state.round or 1
+        if state.state == "done" or only not in (None, state.stage) or (only is not None and number > 1):
+            continue
         if state.state == "stale" and not redo:
             raise FingerprintError(f"stage {state.stage!r} must run again: {state.reason}\n"
                                    "Choose another run_dir (or name), or add --redo to set the old output aside")
+        if state.stage not in _idle(rounds[number - 1]):
+            left[number - 1].append(state.stage)
+    return left
+
+
+def _idle(recipe: Recipe) -> set[str]:
+    """Stages that have nothing to do."""
     idle = {"teach"} if not any(teacher.fine_tune for teacher in recipe.teachers.values()) else set()
-    if all(teacher.kind == "imported" for teacher in recipe.teachers.values()):
-        idle.add("score")
-    return [state.stage for state in states if state.stage not in idle]
+    return idle | ({"score"} if all(teacher.kind == "imported" for teacher in recipe.teachers.values()) else set())
 
 
 def _refuse_gaps(recipe: Recipe, only: str, before: Sequence[slurm.Job]) -> None:
     """A stage alone needs those before it to be done, or on their way."""
     coming = {stage for job in before for stage in job.stages}
-    order = [stage.name for stage in STAGES]
-    for stage in _stages_left(recipe, None, redo=True):
-        if order.index(stage) < order.index(only) and stage not in coming:
-            raise SlurmError(f"{only} needs {stage}, which is neither done nor submitted: submit it first, or --all")
+    order = [stage.name for stage in stages_of(recipe)]
+    missing = [stage for stage in _stages_left(recipe, None, redo=True)[0] if order.index(stage) < order.index(only)]
+    if recipe.follows is not None and read_manifest(recipe.follows.checkpoint) is None:
+        missing.insert(0, "train")  # of the round before
+    if gaps := [stage for stage in missing if stage not in coming]:
+        raise SlurmError(f"{only} needs {gaps[0]}, which is neither done nor submitted: submit it first, or --all")
+
+
+def _round_before(recipe: Recipe) -> list[slurm.Job]:
+    """What waits or runs of the round that a further round comes after."""
+    return [] if recipe.follows is None else _live_jobs(RunFolder(recipe.follows.checkpoint.parent))
 
 
 def _live_jobs(folder: RunFolder) -> list[slurm.Job]:
@@ -162,27 +183,32 @@ def _setup(recipe: Recipe) -> str:
     return "\n".join((*recipe.slurm.setup, f"python=({shlex.join(python)})", ""))
 
 
-def _submit(plans: Sequence[Plan], launch: Path, folder: RunFolder, before: list[str], redo: bool) -> list[slurm.Job]:
-    # what the submitting shell got from a job that it may itself be part of, the new jobs must not take for theirs
-    environment = {name: value for name, value in os.environ.items()
-                   if name == "SLURM_CONF" or not name.startswith("SLURM_")}
-    environment |= {"DISTILL_SETUP": str(launch / "setup.sh"), "DISTILL_RUN": str(folder.root)}
+def _submit(plans: Sequence[tuple[Recipe, list[Plan]]], before: list[str], redo: bool) -> list[slurm.Job]:
+    """Submit the jobs of all rounds, each after the one before it."""
     jobs: list[slurm.Job] = []
-    for plan in plans:
-        command = _command(plan, launch, [jobs[-1].id] if jobs else before, redo)
-        try:
-            number = slurm.ask(command, environment).split(";")[0]  # a federation adds its cluster's name
-        except SlurmError as error:
-            if not jobs:
-                shutil.rmtree(launch)
-                raise
-            earlier = [job.id for job in jobs]
-            slurm.ask(["scancel", *earlier])
-            raise SlurmError(f"{error}\nThe jobs before it ({', '.join(earlier)}) were cancelled") from None
-        jobs.append(slurm.Job(number, plan.stages, str(launch / plan.log), tuple(command)))
-        slurm.record_jobs(launch, jobs)
-        print(f"job {number}: {', '.join(plan.stages)}")
-    print(f"logs: {launch}")
+    for recipe, jobs_of_round in plans:
+        folder = RunFolder.of(recipe)
+        launch = _new_launch(recipe, folder)
+        # what the submitting shell got from a job that it may itself be part of, the new jobs must not take for theirs
+        environment = {name: value for name, value in os.environ.items()
+                       if name == "SLURM_CONF" or not name.startswith("SLURM_")}
+        environment |= {"DISTILL_SETUP": str(launch / "setup.sh"), "DISTILL_RUN": str(folder.root)}
+        for place, plan in enumerate(jobs_of_round):
+            command = _command(plan, launch, [jobs[-1].id] if jobs else before, redo)
+            try:
+                number = slurm.ask(command, environment).split(";")[0]  # a federation adds its cluster's name
+            except SlurmError as error:
+                if place == 0:
+                    shutil.rmtree(launch)
+                if not jobs:
+                    raise
+                earlier = [job.id for job in jobs]
+                slurm.ask(["scancel", *earlier])
+                raise SlurmError(f"{error}\nThe jobs before it ({', '.join(earlier)}) were cancelled") from None
+            jobs.append(slurm.Job(number, plan.stages, str(launch / plan.log), tuple(command)))
+            slurm.record_jobs(launch, jobs[-place - 1:])
+            print(f"job {number}: {', '.join(plan.stages)}" + (f" ({recipe.name})" if recipe.follows else ""))
+        print(f"logs: {launch}")
     return jobs
 
 
@@ -200,8 +226,10 @@ def _scripts() -> Path:
     return beside if beside.is_dir() else Path(sysconfig.get_path("data")) / "share" / "splade-distill" / "slurm"
 
 
-def _print_plans(recipe: Recipe, folder: RunFolder, plans: Sequence[Plan], redo: bool) -> None:
-    print(f"# every job begins with\n{_setup(recipe)}")
-    for number, plan in enumerate(plans):
-        after = [f"<job of {plans[number - 1].stages[-1]}>"] if number else []
-        print(shlex.join(_command(plan, folder.jobs / "<number>", after, redo)))
+def _print_plans(plans: Sequence[tuple[Recipe, list[Plan]]], redo: bool) -> None:
+    print(f"# every job begins with\n{_setup(plans[0][0])}")
+    after: list[str] = []
+    for recipe, jobs in plans:
+        for plan in jobs:
+            print(shlex.join(_command(plan, RunFolder.of(recipe).jobs / "<number>", after, redo)))
+            after = [f"<job of {plan.stages[-1]}>"]

@@ -36,6 +36,18 @@ def tiny_mlm(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny_mlm, tiny_sentence):
+    """The recipe of a finished run over a hundred passages, which no test changes."""
+    from whole_run import whole_recipe
+
+    from distill.pipeline import run
+
+    recipe = whole_recipe(tmp_path_factory.mktemp("pipeline"), tiny_mlm, tiny_sentence)
+    run(recipe)
+    return recipe
+
+
+@pytest.fixture(scope="session")
 def tiny_classifier(tmp_path_factory) -> Path:
     """A folder with a random cross-encoder (BertForSequenceClassification, one label) and its tokenizer."""
     from transformers import BertForSequenceClassification

@@ -5,20 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from whole_run import whole_recipe
 
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
 from distill.errors import FingerprintError
 from distill.pipeline import run, stage_states
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, tiny_mlm, tiny_sentence):
-    """A finished run over a hundred passages, and its recipe."""
-    recipe = whole_recipe(tmp_path_factory.mktemp("pipeline"), tiny_mlm, tiny_sentence)
-    run(recipe)
-    return recipe
 
 
 def test_the_table_has_every_system_and_the_run_every_file(finished):

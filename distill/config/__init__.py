@@ -25,6 +25,7 @@ from distill.config.evaluation import Evaluate, Seismic, Tracking, Wandb
 from distill.config.losses import InfoNceLoss, KlLoss, Loss, MarginMseLoss, Regularizer
 from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
+from distill.config.rounds import Follows
 from distill.config.student import CalibratedStart, Student
 from distill.config.train import Checkpoints, Train
 
@@ -37,6 +38,7 @@ __all__ = [
     "Dtype",
     "Evaluate",
     "FineTune",
+    "Follows",
     "Fraction",
     "GenerateQueries",
     "HuggingFace",

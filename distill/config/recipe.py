@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distill.config.base import Section
 from distill.config.cluster import Cluster, Slurm
 from distill.config.data import Data
 from distill.config.evaluation import Evaluate, Tracking
 from distill.config.ranking import Label, Mine, Score, Teacher
+from distill.config.rounds import PREVIOUS, SHARED, Follows
 from distill.config.student import Student
 from distill.config.train import Train
 
@@ -33,10 +34,38 @@ class Recipe(Section):
     cluster: Cluster = Cluster()
     slurm: Slurm = Slurm()
     tracking: Tracking = Tracking()
+    rounds: tuple[dict[str, Any], ...] = ()  # further rounds: what each does otherwise (`distill.config.rounds`)
+    follows: Follows | None = None  # not for people: of which run this is a further round
 
     @property
     def folder(self) -> Path:
         return self.run_dir if self.run_dir is not None else Path("runs") / self.name
+
+    @field_validator("rounds")
+    @classmethod
+    def _rounds_share_the_data(cls, rounds: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for number, changes in enumerate(rounds, start=2):
+            if shared := [key for key in changes if key in SHARED]:
+                raise ValueError(f"round {number} cannot have its own {shared[0]!r}: all rounds share the run's")
+        return rounds
+
+    @model_validator(mode="after")
+    def _no_round_before_the_first(self) -> Recipe:
+        named = {"student.model": self.student.model,
+                 **{f"mine.miners.{name}.model": miner.model for name, miner in self.mine.miners.items()},
+                 **{f"teachers.{name}.model": teacher.model for name, teacher in self.teachers.items()}}
+        if unmet := [field for field, model in named.items() if model == PREVIOUS]:
+            raise ValueError(f"{unmet[0]} is {PREVIOUS!r}, but the first round has none before it: name a model, and "
+                             "give the rounds after it their own")
+        return self
+
+    @model_validator(mode="after")
+    def _later_teachers_are_there(self) -> Recipe:
+        if self.follows is not None and (imported := [name for name, teacher in self.teachers.items()
+                                                      if teacher.kind == "imported"]):
+            raise ValueError(f"teachers.{imported[0]}: a source's own scores are of its own candidates, and a further "
+                             f"round mines others; leave it out there (teachers: {{{imported[0]}: null}})")
+        return self
 
     @model_validator(mode="after")
     def _references_exist(self) -> Recipe:

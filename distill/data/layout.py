@@ -5,17 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.config import Recipe
+
 SPLITS = ("train", "dev", "test")
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run. Paths only: nothing here looks at the disk."""
+    """The folder of one run, or of one of its further rounds. Paths only: it never looks at the disk.
+
+    `first`: for a further round, the first round's folder, whose data and fine-tuned teachers it uses.
+    """
 
     root: Path
+    first: Path | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> RunFolder:
+        return cls(recipe.folder, recipe.follows.run if recipe.follows else None)
+
+    @property
+    def _shared(self) -> Path:
+        return self.root if self.first is None else self.first
+
+    def round(self, number: int) -> Path:
+        """The folder of a further round, from 2."""
+        return self.root / f"round-{number}"
 
     @property
     def recipe(self) -> Path:
@@ -23,7 +41,7 @@ class RunFolder:
 
     @property
     def data(self) -> Path:
-        return self.root / "data"
+        return self._shared / "data"
 
     @property
     def passages(self) -> Path:
@@ -49,7 +67,7 @@ class RunFolder:
         return self.root / "labels" / split
 
     def teacher(self, name: str) -> Path:
-        return self.root / "teachers" / name
+        return self._shared / "teachers" / name
 
     def teacher_fold(self, name: str, fold: int) -> Path:
         return self.teacher(name) / f"fold-{fold}"
@@ -97,3 +115,11 @@ class RunFolder:
     def jobs(self) -> Path:
         """A folder for each launch of `distill submit`."""
         return self.root / "jobs"
+
+
+def run_at(path: Path) -> RunFolder:
+    """The run that lies at a path: of a further round, with the data of the run that it lies in."""
+    found = RunFolder(path)
+    outer = RunFolder(found.root.resolve().parent)
+    is_round = found.root.resolve().name.startswith("round-") and not found.data.exists() and outer.data.exists()
+    return RunFolder(found.root, outer.root) if is_round else found

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from distill.data.files import read_json
-from distill.data.layout import RunFolder
+from distill.data.layout import run_at
 from distill.data.readers.naver import run_lines
 from distill.data.readers.qrels import read_qrels
 from distill.errors import DataError
@@ -70,7 +70,7 @@ def _differ_most(queries: list[str], a: np.ndarray, b: np.ndarray, texts: dict[s
 
 def _open_run(path: Path, with_judgements: bool) -> _Run:
     """A run folder's student, or a run file; a file in a run folder's metrics/ has that folder's judgements."""
-    folder = RunFolder(path if path.is_dir() else path.resolve().parent.parent)
+    folder = run_at(path if path.is_dir() else path.resolve().parent.parent)
     file = folder.trec_run("student") if path.is_dir() else path
     if not file.is_file():
         raise DataError("no such run folder or TREC run" if not path.is_dir() else

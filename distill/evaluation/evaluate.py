@@ -20,8 +20,9 @@ from scipy import sparse
 from distill.config import Recipe
 from distill.data.arrow import Shard
 from distill.data.candidates import iterate_candidates
+from distill.data.checkpoints import checkpoint_digest
 from distill.data.files import read_json, write_atomic, write_json, xxh128_file
-from distill.data.fingerprint import check_same, fingerprint
+from distill.data.fingerprint import check_same
 from distill.data.judgements import load_judgements
 from distill.data.layout import RunFolder
 from distill.data.manifest import FORMAT, Manifest, read_manifest, require_manifest, write_manifest
@@ -81,7 +82,7 @@ def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
               "data": require_manifest(folder.data, "import").fingerprint}
     if cfg.baselines:
         teachers = scored_teachers(recipe, folder, cfg.split)
-        fields["start"] = checkpoint_digest(folder.start)
+        fields |= {name: checkpoint_digest(path) for name, (_, path) in _other_students(recipe, folder).items()}
         fields["normalise"] = recipe.label.normalise
         fields["weights"] = {name: recipe.teachers[name].weight for name in teachers}
         fields["scores"] = {name: read_manifest(folder.scores(name, cfg.split)).fingerprint for name in teachers}
@@ -92,13 +93,6 @@ def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     if cfg.top_ks:
         fields["curve"] = {"top_ks": sorted(set(cfg.top_ks)), "of": cfg.top_ks_of}
     return fields
-
-
-def checkpoint_digest(path: Path) -> str:
-    """Hash of all files of a checkpoint but its model card; empty where there is none."""
-    left_out = ("README.md", "manifest.json")  # written after, and about, the evaluation
-    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in left_out)
-    return fingerprint({str(file.relative_to(path)): xxh128_file(file) for file in files}) if files else ""
 
 
 def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -122,9 +116,8 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         table.add("BM25", "BM25", *_bm25(recipe, collection))
         for name, ranking in rerank(recipe, folder, cfg.split).items():
             table.add(f"rerank-{name}", "ensemble, reranking" if name == ENSEMBLE else f"{name}, reranking", ranking)
-        if folder.start.exists():
-            table.add("start", "student before training",
-                      *_search(recipe, collection, *_checkpoint(folder.start, recipe, folder, collection)))
+        for name, (title, path) in _other_students(recipe, folder).items():
+            table.add(name, title, *_search(recipe, collection, *_checkpoint(path, recipe, folder, collection)))
     vectors = _checkpoint(folder.model, recipe, folder, collection)
     table.add("student", "student", *_search(recipe, collection, *vectors))
     result = {
@@ -145,6 +138,19 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     shards = [Shard(file.name, len(collection.grades), file.stat().st_size, xxh128_file(file)) for file in files]
     write_manifest(folder.metrics, Manifest(fields, tuple(shards), {"queries": len(collection.grades)}))
     return result
+
+
+def _other_students(recipe: Recipe, folder: RunFolder) -> dict[str, tuple[str, Path]]:
+    """The checkpoints to compare with, by name, each with its title: the start, and the last round's student.
+
+    Where the last round's student is the start, it stands once.
+    """
+    found = {}
+    if recipe.follows is None or recipe.student.model != str(recipe.follows.checkpoint):
+        found["start"] = ("student before training", folder.start)
+    if recipe.follows is not None:
+        found["previous"] = ("student of the round before", recipe.follows.checkpoint)
+    return {name: (title, path) for name, (title, path) in found.items() if path.exists()}
 
 
 def evaluate_student(student: SpladeStudent, folder: RunFolder, split: str, recipe: Recipe) -> dict[str, float]:
@@ -184,7 +190,8 @@ class _Table:
         return [
             {"metric": metric, "ours": "student", "theirs": titles[other],
              **metrics.paired_test(self.values["student"][metric], self.values[other][metric])}
-            for metric in self.recipe.evaluate.metrics for other in ("BM25", "start") if other in self.values
+            for metric in self.recipe.evaluate.metrics
+            for other in ("BM25", "start", "previous") if other in self.values
         ]
 
 

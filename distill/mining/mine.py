@@ -24,6 +24,7 @@ from distill.data.candidates import (
     shard_name,
     write_candidates,
 )
+from distill.data.checkpoints import model_field
 from distill.data.files import xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.fingerprint import fingerprint as fingerprint_of
@@ -62,7 +63,8 @@ def mine(recipe: Recipe, folder: RunFolder) -> Manifest:
 
 def mining_fields(recipe: Recipe, folder: RunFolder, split: str) -> dict[str, Any]:
     """What the candidates of a split depend on: the hashed part of their manifest."""
-    miners = {name: miner.model_dump(mode="json") for name, miner in recipe.mine.miners.items()}
+    miners = {name: miner.model_dump(mode="json") | {"model": model_field(recipe, miner.model)}
+              for name, miner in recipe.mine.miners.items()}
     fields: dict[str, Any] = {"stage": "mine", "format": FORMAT, "split": split,
                               "data": require_manifest(folder.data, "import").fingerprint,
                               "shard_queries": recipe.mine.shard_queries}

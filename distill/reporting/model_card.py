@@ -87,4 +87,6 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _inherits_non_commercial(recipe: Recipe) -> bool:
-    return recipe.student.model.startswith("naver/")
+    card = Path(recipe.student.model) / "README.md"  # of an earlier student, which has inherited it itself
+    return recipe.student.model.startswith("naver/") or (
+        card.is_file() and f"license: {_NON_COMMERCIAL}" in card.read_text(encoding="utf-8"))

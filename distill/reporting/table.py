@@ -5,7 +5,7 @@ It is made once as headers and cells of text (`cells`), and shown on the termina
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -89,6 +89,23 @@ def curve_caption(curve: Mapping[str, Any]) -> str:
     capped = {"both": "queries and passages", "passages": "passages", "queries": "queries"}[curve["of"]]
     return (f"{capped} capped at their k strongest terms; latency: {curve['search']} search of the {curve['depth']} "
             f"best, {curve['timed_queries']:,} queries one by one on one thread, {curve['machine']}")
+
+
+def print_rounds(evaluations: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
+    """Show the students of all rounds, each as its own evaluation measured it; "–" where it was of another kind."""
+    last = evaluations[-1]
+    rows = []
+    for number, evaluation in enumerate(evaluations, start=1):
+        student = next(row for row in evaluation["rows"] if row["name"] == "student")
+        same = evaluation["split"] == last["split"]
+        rows.append({**student, "title": f"round {number}", "metrics": student["metrics"] if same else {}})
+    headers, values = cells({**last, "rows": rows})
+    table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for i, header in enumerate(["student of", *headers[1:]]):
+        table.add_column(header.replace(" ", "\n"), justify="right" if i else "left", vertical="bottom", no_wrap=True)
+    for row in values:
+        table.add_row(*row)
+    (console or Console()).print("", table)
 
 
 def markdown_table(evaluation: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from distill.config import Recipe
+from distill.data.checkpoints import model_field
 from distill.data.files import locked
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
@@ -34,8 +35,12 @@ def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     if labels is None:
         raise TrainingError(f"{folder.labels()}: no labels to train on; run `distill label` first")
     return {"stage": "train", "format": FORMAT, "labels": labels.fingerprint, "seed": recipe.seed,
-            "student": recipe.student.model_dump(mode="json"),
+            "student": _student_fields(recipe),
             "train": recipe.train.model_dump(mode="json", exclude=EXECUTION)}
+
+
+def _student_fields(recipe: Recipe) -> dict[str, Any]:
+    return {**recipe.student.model_dump(mode="json"), "model": model_field(recipe, recipe.student.model)}
 
 
 def prepare(recipe: Recipe, folder: RunFolder) -> None:
@@ -70,7 +75,7 @@ def open_tokens(student: SpladeStudent, folder: RunFolder) -> tuple[TokenStore, 
 
 def _make_start(recipe: Recipe, folder: RunFolder) -> None:
     fields = {"stage": "start", "format": FORMAT, "seed": recipe.seed,
-              "student": recipe.student.model_dump(mode="json"),
+              "student": _student_fields(recipe),
               "data": require_manifest(folder.data, "import").fingerprint}
     done = read_manifest(folder.start)
     if done is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from distill.data.layout import RunFolder
@@ -17,7 +18,8 @@ def main(recipe_file: str, root: str, outcome_file: str) -> int:
         from distill.training.loop import train_process
 
         try:
-            outcome, status = {"summary": train_process(load_recipe(recipe_file), RunFolder(Path(root)))}, 0
+            recipe = load_recipe(recipe_file)
+            outcome, status = {"summary": train_process(recipe, replace(RunFolder.of(recipe), root=Path(root)))}, 0
         except DistillError as error:
             kind = TrainingError if isinstance(error, DataError) else type(error)  # has its place in the message
             outcome, status = {"error": kind.__name__, "message": str(error)}, error.exit_status

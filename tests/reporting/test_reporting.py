@@ -16,7 +16,7 @@ from distill.data.files import write_json
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
 from distill.reporting.curves import training_curves
-from distill.reporting.model_card import write_model_card
+from distill.reporting.model_card import card_data, write_model_card
 from distill.reporting.report import write_report
 from distill.reporting.table import markdown_table, metric_title, print_table
 from distill.reporting.wandb import follow
@@ -157,3 +157,13 @@ def test_without_wandb_in_the_recipe_nothing_is_written(tmp_path):
     with follow(small_recipe(tmp_path), RunFolder(tmp_path)):
         pass
     assert not (tmp_path / "logs").exists()
+
+
+def test_a_student_of_a_student_inherits_the_licence_of_the_first(tmp_path):
+    start = tmp_path / "model"
+    start.mkdir()
+    (start / "README.md").write_text("---\nlicense: cc-by-nc-sa-4.0\n---\n")
+    recipe = small_recipe(tmp_path / "round-2", student={"model": str(start)})
+    assert card_data(recipe, None).license == "cc-by-nc-sa-4.0"
+    (start / "README.md").write_text("---\nlibrary_name: sentence-transformers\n---\n")
+    assert card_data(recipe, None).license is None

@@ -31,7 +31,7 @@ def export_scores(recipe: Recipe, output: Path, *, format: str = "lists", teache
     unless `force`; it appears whole or not at all. Raises `RecipeError` (no such format or teacher), `DataError` (the
     output's name), `StorageError` (nothing scored yet), `FingerprintError` (labels of other scores).
     """
-    output, source = Path(output), source_of(recipe, RunFolder(recipe.folder), teacher, split)
+    output, source = Path(output), source_of(recipe, RunFolder.of(recipe), teacher, split)
     layout = _layout(format, source, negatives, ids)
     check_output(output, layout.endings, force)
     tally = Tally()

@@ -1,0 +1,28 @@
+"""What a fingerprint says of a saved checkpoint: its content, which a path does not tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill.config import Recipe
+from distill.data.files import xxh128_file
+from distill.data.fingerprint import fingerprint
+from distill.data.manifest import require_manifest
+
+
+def checkpoint_digest(path: Path) -> str:
+    """Hash of all files of a checkpoint but its model card; empty where there is none."""
+    left_out = ("README.md", "manifest.json")  # written after, and about, the evaluation
+    files = sorted(file for file in path.rglob("*") if file.is_file() and file.name not in left_out)
+    return fingerprint({str(file.relative_to(path)): xxh128_file(file) for file in files}) if files else ""
+
+
+def model_field(recipe: Recipe, model: str | None) -> str | dict[str, str] | None:
+    """A model as a fingerprint names it: as the recipe does, but the checkpoint of the round before by its content.
+
+    Raises `StorageError` while the round before has no checkpoint.
+    """
+    if recipe.follows is None or model != str(recipe.follows.checkpoint):
+        return model
+    require_manifest(recipe.follows.checkpoint, "train")
+    return {"checkpoint": checkpoint_digest(recipe.follows.checkpoint)}
