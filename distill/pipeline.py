@@ -154,6 +154,11 @@ def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
         remedy = f"set evaluate.split={others[0]}" if others else "run the stages one by one, without `evaluate`"
         raise RecipeError(f"evaluate.split is {split!r}, but the data in {folder.data} has no judged {split} queries; "
                           + remedy)
+    if recipe.evaluate.evaluators and read_manifest(folder.metrics) is None:
+        from distill.data.texts import TextStore
+        from distill.evaluation.evaluators import check_evaluators
+
+        check_evaluators(recipe.evaluate.evaluators, TextStore.open(folder.passages).collection_size)
 
 
 def rehearsal(recipe: Recipe, limit: int | None) -> Recipe:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from distill.config.base import Dtype, Fraction, Positive, Section, Split
+from distill.config.evaluators import Evaluator
 
 
 class Seismic(Section):
@@ -32,11 +33,20 @@ class Evaluate(Section):
     seismic: Seismic = Seismic()
     top_ks: tuple[Positive, ...] = ()  # measure the student once more with each cap on the active terms of a text
     top_ks_of: Literal["both", "passages", "queries"] = "both"  # whose terms are capped
+    evaluators: tuple[Evaluator, ...] = ()  # sentence-transformers' own, run on the saved student
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Evaluate:
         if self.search == "exact" and self.seismic != Seismic() and not self.top_ks:
             raise ValueError("the settings of `seismic` have no effect on exact search: set search: seismic")
+        return self
+
+    @model_validator(mode="after")
+    def _evaluators_have_names_of_their_own(self) -> Evaluate:
+        names = [entry.name or entry.kind for entry in self.evaluators]
+        double = next((name for name in names if names.count(name) > 1), None)
+        if double is not None:
+            raise ValueError(f"two evaluators are called {double!r}: give one of them a `name`")
         return self
 
 

@@ -18,7 +18,7 @@ from distill.data.readers.naver import run_lines
 from distill.data.readers.qrels import read_qrels
 from distill.errors import DataError
 from distill.evaluation import metrics
-from distill.evaluation.evaluate import Collection, open_collection
+from distill.evaluation.collection import Collection, open_collection
 
 Judgements = dict[str, dict[str, int]]  # query id -> passage id -> grade; queries with a positive only
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,13 @@ from distill.data.candidates import iterate_candidates
 from distill.data.checkpoints import checkpoint_digest
 from distill.data.files import read_json, write_atomic, write_json, xxh128_file
 from distill.data.fingerprint import check_same
-from distill.data.judgements import load_judgements
 from distill.data.layout import RunFolder
 from distill.data.manifest import FORMAT, Manifest, read_manifest, require_manifest, write_manifest
-from distill.data.texts import TextStore
-from distill.errors import RecipeError
 from distill.evaluation import metrics
+from distill.evaluation.collection import Collection, open_collection
 from distill.evaluation.curve import cost_curve
+from distill.evaluation.evaluator_data import evaluator_fields
+from distill.evaluation.evaluators import check_evaluators, run_evaluators
 from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank, scored_teachers
 from distill.mining.bm25 import build_index
 from distill.mining.encode import Precision, encode_store, token_store
@@ -40,38 +39,6 @@ from distill.student.model import SpladeStudent
 from teachers.execution import fastest_precision
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Collection:
-    """What a split is evaluated on. Grades of passage variants stand at the collection rows they were cut from."""
-
-    passages: TextStore
-    queries: TextStore
-    split: str
-    grades: dict[int, dict[int, int]]  # query row -> passage row -> grade; queries with a positive only
-
-    @property
-    def query_rows(self) -> np.ndarray:
-        return np.fromiter(self.grades, np.int64, len(self.grades))
-
-
-def open_collection(folder: RunFolder, split: str) -> Collection:
-    """The stores and judgements of a split. Raises `RecipeError` where it has no judged query."""
-    grades: dict[int, dict[int, int]] = {}
-    if folder.judgements(split).exists():
-        judgements = load_judgements(folder, split)
-        passages = TextStore.open(folder.passages)
-        origins = passages.origin(judgements.passages)
-        rows = np.where(origins >= 0, origins, judgements.passages)
-        for i, query in enumerate(judgements.queries.tolist()):
-            at = slice(judgements.offsets[i], judgements.offsets[i + 1])
-            graded = dict(zip(rows[at].tolist(), judgements.grades[at].tolist(), strict=True))
-            if any(grade > 0 for grade in graded.values()):
-                grades[query] = graded
-    if not grades:
-        raise RecipeError(f"evaluate.split is {split!r}, but the data in {folder.data} has no judged {split} queries")
-    return Collection(passages, TextStore.open(folder.queries(split)), split, grades)
 
 
 def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -92,6 +59,8 @@ def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         fields["seismic"] = cfg.seismic.model_dump(mode="json")
     if cfg.top_ks:
         fields["curve"] = {"top_ks": sorted(set(cfg.top_ks)), "of": cfg.top_ks_of}
+    if cfg.evaluators:
+        fields["evaluators"] = [evaluator_fields(entry) for entry in cfg.evaluators]
     return fields
 
 
@@ -100,7 +69,7 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 
     `rows` has one entry a system: `name`, `title`, `metrics`, and for first stages `query_terms`, `passage_terms`
     (mean active dimensions) and `flops`; `tests` compares the student with BM25 and with its start, query by query;
-    `curve` is `cost_curve`'s, where the recipe has `top_ks`.
+    `curve` is `cost_curve`'s, where the recipe has `top_ks`, and `evaluators` has an entry for each of the recipe's.
     An evaluation that is there already is read, not repeated. Raises `FingerprintError` if it was of other inputs.
     """
     fields = evaluation_fields(recipe, folder)
@@ -111,15 +80,20 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     began = time.monotonic()
     cfg, collection = recipe.evaluate, open_collection(folder, recipe.evaluate.split)
     metrics.parse_measures(cfg.metrics)  # refuse a misspelt one before the work
+    check_evaluators(cfg.evaluators, collection.passages.collection_size)
     table = _Table(recipe, folder, collection)
+    bm25 = None
+    if cfg.baselines or any(entry.kind == "reciprocal-rank-fusion" for entry in cfg.evaluators):
+        bm25, costs = _bm25(recipe, collection)
     if cfg.baselines:
-        table.add("BM25", "BM25", *_bm25(recipe, collection))
+        table.add("BM25", "BM25", bm25, costs)
         for name, ranking in rerank(recipe, folder, cfg.split).items():
             table.add(f"rerank-{name}", "ensemble, reranking" if name == ENSEMBLE else f"{name}, reranking", ranking)
         for name, (title, path) in _other_students(recipe, folder).items():
             table.add(name, title, *_search(recipe, collection, *_checkpoint(path, recipe, folder, collection)))
     vectors = _checkpoint(folder.model, recipe, folder, collection)
-    table.add("student", "student", *_search(recipe, collection, *vectors))
+    ranking, costs = _search(recipe, collection, *vectors)
+    table.add("student", "student", ranking, costs)
     result = {
         "split": cfg.split,
         "queries": len(collection.grades),
@@ -130,6 +104,7 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         "rows": table.rows,
         "tests": table.tests(),
         **({"curve": cost_curve(*vectors, collection.grades, cfg, folder.metrics)} if cfg.top_ks else {}),
+        **({"evaluators": run_evaluators(recipe, folder, collection, ranking, bm25)} if cfg.evaluators else {}),
         "precision": _precision(recipe),
         "seconds": round(time.monotonic() - began, 1),
     }

@@ -26,6 +26,7 @@ def write_report(recipe: Recipe, folder: RunFolder) -> Path:
         name=recipe.name, version=run_facts.version(), data=run_facts.data_sentence(recipe),
         results=_results(evaluation) if evaluation else None,
         costs=_costs(evaluation) if evaluation and "curve" in evaluation else None,
+        evaluators=evaluation.get("evaluators", []) if evaluation else [],
         curves=training_curves(run_facts.training_log(folder)),
         counts=run_facts.counts(folder), teachers=run_facts.teacher_rows(recipe, folder),
         training=run_facts.training_rows(recipe), recipe=run_facts.recipe_yaml(recipe),

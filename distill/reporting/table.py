@@ -68,6 +68,9 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
         for row in rows:
             table.add_row(*row)
         console.print(table)
+    for result in evaluation.get("evaluators", ()):
+        console.print(f"{result['name']}: {result['primary']} {_number(result['metrics'][result['primary']], '.4f')}",
+                      highlight=False, markup=False)
 
 
 def curve_cells(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:

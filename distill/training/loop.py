@@ -25,7 +25,8 @@ from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, read_manifest, write_manifest
 from distill.data.texts import TextStore
 from distill.errors import Preempted, RecipeError, TrainingError
-from distill.evaluation.evaluate import evaluate_student, open_collection
+from distill.evaluation.collection import open_collection
+from distill.evaluation.evaluate import evaluate_student
 from distill.losses.objective import Place, objective
 from distill.losses.sparse_products import list_scores
 from distill.progress import progress

@@ -13,7 +13,8 @@ from distill.data.labels import normalise
 from distill.data.manifest import Manifest, write_manifest
 from distill.data.scores import write_scores
 from distill.errors import FingerprintError, RecipeError
-from distill.evaluation.evaluate import evaluate, evaluate_student, open_collection
+from distill.evaluation.collection import open_collection
+from distill.evaluation.evaluate import evaluate, evaluate_student
 from distill.evaluation.rerank import rerank
 from distill.mining.mine import mine
 from distill.student.checkpoint import load_checkpoint

@@ -1,0 +1,94 @@
+"""Texts and labels for sentence-transformers' evaluators, from a file, a folder of `datasets` or the hub.
+
+Columns are taken as its trainers take them: texts by their order, the label by its name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from distill.config.evaluators import Evaluator, OfAFile
+from distill.data.files import xxh128_file
+from distill.data.fingerprint import fingerprint
+from distill.errors import DataError
+
+_LABELS = ("label", "labels", "score", "scores")
+_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+
+
+def read_texts(entry: OfAFile) -> tuple[list[str], list[str]]:
+    """The two columns of texts that an entry compares; with `mse` one column may be both. Raises `DataError`."""
+    dataset = _load(entry)
+    columns = list(entry.columns) or [name for name in dataset.column_names if name not in _LABELS]
+    if entry.kind == "mse" and len(columns) == 1:
+        columns *= 2
+    missing = [name for name in columns if name not in dataset.column_names]
+    if missing or len(columns) < 2:
+        wanted = f"no column {missing[0]!r}" if missing else "two columns of texts are needed"
+        raise DataError(f"{wanted} (there are {', '.join(dataset.column_names)}); say which with `columns`",
+                        path=entry.data)
+    if len(dataset) == 0:
+        raise DataError("no rows", path=entry.data)
+    first, second = (_checked(entry, name, dataset[name][:], str) for name in columns[:2])
+    return first, second
+
+
+def read_labels(entry: OfAFile) -> list[float]:
+    """The column of labels or scores."""
+    dataset = _load(entry)
+    name = next((name for name in _LABELS if name in dataset.column_names), None)
+    if name is None:
+        raise DataError(f"no column called {', '.join(_LABELS[:-1])} or {_LABELS[-1]} (there are "
+                        f"{', '.join(dataset.column_names)})", path=entry.data)
+    labels = _checked(entry, name, dataset[name][:], (int, float))
+    if entry.kind == "binary-classification":
+        row = next((i for i, label in enumerate(labels) if label not in (0, 1)), None)
+        if row is not None:
+            raise DataError(f"expected 0 or 1, found {labels[row]!r}", path=entry.data, line=row + 1, field=name)
+    return labels
+
+
+def evaluator_fields(entry: Evaluator) -> dict[str, Any]:
+    """What an evaluator's result depends on, besides the run: its settings, and the content of local files."""
+    fields = entry.model_dump(mode="json", exclude={"batch_size"}, exclude_none=True)
+    path = Path(fields.get("data", ""))
+    if "data" in fields and path.exists():
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        fields["data"] = fingerprint({str(file.relative_to(path)): xxh128_file(file) for file in files})
+    return fields
+
+
+def _checked(entry: OfAFile, name: str, values: list[Any], kind: type | tuple[type, ...]) -> list[Any]:
+    for row, value in enumerate(values, start=1):
+        if not isinstance(value, kind):
+            expected = "a text" if kind is str else "a number"
+            raise DataError(f"expected {expected}, found {value!r}", path=entry.data, line=row, field=name)
+    return values
+
+
+def _load(entry: OfAFile) -> datasets.Dataset:
+    path = Path(entry.data)
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    try:
+        if plain.suffix in _READERS:
+            if not path.is_file():
+                raise DataError("no such file", path=path)
+            options = {"sep": "\t"} if plain.suffix == ".tsv" else {}
+            loaded = datasets.load_dataset(_READERS[plain.suffix], data_files=str(path), **options)
+        elif path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            loaded = datasets.load_dataset(entry.data, entry.config, revision=entry.revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"can't be loaded: {error}", path=entry.data) from error
+    if isinstance(loaded, datasets.Dataset):
+        return loaded
+    splits = list(loaded)
+    wanted = entry.split or (splits[0] if len(splits) == 1 else None)
+    if wanted not in loaded:
+        raise DataError(f"no split {wanted!r}" if wanted else "several splits: name one with `split`",
+                        path=f"{entry.data} (has {', '.join(splits)})")
+    return loaded[wanted]

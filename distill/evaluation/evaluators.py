@@ -1,0 +1,191 @@
+"""sentence-transformers' evaluators of sparse encoders, run on the saved student as `SparseEncoder` loads it.
+
+Retrieval, reranking, triplets and rank fusion are of the run's own judged queries and candidates; the others bring
+their data (`distill.evaluation.evaluator_data`).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers import SparseEncoder
+from sentence_transformers.sparse_encoder import evaluation as st
+
+from distill.config import Recipe, resolve_model
+from distill.config import evaluators as config
+from distill.data.candidates import iterate_candidates
+from distill.data.layout import RunFolder
+from distill.data.manifest import read_manifest
+from distill.errors import RecipeError
+from distill.evaluation.collection import Collection
+from distill.evaluation.evaluator_data import read_labels, read_texts
+from distill.evaluation.rerank import Ranking
+
+log = logging.getLogger(__name__)
+
+_MOST_PASSAGES = 1_000_000  # sentence-transformers' retrieval holds every text as a Python string
+_RETRIEVAL = {"ndcg_at_k", "mrr_at_k", "accuracy_at_k", "precision_recall_at_k", "map_at_k"}
+
+
+def run_evaluators(recipe: Recipe, folder: RunFolder, collection: Collection, student: Ranking, bm25: Ranking | None
+                   ) -> list[dict[str, Any]]:
+    """One entry for each of the recipe's evaluators: `name`, `kind`, `metrics` and which of them is `primary`.
+
+    `student` and `bm25` are the rankings that rank fusion fuses.
+    """
+    model = SparseEncoder(str(folder.model), device="cuda" if torch.cuda.is_available() else "cpu")
+    results = []
+    for entry in recipe.evaluate.evaluators:
+        if entry.kind == "reciprocal-rank-fusion":
+            evaluator = _rank_fusion(entry, collection, student, bm25)
+            values = evaluator()
+        else:
+            evaluator = _evaluator(entry, model, folder, collection)
+            values = evaluator(model)
+        metrics = {name: float(value) if math.isfinite(value) else None for name, value in values.items()}
+        primary = evaluator.primary_metric
+        results.append({"name": entry.name or entry.kind, "kind": entry.kind, "primary": primary, "metrics": metrics})
+        log.info("%s: %s %s", entry.name or entry.kind, primary, metrics[primary])
+    return results
+
+
+def check_evaluators(entries: Iterable[config.Evaluator], passages: int) -> None:
+    """Refuse, before the work, data that is not there or not in order, or too many `passages` for a kind."""
+    for entry in entries:
+        if entry.kind == "nano-beir":
+            _nano_beir(entry)
+        elif entry.kind == "information-retrieval" and passages > _MOST_PASSAGES:
+            raise RecipeError(f"evaluate.evaluators: information-retrieval holds every passage in memory, and there "
+                              f"are {passages:,}; leave it out: the table's own figures are of the same ranking")
+        elif isinstance(entry, config.OfAFile):
+            read_texts(entry)
+            if entry.kind in ("similarity", "binary-classification"):
+                read_labels(entry)
+
+
+def _evaluator(entry: config.Evaluator, model: SparseEncoder, folder: RunFolder, collection: Collection) -> Any:
+    common = {"batch_size": entry.batch_size, "max_active_dims": entry.top_k, "write_csv": False}
+    match entry.kind:
+        case "information-retrieval":
+            return _information_retrieval(entry, collection, common)
+        case "nano-beir":
+            return _nano_beir(entry)
+        case "reranking":
+            samples = [{"query": judged.query, "positive": judged.positives, "negative": judged.negatives}
+                       for judged in _judged(folder, collection)]
+            return st.SparseRerankingEvaluator(samples, at_k=entry.at_k, similarity_fct=model.similarity, **common)
+        case "triplet":
+            triplets = list(_judged(folder, collection))
+            return st.SparseTripletEvaluator(
+                [judged.query for judged in triplets], [judged.positives[0] for judged in triplets],
+                [judged.negatives[0] for judged in triplets], margin=entry.margin,
+                similarity_fn_names=_listed(entry.similarities), **common)
+        case "similarity":
+            return st.SparseEmbeddingSimilarityEvaluator(
+                *read_texts(entry), read_labels(entry), similarity_fn_names=_listed(entry.similarities), **common)
+        case "binary-classification":
+            labels = [int(label) for label in read_labels(entry)]
+            return st.SparseBinaryClassificationEvaluator(
+                *read_texts(entry), labels, similarity_fn_names=_listed(entry.similarities), **common)
+        case "translation":
+            return st.SparseTranslationEvaluator(*read_texts(entry), **common)
+        case "mse":
+            return st.SparseMSEEvaluator(*read_texts(entry), teacher_model=_teacher(entry, model), **common)
+
+
+@dataclass(frozen=True)
+class _JudgedQuery:
+    """Texts: the positives by descending grade, the candidates that are none by rank."""
+
+    query: str
+    positives: list[str]
+    negatives: list[str]
+
+
+def _judged(folder: RunFolder, collection: Collection) -> Iterator[_JudgedQuery]:
+    """The judged queries that have a negative among their candidates."""
+    path = folder.candidates(collection.split)
+    if read_manifest(path) is None:
+        raise RecipeError(f"evaluate.evaluators: reranking and triplet need the candidates of the {collection.split} "
+                          f"queries, and {path} has none: run `distill mine`")
+    found = 0
+    for _, shard in iterate_candidates(path):
+        for i, query in enumerate(shard.query.tolist()):
+            at = slice(shard.offsets[i], shard.offsets[i + 1])
+            grades = collection.grades.get(query)
+            if grades is None:
+                continue
+            by_rank = shard.passages[at][np.argsort(shard.rank[at], kind="stable")].tolist()
+            negatives = [passage for passage in by_rank if grades.get(passage, 0) <= 0]
+            positives = sorted((row for row in grades if grades[row] > 0), key=lambda row: -grades[row])
+            if negatives:
+                found += 1
+                yield _JudgedQuery(collection.queries.texts(np.array([query]))[0],
+                                   collection.passages.texts(np.array(positives)),
+                                   collection.passages.texts(np.array(negatives)))
+    if not found:
+        raise RecipeError(f"evaluate.evaluators: reranking and triplet need negatives, and no judged "
+                          f"{collection.split} query has one among its candidates")
+
+
+def _information_retrieval(entry: config.InformationRetrieval, collection: Collection, common: dict[str, Any]) -> Any:
+    rows = np.arange(collection.passages.collection_size)
+    corpus = dict(zip(collection.passages.ids(rows), collection.passages.texts(rows), strict=True))
+    names = collection.queries.ids(collection.query_rows)
+    queries = dict(zip(names, collection.queries.texts(collection.query_rows), strict=True))
+    relevant = {name: set(collection.passages.ids(np.array([row for row, grade in graded.items() if grade > 0])))
+                for name, graded in zip(names, collection.grades.values(), strict=True)}
+    return st.SparseInformationRetrievalEvaluator(queries, corpus, relevant, **_cutoffs(entry), **common)
+
+
+def _nano_beir(entry: config.NanoBeir) -> Any:
+    try:
+        return st.SparseNanoBEIREvaluator(
+            _listed(entry.datasets), entry.dataset_id, batch_size=entry.batch_size, max_active_dims=entry.top_k,
+            write_csv=False, **_cutoffs(entry))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"evaluate.evaluators: nano-beir ({entry.dataset_id}, from the hub): {error} "
+                          "Without the hub, leave it out or fill the cache of `datasets` first") from error
+
+
+def _rank_fusion(entry: config.RankFusion, collection: Collection, student: Ranking, bm25: Ranking) -> Any:
+    names = collection.queries.ids(collection.query_rows)
+    texts = collection.queries.texts(collection.query_rows)
+
+    def samples(ranking: Ranking) -> list[dict[str, Any]]:
+        found = []
+        for name, text, (query, graded) in zip(names, texts, collection.grades.items(), strict=True):
+            rows = ranking[query][: entry.depth].tolist()
+            # nDCG is not defined there for one document alone: a second, irrelevant one changes nothing
+            found.append({"query_id": name, "query": text, "documents": rows if len(rows) != 1 else [*rows, -1],
+                          "positive": [row for row, grade in graded.items() if grade > 0]})
+        return found
+
+    return st.ReciprocalRankFusionEvaluator(samples(bm25), samples(student), at_k=entry.at_k, rrf_k=entry.rrf_k,
+                                            write_csv=False)
+
+
+def _teacher(entry: config.Mse, model: SparseEncoder) -> SparseEncoder:
+    try:
+        teacher = SparseEncoder(resolve_model(entry.teacher), revision=entry.teacher_revision, device=str(model.device))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"evaluate.evaluators: the teacher {entry.teacher!r} cannot be loaded: {error}") from error
+    sizes = [encoder.get_embedding_dimension() for encoder in (teacher, model)]
+    if sizes[0] != sizes[1]:
+        raise RecipeError(f"evaluate.evaluators: mse compares vectors, and the teacher {entry.teacher!r} has "
+                          f"{sizes[0]} dimensions, the student {sizes[1]}")
+    return teacher
+
+
+def _cutoffs(entry: config.InformationRetrieval | config.NanoBeir) -> dict[str, list[int]]:
+    return {name: list(value) for name, value in entry.model_dump(include=_RETRIEVAL).items()}
+
+
+def _listed(values: tuple[str, ...] | None) -> list[str] | None:
+    return None if values is None else list(values)
