@@ -42,11 +42,15 @@ class Evaluate(Section):
         return self
 
     @model_validator(mode="after")
-    def _evaluators_have_names_of_their_own(self) -> Evaluate:
+    def _evaluators_fit(self) -> Evaluate:
         names = [entry.name or entry.kind for entry in self.evaluators]
         double = next((name for name in names if names.count(name) > 1), None)
         if double is not None:
             raise ValueError(f"two evaluators are called {double!r}: give one of them a `name`")
+        deepest = max((entry.depth for entry in self.evaluators if entry.kind == "reciprocal-rank-fusion"), default=0)
+        if deepest > self.depth:
+            raise ValueError(f"reciprocal-rank-fusion looks at the best {deepest}, but rankings have a `depth` of "
+                             f"{self.depth}")
         return self
 
 

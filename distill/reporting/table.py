@@ -39,8 +39,10 @@ def test_sentences(evaluation: Mapping[str, Any]) -> list[str]:
 
 
 def caption(evaluation: Mapping[str, Any]) -> str:
-    """What was measured on; and, where teachers are in the table, what they reranked."""
+    """What was measured on, how it was searched where not exactly, and what teachers in the table reranked."""
     text = f"{evaluation['queries']:,} {evaluation['split']} queries, {evaluation['passages']:,} passages"
+    if evaluation.get("search") == "seismic":
+        text += ", searched through Seismic"
     if any(row["name"].startswith("rerank-") for row in evaluation["rows"]):
         text += f"; reranked: the {evaluation['reranked']['depth']} best of {evaluation['reranked']['miner']}"
     return text
@@ -61,12 +63,13 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
         console.print(sentence, highlight=False)
     if "curve" in evaluation:
         headers, rows = curve_cells(evaluation)
+        brief = [i for i, header in enumerate(headers) if header not in ("postings", "Seismic MB", "p95 ms")]
         table = Table(title=curve_caption(evaluation["curve"]), title_justify="left", header_style="bold",
                       box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for header in headers:
-            table.add_column(header.replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
+        for i in brief:
+            table.add_column(headers[i].replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(row[i] for i in brief))
         console.print(table)
     for result in evaluation.get("evaluators", ()):
         console.print(f"{result['name']}: {result['primary']} {_number(result['metrics'][result['primary']], '.4f')}",

@@ -10,7 +10,7 @@ from distill.errors import FingerprintError, RecipeError
 from distill.evaluation.curve import cost_curve
 from distill.evaluation.evaluate import evaluate, evaluation_fields
 from distill.reporting.report import write_report
-from distill.reporting.table import print_table
+from distill.reporting.table import caption, print_table
 
 
 @pytest.fixture
@@ -51,6 +51,17 @@ def test_every_cap_has_the_figures_of_sparse_encoders_cap(run, of):
     assert curve["rows"][-1]["metrics"] == result["rows"][-1]["metrics"]
 
 
+def test_seismics_curve_has_its_own_latency(run):
+    exact = evaluate(recipe_with(run, top_ks=[5]), run)["curve"]
+    (run.metrics / "manifest.json").unlink()
+    cfg = {"search": "seismic", "seismic": {"query_cut": 64, "heap_factor": 1.0}, "top_ks": [5]}
+    curve = evaluate(recipe_with(run, **cfg), run)["curve"]
+    assert (exact["search"], curve["search"]) == ("exact", "seismic")
+    for one, other in zip(exact["rows"], curve["rows"], strict=True):
+        assert one.pop("latency_ms") != other["latency_ms"] and other.pop("latency_ms")["median"] > 0
+        assert one == other
+
+
 def test_the_curve_stands_under_the_table_and_in_the_report(run, capsys):
     recipe = recipe_with(run, top_ks=[3])
     print_table(evaluate(recipe, run))
@@ -63,7 +74,9 @@ def test_seismic_on_a_tiny_collection_finds_what_exact_search_finds(run):
     exact = evaluate(recipe_with(run), run)
     (run.metrics / "manifest.json").unlink()
     cfg = {"search": "seismic", "seismic": {"query_cut": 64, "heap_factor": 1.0}}
-    assert evaluate(recipe_with(run, **cfg), run)["rows"] == exact["rows"]
+    approximate = evaluate(recipe_with(run, **cfg), run)
+    assert approximate["rows"] == exact["rows"]
+    assert caption(approximate) == "4 test queries, 10 passages, searched through Seismic"
     with pytest.raises(FingerprintError, match="query_cut"):
         evaluate(recipe_with(run, search="seismic"), run)
 

@@ -150,6 +150,8 @@ def test_results_are_shown_and_settings_and_data_are_in_the_fingerprint(run, tmp
     assert "evaluators" not in evaluation_fields(recipe_of(folder), folder)
     with pytest.raises(RecipeError, match="two evaluators are called 'similarity'"):
         recipe_of(folder, *entries[:1] * 2)
+    with pytest.raises(RecipeError, match="looks at the best 100, but rankings have a `depth` of 50"):
+        recipe_of(folder, {"kind": "reciprocal-rank-fusion"}, depth=50)
 
 
 @pytest.mark.parametrize(("content", "entry", "message"), [
