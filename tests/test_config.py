@@ -45,6 +45,9 @@ def test_missing_and_impossible_values_are_named():
     assert "every teacher has the weight 0" in refused(teachers={"bm25": {"kind": "bm25", "weight": 0}})
     assert "choose another" in refused(teachers={"ensemble": {"kind": "bm25"}})
     assert "at least one miner" in refused(mine={"miners": {}})
+    assert "only a learned table has a rate" in refused(train={"table_lr": 0.1})
+    assert "which is not trained" in refused(student={"model": "m", "query": {"kind": "idf"}},
+                                             train={"query_regularizers": [{"kind": "l1", "weight": 1}]})
     assert "Input should be a list (given: 'kl')" in refused(train={"losses": "kl"})
 
 

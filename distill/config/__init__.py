@@ -26,11 +26,12 @@ from distill.config.losses import InfoNceLoss, KlLoss, Loss, MarginMseLoss, Regu
 from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
 from distill.config.rounds import Follows
-from distill.config.student import CalibratedStart, Student
+from distill.config.student import BinaryQuery, CalibratedStart, IdfQuery, ModelQuery, Query, Student
 from distill.config.train import Checkpoints, Train
 
 __all__ = [
     "Beir",
+    "BinaryQuery",
     "CalibratedStart",
     "Checkpoints",
     "Cluster",
@@ -42,6 +43,7 @@ __all__ = [
     "Fraction",
     "GenerateQueries",
     "HuggingFace",
+    "IdfQuery",
     "InfoNceLoss",
     "IrDatasets",
     "Jsonl",
@@ -51,10 +53,12 @@ __all__ = [
     "MarginMseLoss",
     "Mine",
     "Miner",
+    "ModelQuery",
     "MsMarco",
     "NaverScores",
     "Positive",
     "PythonDocs",
+    "Query",
     "Recipe",
     "Regularizer",
     "Score",

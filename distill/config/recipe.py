@@ -79,3 +79,12 @@ class Recipe(Section):
             raise ValueError(f"label.map_to names {self.label.map_to!r}, which is not among the teachers "
                              f"({', '.join(self.teachers)})")
         return self
+
+    @model_validator(mode="after")
+    def _query_side_agrees(self) -> Recipe:
+        kind = self.student.query.kind
+        if self.train.table_lr is not None and kind != "learned":
+            raise ValueError(f"train.table_lr is set, but student.query is {kind}: only a learned table has a rate")
+        if self.train.query_regularizers and kind in ("binary", "idf"):
+            raise ValueError(f"train.query_regularizers have no effect: student.query is {kind}, which is not trained")
+        return self

@@ -18,12 +18,31 @@ class CalibratedStart(Section):
     idf_scale: Annotated[float, Field(ge=0)] = 0.5  # highest mean logit of a text's own word, per unit of its IDF
 
 
+class ModelQuery(Section):
+    kind: Literal["model", "lexical"]  # SPLADE; lexical: the model's weights, but of the query's own tokens only
+
+
+class BinaryQuery(Section):
+    kind: Literal["binary"]  # SPLADE-doc: each distinct token of a query weighs one
+
+
+class IdfQuery(Section):
+    """A weight a term: its IDF among the passages at the start, frozen (`idf`) or trained (`learned`, Li-LSR)."""
+
+    kind: Literal["idf", "learned"]
+    file: str | None = None  # other weights instead: an idf.json as OpenSearch ships, or a hub model that has one
+
+
+Query = Annotated[ModelQuery | BinaryQuery | IdfQuery, Field(discriminator="kind")]
+
+
 class Student(Section):
     model: str
     revision: str | None = None
     layers: Positive | None = None  # keep only the lower layers
     start: Literal["auto", "mlm", "calibrated"] = "auto"  # auto: calibrated where the checkpoint has no MLM head
     calibration: CalibratedStart = CalibratedStart()
+    query: Query = ModelQuery(kind="model")  # how queries are weighted; passages are always the model's
     pooling: Literal["max", "sum"] = "max"
     activation: Literal["relu", "log1p_relu"] = "relu"  # log1p(relu(x)), or log1p(log1p(relu(x)))
     query_max_length: Positive = 64

@@ -24,6 +24,7 @@ class Train(Section):
     steps: Positive | None = None  # overrides epochs
     lr: Annotated[float, Field(gt=0)] = 2e-5
     head_lr: Annotated[float, Field(gt=0)] | None = None  # the MLM head's own; None: lr
+    table_lr: Annotated[float, Field(gt=0)] | None = None  # the learned query table's own; None: lr
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup_ratio: Fraction = 0.01
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

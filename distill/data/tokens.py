@@ -94,6 +94,20 @@ class TokenStore:
             ids.append(values[offsets[local]:offsets[local + 1]].astype(np.int32))
         return ids
 
+    def document_frequencies(self, vocab_size: int, texts: int, max_tokens: int) -> np.ndarray:
+        """How many of the first `texts` texts, each cut to `max_tokens`, have each token: int64 [vocab_size]."""
+        counts = np.zeros(vocab_size, np.int64)
+        for start, (offsets, values) in zip(self._reader.starts, self._views, strict=False):
+            offsets = offsets[:max(0, texts - int(start)) + 1]
+            if len(offsets) < 2:
+                break
+            lengths = np.diff(offsets)
+            text = np.repeat(np.arange(len(lengths)), lengths)
+            inside = np.arange(len(text)) - np.repeat(offsets[:-1] - offsets[0], lengths) < max_tokens
+            pairs = np.unique(text[inside] * vocab_size + values[offsets[0]:offsets[-1]][inside].astype(np.int64))
+            counts += np.bincount(pairs % vocab_size, minlength=vocab_size)
+        return counts
+
 
 def _usable(path: Path, texts: TextStore, max_tokens: int) -> TokenStore | None:
     if not Path(path).exists():

@@ -16,10 +16,10 @@ from scipy import sparse
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
 from distill.errors import StudentError
-from distill.mining.encode import Side, encode_store, encode_texts, token_store
+from distill.mining.encode import encode_store, encode_texts, token_store
 from distill.mining.search import search_sparse
 from distill.student.checkpoint import load_checkpoint
-from distill.student.model import SpladeStudent
+from distill.student.model import Side, SpladeStudent
 
 
 @dataclass(frozen=True)

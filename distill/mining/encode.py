@@ -18,9 +18,8 @@ from distill.data.texts import TextStore
 from distill.data.token_batches import token_batches
 from distill.data.tokens import TokenStore, build_token_store, token_key
 from distill.progress import progress
-from distill.student.model import SpladeStudent
+from distill.student.model import Side, SpladeStudent
 
-Side = Literal["query", "passage"]
 Precision = Literal["float32", "bfloat16", "float16"]
 _SLAB = 65_536  # texts sorted by length together
 _CPU_BATCH_TOKENS = 4096  # measured best: activations of a batch stay near the caches
@@ -69,8 +68,7 @@ def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray
     device = next(student.parameters()).device
     batch_tokens = batch_tokens or (_CPU_BATCH_TOKENS if device.type == "cpu" else _GPU_BATCH_TOKENS)
     autocast = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
-    special = student.assemble([np.empty(0, np.int32)], max_length)[0].shape[1]
-    padded = np.minimum(lengths.astype(np.int64) + special, max_length)
+    padded = np.minimum(lengths.astype(np.int64) + student.special_tokens(side), max_length)
     slabs = []
     training = student.training
     student.eval()
@@ -81,8 +79,8 @@ def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray
                 batches = token_batches(padded[first : first + _SLAB], batch_tokens)
                 parts = []
                 for batch in batches:
-                    input_ids, mask = student.assemble(take(first + batch), max_length)
-                    reps = student(input_ids.to(device), mask.to(device))
+                    input_ids, mask = student.assemble(take(first + batch), max_length, side)
+                    reps = student(input_ids.to(device), mask.to(device), side=side)
                     reps = reps if student.top_k is None else reps.top_k(student.top_k)
                     parts.append(sparse.csr_matrix(
                         (reps.values.float().cpu().numpy(), reps.terms.cpu().numpy().astype(np.int32),
@@ -99,6 +97,4 @@ def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray
 
 def _conventions(student: SpladeStudent, side: Side) -> tuple[str, int]:
     """The prompt put before texts of a side, and their greatest length in tokens."""
-    if side == "query":
-        return student.prompts.get("query", ""), student.query_max_length
-    return student.prompts.get("document", ""), student.passage_max_length
+    return student.prompts.get("query" if side == "query" else "document", ""), student.max_length(side)

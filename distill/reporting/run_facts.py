@@ -82,7 +82,9 @@ def training_rows(recipe: Recipe) -> list[tuple[str, str]]:
 
 def student_sentence(student: Student) -> str:
     layers = f", its lower {student.layers} layers" if student.layers else ""
-    return (f"{model_name(student.model)}{layers}; {student.pooling} pooling; queries of at most "
+    kind = student.query.kind
+    query = {"model": "", "lexical": "; queries without expansion"}.get(kind, f"; inference-free queries ({kind})")
+    return (f"{model_name(student.model)}{layers}; {student.pooling} pooling{query}; queries of at most "
             f"{student.query_max_length} tokens, passages of {student.passage_max_length}")
 
 

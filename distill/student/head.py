@@ -79,16 +79,22 @@ class SparseReps:
         return SparseReps(F.pad(self.active[texts].cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax,
                           self.vocab_size)
 
+    def keep(self, entries: Tensor) -> SparseReps:
+        """The entries marked in `entries` (bool [nnz]); gradient flows."""
+        at = entries.nonzero()[:, 0]
+        active = torch.bincount(self.texts[at], minlength=len(self))
+        argmax = None if self.argmax is None else self.argmax[at]
+        return SparseReps(F.pad(active.cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax, self.vocab_size)
+
     def top_k(self, k: int) -> SparseReps:
         """The k strongest terms of each text (as sentence-transformers' `max_active_dims`); gradient flows."""
         # sorted by text, and inside a text by descending value: the rank inside the text decides
         order = torch.argsort(self.values.detach(), descending=True, stable=True)
         order = order[torch.argsort(self.texts[order], stable=True)]
         rank = torch.arange(order.numel(), device=order.device) - self.indptr[:-1][self.texts]
-        keep = order[rank < k].sort().values
-        indptr = F.pad(self.active.clamp(max=k).cumsum(0), (1, 0))
-        argmax = None if self.argmax is None else self.argmax[keep]
-        return SparseReps(indptr, self.terms[keep], self.values[keep], argmax, self.vocab_size)
+        kept = torch.zeros_like(order, dtype=torch.bool)
+        kept[order[rank < k]] = True
+        return self.keep(kept)
 
     @staticmethod
     def cat(parts: Sequence[SparseReps]) -> SparseReps:

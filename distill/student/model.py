@@ -7,10 +7,11 @@ comes without an MLM head gets a calibrated one (`distill.student.calibrate`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,19 +24,26 @@ from distill import config
 from distill.errors import StudentError
 from distill.student.calibrate import calibrate_head
 from distill.student.head import SparseReps, SpladeHead
+from distill.student.query_table import QueryTable, binary_weights, idf_weights, own_terms, weights_from_file
 
+Side = Literal["query", "passage"]
+# A tokenizer, and the tokens that are read of a text, to the passages that have each term, int64 [V], and their number
+DocumentFrequencies = Callable[[Any, int], tuple[np.ndarray, int]]
 
 class SpladeStudent(nn.Module):
     """A masked language model with the sparse head in its decoder's place, and its tokenizer.
 
-    `mlm` keeps its class; its output layer is replaced in place. `query_max_length`, `passage_max_length` (tokens,
-    special ones counted), `top_k` (terms that encoding keeps of a text) and `prompts` (prefixes of `query` and
-    `document`) are what encoding with this student goes by; they are saved and loaded with it.
+    `mlm` keeps its class; its output layer is replaced in place. With a `table`, queries have their own tokens' terms
+    only: weighted by the table alone (`inference_free`; no special tokens are read), or by model and table.
+    `query_max_length`, `passage_max_length` (tokens, special ones counted), `top_k` (terms that encoding keeps of a
+    text) and `prompts` (prefixes of `query` and `document`) are what encoding with this student goes by; they are
+    saved and loaded with it.
     """
 
     def __init__(self, mlm: nn.Module, tokenizer: Any, pooling: str = "max", activation: str = "relu", *,
                  query_max_length: int, passage_max_length: int, top_k: int | None = None,
-                 prompts: Mapping[str, str] = MappingProxyType({})):
+                 prompts: Mapping[str, str] = MappingProxyType({}), table: QueryTable | None = None,
+                 inference_free: bool = False):
         super().__init__()
         decoder = mlm.get_output_embeddings()
         if decoder is None or not hasattr(decoder, "weight"):
@@ -46,6 +54,7 @@ class SpladeStudent(nn.Module):
         self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
         self.top_k = top_k
         self.prompts = dict(prompts)
+        self.table, self.inference_free = table, inference_free
         self._prefix, self._suffix = _special_tokens(tokenizer)
 
     @property
@@ -56,29 +65,78 @@ class SpladeStudent(nn.Module):
     def vocab_size(self) -> int:
         return self.head.vocab_size
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None = None
-                ) -> SparseReps | Tensor:
+    def trains(self, side: Side) -> bool:
+        """Whether the representations of a side carry gradient: not those of a frozen table."""
+        return side == "passage" or not self.inference_free or self.table.learned
+
+    def max_length(self, side: Side) -> int:
+        return self.query_max_length if side == "query" else self.passage_max_length
+
+    def special_tokens(self, side: Side) -> int:
+        """How many special tokens `assemble` adds to a text."""
+        return sum(map(len, self._frame(side)))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None = None,
+                side: Side = "passage") -> SparseReps | Tensor:
         """Token ids and mask [B, L] to representations.
 
-        With `cached` (detached representations of this very batch, and dL/dvalues [nnz]) the surrogate scalar of
-        `SpladeHead.surrogate` instead: the second pass of the cached step.
+        With `cached` (detached representations of this very batch, and dL/dvalues [nnz]) the scalar
+        sum(dL/dvalues · values) instead, whose backward is the loss's (`SpladeHead.surrogate`): the second pass of
+        the cached step.
         """
+        if side == "query" and self.table is not None:
+            encode = self._look_up if self.inference_free else self._encode_lexical
+            return encode(input_ids, attention_mask, cached)
+        return self._encode(input_ids, attention_mask, cached)
+
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None
+                ) -> SparseReps | Tensor:
         with self.head.called_with(attention_mask, cached) as call:
             output = self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits
         if cached is not None:
             return output
         return SparseReps(call.reps.indptr, call.reps.terms, output, call.reps.argmax, call.reps.vocab_size)
 
-    def assemble(self, ids: Sequence[np.ndarray], max_length: int) -> tuple[Tensor, Tensor]:
+    def _look_up(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None
+                 ) -> SparseReps | Tensor:
+        if cached is not None:
+            reps, grad_values = cached
+            return (grad_values * self.table(reps.terms)).sum()
+        indptr, terms = own_terms(input_ids, attention_mask, self.table.vocab_size)
+        own = SparseReps(indptr, terms, self.table(terms), None, self.table.vocab_size)
+        return own.keep(own.values.detach() > 0)
+
+    def _encode_lexical(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None
+                        ) -> SparseReps | Tensor:
+        if cached is not None:  # back to the model's own values and their gradients
+            reps, grad_values = cached
+            weights = self.table(reps.terms)
+            return self._encode(input_ids, attention_mask, (replace(reps, values=reps.values / weights),
+                                                            grad_values * weights))
+        reps = self._encode(input_ids, attention_mask, None)
+        indptr, terms = own_terms(input_ids, attention_mask, reps.vocab_size)
+        texts = torch.repeat_interleave(torch.arange(len(reps), device=terms.device), indptr.diff())
+        own = torch.isin(reps.texts * reps.vocab_size + reps.terms, texts * reps.vocab_size + terms)
+        reps = reps.keep(own & (self.table(reps.terms) > 0))
+        return replace(reps, values=reps.values * self.table(reps.terms))
+
+    def _frame(self, side: Side) -> tuple[np.ndarray, np.ndarray]:
+        """Special tokens before and after a text."""
+        if side == "query" and self.inference_free:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        return self._prefix, self._suffix
+
+    def assemble(self, ids: Sequence[np.ndarray], max_length: int, side: Side = "passage") -> tuple[Tensor, Tensor]:
         """Token ids of texts, without special tokens, to `input_ids` and `attention_mask` int64 [B, L].
 
-        Special tokens are added as the tokenizer does, texts cut to `max_length` tokens with them, and padded on
-        the right to the longest.
+        Special tokens are added as the tokenizer does (none for a table to look up), texts cut to `max_length` tokens
+        with them, and padded on the right to the longest.
         """
-        room = max_length - len(self._prefix) - len(self._suffix)
+        prefix, suffix = self._frame(side)
+        room = max_length - len(prefix) - len(suffix)
         if room < 0:
             raise StudentError(f"a maximum length of {max_length} leaves no room for the special tokens")
-        rows = [np.concatenate([self._prefix, text[:room], self._suffix]) for text in ids]
+        rows = [np.concatenate([prefix, text[:room], suffix]) for text in ids]
         length = max(map(len, rows), default=0)
         input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
         attention_mask = np.zeros_like(input_ids)
@@ -88,10 +146,12 @@ class SpladeStudent(nn.Module):
         return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
-def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = None) -> SpladeStudent:
+def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = None,
+                 document_frequencies: DocumentFrequencies | None = None) -> SpladeStudent:
     """The student that the recipe's section describes, in float32, not yet trained.
 
-    `calibration_texts`: passages that a calibrated start is measured on.
+    `calibration_texts`: passages that a calibrated start is measured on; `document_frequencies`: of the passages that
+    an IDF table belongs to.
     Raises `StudentError`, in words, for what cannot be loaded or built.
     """
     name = config.resolve_model(cfg.model)
@@ -109,14 +169,37 @@ def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = 
                                "to be measured on")
         calibrate_head(mlm, tokenizer, list(calibration_texts)[:cfg.calibration.passages], cfg.calibration,
                        cfg.passage_max_length)
+    table = _query_table(cfg, mlm, tokenizer, document_frequencies)
     return SpladeStudent(mlm, tokenizer, cfg.pooling, cfg.activation, query_max_length=cfg.query_max_length,
-                         passage_max_length=cfg.passage_max_length, top_k=cfg.top_k)
+                         passage_max_length=cfg.passage_max_length, top_k=cfg.top_k, table=table,
+                         inference_free=table is not None and cfg.query.kind != "lexical")
 
 
-def load_tokenizer(name: str, revision: str | None = None, lower_case: bool = False) -> Any:
+def _query_table(cfg: config.Student, mlm: nn.Module, tokenizer: Any, document_frequencies: DocumentFrequencies | None
+                 ) -> QueryTable | None:
+    query = cfg.query
+    if query.kind == "model":
+        return None
+    size = len(tokenizer.get_vocab())  # that of a table in sentence-transformers
+    if max(tokenizer.get_vocab().values()) >= size:
+        raise StudentError(f"student.query: the token ids of {cfg.model!r} have gaps, so that sentence-transformers "
+                           "could not read a query table; only `kind: model` works with it")
+    if mlm.get_input_embeddings().weight.shape[0] != size:  # rows beyond the tokenizer's vocabulary pad the matrices
+        mlm.resize_token_embeddings(size)
+    if query.kind in ("lexical", "binary"):
+        return QueryTable(binary_weights(tokenizer, size))
+    if query.file is not None:
+        return QueryTable(weights_from_file(query.file, tokenizer), learned=query.kind == "learned")
+    if document_frequencies is None:
+        raise StudentError("student.query: IDF weights need passages to be counted in, or student.query.file")
+    texts_with, texts = document_frequencies(tokenizer, cfg.passage_max_length)
+    return QueryTable(idf_weights(texts_with[:size], texts, tokenizer), learned=query.kind == "learned")
+
+
+def load_tokenizer(name: str, revision: str | None = None, lower_case: bool = False, subfolder: str = "") -> Any:
     """The tokenizer of a model (a path, or a name as in the recipe), without loading the model."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.resolve_model(name), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(config.resolve_model(name), revision=revision, subfolder=subfolder)
     except (OSError, ValueError) as error:
         raise StudentError(f"the tokenizer of {name!r} cannot be loaded: {error}") from None
     if lower_case:
@@ -126,15 +209,17 @@ def load_tokenizer(name: str, revision: str | None = None, lower_case: bool = Fa
     return tokenizer
 
 
-def load_mlm(name: str, revision: str | None = None, layers: int | None = None) -> tuple[nn.Module, bool]:
+def load_mlm(name: str, revision: str | None = None, layers: int | None = None, subfolder: str = ""
+             ) -> tuple[nn.Module, bool]:
     """A masked language model in float32, cut to its lower `layers`; and whether its checkpoint has no MLM head."""
     try:
-        model_config = AutoConfig.from_pretrained(name, revision=revision)
+        model_config = AutoConfig.from_pretrained(name, revision=revision, subfolder=subfolder)
         if layers is not None:
             _keep_layers(model_config, layers)
         with _quiet_transformers():
-            mlm, info = AutoModelForMaskedLM.from_pretrained(name, revision=revision, config=model_config,
-                                                             dtype=torch.float32, output_loading_info=True)
+            mlm, info = AutoModelForMaskedLM.from_pretrained(
+                name, revision=revision, subfolder=subfolder, config=model_config, dtype=torch.float32,
+                output_loading_info=True)
     except (OSError, ValueError) as error:
         raise StudentError(f"{name!r} cannot be loaded as a masked language model: {error}") from None
     body = f"{mlm.base_model_prefix}."

@@ -22,7 +22,7 @@ from distill import config
 from distill.errors import RecipeError, TrainingError
 from distill.student import dropout
 from distill.student.head import SparseReps
-from distill.student.model import SpladeStudent
+from distill.student.model import Side, SpladeStudent
 from distill.training.allocator import keep_freed_memory
 from distill.training.world import World
 from teachers.execution import fastest_precision
@@ -82,15 +82,19 @@ def deepspeed_config(train: config.Train, world_size: int, precision: str) -> di
 
 
 def parameter_groups(student: SpladeStudent, train: config.Train) -> list[dict[str, Any]]:
-    """Weight decay for matrices only (not biases and norms), and the MLM head's own rate where the recipe has one."""
+    """Weight decay for matrices only (not biases, norms and a query table); the MLM head's and the table's own rates
+    where the recipe has them."""
     body = f"{student.mlm.base_model_prefix}."
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in student.mlm.named_parameters():
         key = (parameter.dim() > 1, train.head_lr is not None and not name.startswith(body))
         groups.setdefault(key, []).append(parameter)
-    return [{"params": parameters, "weight_decay": train.weight_decay if decays else 0.0,
-             "peak_lr": train.head_lr if head else train.lr}
-            for (decays, head), parameters in groups.items()]
+    described = [{"params": parameters, "weight_decay": train.weight_decay if decays else 0.0,
+                  "peak_lr": train.head_lr if head else train.lr} for (decays, head), parameters in groups.items()]
+    if student.table is not None and student.table.learned:
+        described.append({"params": list(student.table.parameters()), "weight_decay": 0.0,
+                          "peak_lr": train.lr if train.table_lr is None else train.table_lr})
+    return described
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -163,10 +167,10 @@ class Engine:
 
     # ---------------------------------------------------------------------------------- forward, backward, update
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None = None
-               ) -> SparseReps | Tensor:
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None = None,
+               side: Side = "passage") -> SparseReps | Tensor:
         """As `SpladeStudent.forward`."""
-        return self._ds(input_ids, attention_mask, cached)
+        return self._ds(input_ids, attention_mask, cached, side)
 
     @contextlib.contextmanager
     def accumulating(self) -> Iterator[None]:

@@ -37,7 +37,7 @@ from distill.training.engine import HALF, Engine, LossScale, Update, resolve_pre
 from distill.training.opening import open_student, open_tokens, prepare, training_fields
 from distill.training.rng import rng_state, set_rng_state
 from distill.training.schedules import lr_factor
-from distill.training.step import Step, Texts, cached_step, plan, ran_out_of_memory
+from distill.training.step import SIDES, Step, Texts, cached_step, plan, ran_out_of_memory
 from distill.training.world import World, join
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,6 @@ class Run:
         if self.cfg.evaluate_every is not None:
             open_collection(folder, "dev")  # says so now, not after an hour, if there is none
         self.student = open_student(recipe, folder)
-        self.special_tokens = self.student.assemble([np.zeros(0, np.int64)], 8)[0].shape[1]
         self.flops_per_token = measure.flops_per_token(self.student)
         self.texts = open_tokens(self.student, folder)
         saved = checkpoints.latest(folder, self.fields)
@@ -259,9 +258,10 @@ class Run:
         student = self.student
         first, last = batch.bounds(self.world.rank, self.world.size)
         here = batch.rows(first, last)
-        queries = Texts(self.texts[0].take(here.query_rows), student.query_max_length, self.special_tokens)
-        passages = Texts(self.texts[1].take(here.passage_rows.reshape(-1)), student.passage_max_length,
-                         self.special_tokens)
+        queries, passages = (
+            Texts(tokens.take(rows), student.max_length(side), student.special_tokens(side))
+            for side, tokens, rows in zip(SIDES, self.texts, (here.query_rows, here.passage_rows.reshape(-1)),
+                                          strict=True))
         return Place(first, len(batch)), (queries, passages), torch.from_numpy(here.labels).to(self.world.device)
 
     def _check(self, out_of_memory: bool = False) -> None:

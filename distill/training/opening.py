@@ -6,11 +6,12 @@ process works, the others find it done.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from distill.config import Recipe
+from distill.config import Recipe, Section
 from distill.data.checkpoints import model_field
 from distill.data.files import locked
 from distill.data.fingerprint import check_same
@@ -27,6 +28,7 @@ FORMAT = 1
 # fields of `train` that decide how a run is carried out, not what it learns
 EXECUTION = {"chunk_tokens", "activation_budget", "processes", "checkpoints", "max_bad_steps",
              "activation_checkpointing", "precision", "deepspeed"}
+LATER = {"query", "table_lr"}  # fields of `student` and `train` that the first version had not
 
 
 def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -36,11 +38,18 @@ def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         raise TrainingError(f"{folder.labels()}: no labels to train on; run `distill label` first")
     return {"stage": "train", "format": FORMAT, "labels": labels.fingerprint, "seed": recipe.seed,
             "student": _student_fields(recipe),
-            "train": recipe.train.model_dump(mode="json", exclude=EXECUTION)}
+            "train": fields_of(recipe.train, EXECUTION)}
+
+
+def fields_of(section: Section, exclude: Collection[str] = ()) -> dict[str, Any]:
+    """A section for a fingerprint. Of `LATER` fields only those that are set: runs begun before them go on."""
+    unset = {name for name in LATER if name in type(section).model_fields
+             and getattr(section, name) == type(section).model_fields[name].default}
+    return section.model_dump(mode="json", exclude={*exclude, *unset})
 
 
 def _student_fields(recipe: Recipe) -> dict[str, Any]:
-    return {**recipe.student.model_dump(mode="json"), "model": model_field(recipe, recipe.student.model)}
+    return {**fields_of(recipe.student), "model": model_field(recipe, recipe.student.model)}
 
 
 def prepare(recipe: Recipe, folder: RunFolder) -> None:
@@ -84,7 +93,13 @@ def _make_start(recipe: Recipe, folder: RunFolder) -> None:
     passages = TextStore.open(folder.passages)
     size = min(recipe.student.calibration.passages, passages.collection_size)
     rows = np.random.default_rng(recipe.seed).choice(passages.collection_size, size, replace=False)
-    save_student(load_student(recipe.student, passages.texts(np.sort(rows))), folder.start)
+
+    def document_frequencies(tokenizer: Any, max_length: int) -> tuple[np.ndarray, int]:
+        tokens = build_token_store(passages, tokenizer, folder.tokens(token_key(tokenizer), "passages"), max_length)
+        size = passages.collection_size
+        return tokens.document_frequencies(len(tokenizer.get_vocab()), size, max_length), size
+
+    save_student(load_student(recipe.student, passages.texts(np.sort(rows)), document_frequencies), folder.start)
     write_manifest(folder.start, Manifest(fields))
 
 

@@ -18,10 +18,13 @@ from torch import Tensor
 from distill.data.token_batches import padded_tokens
 from distill.losses.objective import Objective
 from distill.student.head import SparseReps
+from distill.student.model import Side
 from distill.training.chunks import Chunk, cut, stretch
 from distill.training.engine import Engine
 from distill.training.rng import rng_state, set_rng_state
 from distill.training.world import World
+
+SIDES: tuple[Side, Side] = ("query", "passage")
 
 
 @dataclass(frozen=True)
@@ -98,11 +101,12 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
     encoded = []
     for planned in plans:
         texts = sides[planned.side]
-        inputs = engine.student.assemble([texts.ids[row] for row in planned.chunk.rows], texts.max_length)
+        side = SIDES[planned.side]
+        inputs = engine.student.assemble([texts.ids[row] for row in planned.chunk.rows], texts.max_length, side)
         inputs = (inputs[0].to(device), inputs[1].to(device))
         rng = rng_state(device)
         with _Memory() as memory, torch.set_grad_enabled(planned.keep):
-            reps = engine.encode(*inputs)
+            reps = engine.encode(*inputs, side=side)
             encoded.append(Encoded(planned, inputs, rng, reps.detach(), reps.values if planned.keep else None))
             del reps
         between_chunks(memory.ran_out)
@@ -133,8 +137,11 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
 
     # 3. back through the encoder
     after = rng_state(device)
+    for i, piece in enumerate(encoded):
+        if not engine.student.trains(SIDES[piece.plan.side]):
+            gradients[i] = encoded[i] = None  # type: ignore[call-overload]
     with engine.accumulating():
-        kept = [i for i, piece in enumerate(encoded) if piece.values is not None]
+        kept = [i for i, piece in enumerate(encoded) if piece is not None and piece.values is not None]
         if kept:  # all at once
             with _Memory() as memory:
                 engine.backward(sum((encoded[i].values * (gradients[i] * share)).sum() for i in kept))
@@ -146,7 +153,8 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
                 continue
             with _Memory() as memory:
                 set_rng_state(piece.rng, device)
-                engine.backward(engine.encode(*piece.inputs, (piece.reps, gradients[i] * share)))
+                engine.backward(engine.encode(*piece.inputs, (piece.reps, gradients[i] * share),
+                                              SIDES[piece.plan.side]))
             gradients[i] = encoded[i] = None  # type: ignore[call-overload]
             del piece
             between_chunks(memory.ran_out)

@@ -51,6 +51,18 @@ def test_ids_are_found_whatever_their_order_and_repeats(passages):
     assert passages.ids(passages.rows_of(["p7", "p3"])) == ["p7", "p3"]
 
 
+def test_document_frequencies_count_a_token_once_a_text_of_the_collection_inside_the_cut(passages, tiny_mlm, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
+    store = build_token_store(passages, tokenizer, tmp_path / "tokens.arrow", 8, prefix="the the ")
+    expected = np.zeros(len(tokenizer), np.int64)
+    for tokens in store.take(np.arange(30)):
+        expected[np.unique(tokens[:4])] += 1
+    assert (expected > 1).sum() > 3
+    np.testing.assert_array_equal(store.document_frequencies(len(tokenizer), 30, max_tokens=4), expected)
+
+
 def test_tokens_are_the_tokenizers_own_without_special_ones(passages, tiny_mlm, tmp_path):
     from transformers import AutoTokenizer
 

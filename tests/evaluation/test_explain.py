@@ -8,9 +8,9 @@ from small_run import PASSAGES, save_checkpoint, write_run
 from distill.evaluation.explain import encode_collection, explain, open_model, search_and_explain
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_mlm, tmp_path_factory):
-    return save_checkpoint(tiny_mlm, tmp_path_factory.mktemp("checkpoint") / "model")
+@pytest.fixture(scope="module", params=["model", "lexical", "binary"])
+def checkpoint(request, tiny_mlm, tmp_path_factory):
+    return save_checkpoint(tiny_mlm, tmp_path_factory.mktemp("checkpoint") / "model", query={"kind": request.param})
 
 
 def test_terms_are_those_that_sparse_encoder_decodes(checkpoint):

@@ -131,8 +131,9 @@ def test_the_dense_miner_ranks_as_sentence_transformers_does(folder, tiny_senten
     np.testing.assert_allclose(np.take_along_axis(similarity, rows, axis=1), scores, atol=1e-5)
 
 
-def test_the_splade_miner_ranks_as_sparse_encoder_does(folder, tiny_mlm, tmp_path):
-    splade_checkpoint = save_checkpoint(tiny_mlm, tmp_path / "checkpoint")
+@pytest.mark.parametrize("query", ["model", "lexical", "binary"])
+def test_the_splade_miner_ranks_as_sparse_encoder_does(folder, tiny_mlm, tmp_path, query):
+    splade_checkpoint = save_checkpoint(tiny_mlm, tmp_path / "checkpoint", query={"kind": query})
     store = TextStore.open(folder.passages)
     miner = Miner(kind="splade", model=str(splade_checkpoint))
     rows, scores = open_searcher(miner, store, folder).search(QUERIES["test"], 4)

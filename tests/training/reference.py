@@ -31,6 +31,22 @@ def dense_reps(model: BertForMaskedLM, ids: list[np.ndarray], max_length: int) -
     return torch.stack(reps)
 
 
+def table_weights(vocab_size: int) -> torch.Tensor:
+    """Of a query table: some terms weigh nothing."""
+    return (torch.rand(vocab_size, generator=torch.Generator().manual_seed(7)) * 3 - 0.3).clamp(min=0)
+
+
+def dense_queries(model: BertForMaskedLM, table: torch.Tensor | None, kind: str, ids: list[np.ndarray]) -> torch.Tensor:
+    """[n, V]: by the model, by a table [V] of its own tokens, or (lexical, special tokens too) by both."""
+    if kind == "model":
+        return dense_reps(model, ids, QUERY_LENGTH)
+    own = torch.zeros(len(ids), model.config.vocab_size)
+    for row, text in zip(own, ids, strict=True):
+        row[[2, 3, *text[:QUERY_LENGTH - 2]] if kind == "lexical" else text[:QUERY_LENGTH]] = 1
+    weighted = own * table.relu()
+    return weighted * dense_reps(model, ids, QUERY_LENGTH) if kind == "lexical" else weighted
+
+
 def dense_objective(train: config.Train, queries, passages, labels) -> torch.Tensor:
     """The losses and regularisers of `train_section`, on dense representations of the whole batch."""
     lists = passages.view(len(queries), labels.shape[1], -1)
@@ -66,18 +82,25 @@ def train_section(**changes) -> config.Train:
         **changes})
 
 
-def reference_steps(path, train: config.Train, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Weights after so many SGD steps on the whole batch, and the gradient norms before clipping."""
+def reference_steps(path, train: config.Train, steps: int, kind: str = "model"
+                    ) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Weights after so many SGD steps on the whole batch, and the gradient norms before clipping. `kind`: of query
+    side, as in the recipe; a learned table has the rate `train.table_lr`."""
     model = BertForMaskedLM.from_pretrained(path).eval()
+    table = None if kind == "model" else table_weights(model.config.vocab_size).requires_grad_(kind == "learned")
+    trained = dict(model.named_parameters())
+    if kind == "learned":
+        trained["table.weight"] = table
     norms = []
     for step in range(steps):
         queries, passages, labels = make_batch(step, model.config.vocab_size)
-        objective = dense_objective(train, dense_reps(model, queries, QUERY_LENGTH),
+        objective = dense_objective(train, dense_queries(model, table, kind, queries),
                                     dense_reps(model, passages, PASSAGE_LENGTH), labels)
-        model.zero_grad()
+        for parameter in trained.values():
+            parameter.grad = None
         objective.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm or 1e9)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(trained.values(), train.max_grad_norm or 1e9)))
         with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= train.lr * parameter.grad
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}, norms
+            for name, parameter in trained.items():
+                parameter -= (train.table_lr if name == "table.weight" else train.lr) * parameter.grad
+    return {name: parameter.detach() for name, parameter in trained.items()}, norms

@@ -11,20 +11,23 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, train_section
+from reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, table_weights, train_section
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from distill.losses.objective import Place, objective
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent
+from distill.student.query_table import QueryTable
 from distill.training.engine import Engine
 from distill.training.step import Texts, cached_step, plan
 from distill.training.world import World, join
 
 
 def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
-    student = SpladeStudent(BertForMaskedLM.from_pretrained(model), AutoTokenizer.from_pretrained(model),
-                            query_max_length=QUERY_LENGTH, passage_max_length=PASSAGE_LENGTH)
+    kind, mlm = case.get("query", "model"), BertForMaskedLM.from_pretrained(model)
+    table = None if kind == "model" else QueryTable(table_weights(mlm.config.vocab_size), learned=kind == "learned")
+    student = SpladeStudent(mlm, AutoTokenizer.from_pretrained(model), query_max_length=QUERY_LENGTH,
+                            passage_max_length=PASSAGE_LENGTH, table=table, inference_free=kind in ("idf", "learned"))
     set_dropout(student, 0.0)
     zero = {"stage": case["stage"], "stage3_param_persistence_threshold": 0, **case.get("zero", {})}
     train = train_section(deepspeed={"zero_optimization": zero}, **case.get("train", {}))
@@ -36,7 +39,7 @@ def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
         queries, passages, labels = make_batch(step, student.mlm.config.vocab_size)
         total, lists = labels.shape
         here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
-        sides = (Texts(queries[here], QUERY_LENGTH, 2),
+        sides = (Texts(queries[here], QUERY_LENGTH, student.special_tokens("query")),
                  Texts(passages[here.start * lists:here.stop * lists], PASSAGE_LENGTH, 2))
         goal = partial(objective, train, labels=labels[here], place=Place(here.start, total), step=step + 1)
         cached_step(engine, sides, plan(sides, case["chunk_tokens"], world, case["kept_tokens"]), goal,

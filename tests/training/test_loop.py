@@ -22,6 +22,7 @@ from sentence_transformers import SparseEncoder
 from distill.data.files import locked
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
+from distill.data.texts import TextStore
 from distill.errors import FingerprintError, Preempted, RecipeError, TrainingError
 from distill.recipe_file import dump_recipe
 from distill.student.checkpoint import load_checkpoint
@@ -183,6 +184,31 @@ def test_stopped_while_it_starts_it_says_so_and_starts_again(tiny_mlm, run_folde
     assert marker(RunFolder(recipe.folder)).exists()
     assert apart(recipe, tmp_path / "again").wait(timeout=120) == 0
     assert len(steps(recipe)) == 4 and not marker(RunFolder(recipe.folder)).exists()
+
+
+@pytest.mark.parametrize("kind", ["learned", "idf"])
+def test_a_query_table_is_trained_or_left_alone_saved_and_taken_up_again(tiny_mlm, run_folder, copied, kind):
+    changes = {"steps": 8, "query_regularizers": [], **({"table_lr": 0.05} if kind == "learned" else {})}
+    undisturbed, recipe = (make_recipe(tiny_mlm, root, student={"query": {"kind": kind}}, **changes)
+                           for root in (run_folder, copied))
+    expected = run(undisturbed)
+    with once_logged(recipe, 3, lambda: os.kill(os.getpid(), signal.SIGUSR1)), pytest.raises(Preempted):
+        run(recipe)
+    assert_equal(run(recipe), expected)
+    folder, first = RunFolder(recipe.folder), RunFolder(undisturbed.folder)
+    start, end, other = (load_checkpoint(path).table.weight.detach()
+                         for path in (folder.start, folder.model, first.model))
+    assert torch.equal(end, other)
+    texts = TextStore.open(folder.passages).texts(np.arange(TextStore.open(folder.passages).collection_size))
+    tokenizer = load_checkpoint(folder.start).tokenizer
+    has = [set(tokenizer(text, add_special_tokens=False)["input_ids"][:24]) for text in texts]
+    for term in (60, 200, 300):
+        n = sum(term in tokens for tokens in has)
+        assert start[term] == pytest.approx(np.log(1 + (len(texts) - n + 0.5) / (n + 0.5)), rel=1e-6)
+    assert torch.equal(start, end) == (kind == "idf")
+    encoder = SparseEncoder(str(folder.model), device="cpu")
+    torch.testing.assert_close(encoder.encode_query("about time", convert_to_sparse_tensor=False).nonzero()[:, 0],
+                               torch.tensor(sorted(tokenizer("about time", add_special_tokens=False)["input_ids"])))
 
 
 @pytest.mark.parametrize("launcher", [

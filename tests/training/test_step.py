@@ -7,7 +7,15 @@ from functools import partial
 
 import pytest
 import torch
-from reference import PASSAGE_LENGTH, QUERY_LENGTH, dense_objective, make_batch, reference_steps, train_section
+from reference import (
+    PASSAGE_LENGTH,
+    QUERY_LENGTH,
+    dense_objective,
+    make_batch,
+    reference_steps,
+    table_weights,
+    train_section,
+)
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from distill.losses.objective import Place, objective
@@ -37,11 +45,31 @@ def run_cases(processes, cases, run_processes, tiny_mlm, tmp_path):
     return {name: torch.load(tmp_path / f"{name}.pt") for name in cases}
 
 
+TABLES = {f"{kind}-zero{stage}": {"query": kind, "stage": stage, "chunk_tokens": 60, "kept_tokens": kept,
+                                 "train": {"table_lr": 0.1} if kind == "learned" else {}}
+          for kind, stage, kept in (("lexical", 0, NONE), ("lexical", 3, SOME), ("idf", 2, SOME), ("idf", 3, NONE),
+                                    ("learned", 0, ALL), ("learned", 1, SOME), ("learned", 2, NONE),
+                                    ("learned", 3, SOME))}
+
+
 @pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_three_sgd_steps_equal_the_reference(processes, expected, run_processes, tiny_mlm, tmp_path):
     start = dict(BertForMaskedLM.from_pretrained(tiny_mlm).named_parameters())
-    parameters, norms = expected
-    for name, got in run_cases(processes, CASES, run_processes, tiny_mlm, tmp_path).items():
+    assert_equal_steps(run_cases(processes, CASES, run_processes, tiny_mlm, tmp_path), *expected, start)
+
+
+def test_so_they_do_where_queries_are_looked_up_in_a_table(run_processes, tiny_mlm, tmp_path):
+    start = dict(BertForMaskedLM.from_pretrained(tiny_mlm).named_parameters())
+    start["table.weight"] = table_weights(len(start["bert.embeddings.word_embeddings.weight"]))
+    got = run_cases(2, TABLES, run_processes, tiny_mlm, tmp_path)
+    for kind in ("lexical", "idf", "learned"):
+        train = train_section(table_lr=0.1 if kind == "learned" else None)
+        cases = {name: case for name, case in got.items() if name.startswith(kind)}
+        assert_equal_steps(cases, *reference_steps(tiny_mlm, train, steps=3, kind=kind), start)
+
+
+def assert_equal_steps(cases, parameters, norms, start):
+    for name, got in cases.items():
         assert got["norms"] == pytest.approx(norms, rel=1e-5), name
         assert got["parameters"].keys() == parameters.keys(), name
         for key, value in parameters.items():

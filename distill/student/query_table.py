@@ -1,0 +1,76 @@
+"""The query side without a model of its own: one weight a term, looked up for the distinct tokens of a query.
+
+Binary (SPLADE-doc, arXiv 2109.10086), IDF (OpenSearch, arXiv 2411.04403) or learned (Li-LSR, arXiv 2505.01452); on
+top of the model's own weights it takes their expansion away (SPLADE-lexical, arXiv 2403.06789). What it gives equals
+sentence-transformers' `SparseStaticEmbedding`: a token counts once however often it occurs, padding never.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers.sparse_encoder.modules import SparseStaticEmbedding
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.config import resolve_model
+from distill.errors import StudentError
+
+
+class QueryTable(nn.Module):
+    """Weights [V]. A `learned` table is a parameter, used as it stands: a term at or below zero has left it for good.
+    A frozen one is a buffer, out of the optimizer's and ZeRO's sight."""
+
+    def __init__(self, weight: Tensor, learned: bool = False):
+        super().__init__()
+        weight = weight.detach().float().clone()
+        self.learned = learned
+        self.vocab_size = weight.numel()  # kept: ZeRO-3 leaves no shape on a parameter that is not gathered
+        if learned:
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    def forward(self, terms: Tensor) -> Tensor:
+        """Weights of terms: int64 [n] to float32 [n]; gradient flows where the table is learned."""
+        return self.weight[terms]
+
+
+def own_terms(input_ids: Tensor, attention_mask: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The distinct tokens of each text: offsets int64 [B+1], terms int64 [n], ascending in each text."""
+    texts = torch.arange(len(input_ids), device=input_ids.device)[:, None]
+    keys = torch.unique((texts * vocab_size + input_ids)[attention_mask.bool()])
+    counts = torch.bincount(keys // vocab_size, minlength=len(input_ids))
+    return F.pad(counts.cumsum(0), (1, 0)), keys % vocab_size
+
+
+def binary_weights(tokenizer: Any, vocab_size: int) -> Tensor:
+    """One for every term, none for special tokens: [V]."""
+    return _without_special(torch.ones(vocab_size), tokenizer)
+
+
+def idf_weights(texts_with: np.ndarray, texts: int, tokenizer: Any) -> Tensor:
+    """ln(1 + (N − n_v + ½) / (n_v + ½)), with N texts of which n_v (int64 [V]) have term v; none for special tokens.
+
+    Lucene's form of BM25's IDF: positive for every term.
+    """
+    n = torch.from_numpy(texts_with).double()
+    return _without_special(torch.log1p((texts - n + 0.5) / (n + 0.5)).float(), tokenizer)
+
+
+def weights_from_file(file: str, tokenizer: Any) -> Tensor:
+    """Weights [V] of an OpenSearch `idf.json` ({token: weight}; other terms have none): a path, or a model on the hub
+    that carries one."""
+    try:
+        return SparseStaticEmbedding.from_json(resolve_model(file), tokenizer).weight.detach()
+    except (OSError, ValueError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise StudentError(f"student.query.file {file!r} is not a JSON file of tokens and their weights: {error}"
+                           ) from None
+
+
+def _without_special(weights: Tensor, tokenizer: Any) -> Tensor:
+    weights[tokenizer.all_special_ids] = 0
+    return weights

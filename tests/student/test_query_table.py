@@ -1,0 +1,181 @@
+"""Query tables: the same vectors as sentence-transformers' Router, and the gradients of the plain dense formula."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SparseEncoder
+from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
+from test_model import random_mlm
+from tiny_models import tiny_tokenizer
+
+from distill import config
+from distill.errors import StudentError
+from distill.mining.encode import encode_texts
+from distill.student.checkpoint import load_checkpoint, save_student
+from distill.student.model import load_student
+
+TEXTS = ["the function returns a sorted list", "open the file, open it for reading", "set " * 60, "zzz [SEP] file"]
+COUNTED = ["the file", "open the file", "a list of the list"]
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def document_frequencies(tokenizer, max_length):
+    counts = np.zeros(len(tokenizer), np.int64)
+    for text in COUNTED:
+        counts[list(set(tokenizer(text, add_special_tokens=False)["input_ids"][:max_length]))] += 1
+    return counts, len(COUNTED)
+
+
+def student_of(model, kind, **options):
+    cfg = config.Student.model_validate({"model": str(model), "query": {"kind": kind}, "query_max_length": 9,
+                                         "passage_max_length": 20, **options})
+    return load_student(cfg, document_frequencies=document_frequencies)
+
+
+def both(student, texts=TEXTS):
+    return [torch.from_numpy(encode_texts(student, texts, side).toarray()) for side in ("query", "passage")]
+
+
+def theirs(encoder, texts=TEXTS):
+    return [encode(texts, convert_to_sparse_tensor=False) for encode in (encoder.encode_query, encoder.encode_document)]
+
+
+def assert_same(got, expected):
+    for ours, other in zip(got, expected, strict=True):
+        assert other.count_nonzero() > 0
+        torch.testing.assert_close(ours, other, **CLOSE)
+
+
+@pytest.mark.parametrize("kind", ["lexical", "binary", "idf", "learned"])
+def test_sparse_encoder_loads_what_is_saved_and_it_loads_back(tiny_mlm, tmp_path, kind):
+    student = student_of(tiny_mlm, kind, activation="log1p_relu", top_k=None if kind == "binary" else 5)
+    student.prompts = {"query": "find: "}
+    if kind == "learned":
+        with torch.no_grad():
+            student.table.weight[::3] *= 0.5
+    save_student(student, tmp_path / "model")
+    encoder = SparseEncoder(str(tmp_path / "model"), device="cpu")
+    assert_same(both(student), theirs(encoder))
+    torch.testing.assert_close(encoder.encode(TEXTS, convert_to_sparse_tensor=False), both(student)[1], **CLOSE)
+
+    again = load_checkpoint(tmp_path / "model")
+    assert (again.query_max_length, again.passage_max_length) == (9, 20)
+    assert again.table.learned == (kind == "learned") and again.inference_free == (kind != "lexical")
+    for ours, before in zip(both(again), both(student), strict=True):
+        assert torch.equal(ours, before)
+    encoder.save(str(tmp_path / "theirs"))  # and once more through their own hands
+    assert_same(both(load_checkpoint(tmp_path / "theirs")), theirs(encoder))
+
+
+@pytest.mark.parametrize("lexical", [False, True])
+def test_what_sentence_transformers_saves_loads(tiny_mlm, tmp_path, lexical):
+    transformer = Transformer(str(tiny_mlm), transformer_task="fill-mask", max_seq_length=20)
+    weight = torch.rand(len(transformer.tokenizer), generator=torch.Generator().manual_seed(0)) + 0.1
+    pooling, static = SpladePooling("max"), SparseStaticEmbedding(transformer.tokenizer, weight, frozen=True)
+    query = [transformer, pooling, static] if lexical else [static]
+    encoder = SparseEncoder(modules=[Router.for_query_document(query, [transformer, pooling])], device="cpu",
+                            similarity_fn_name="dot")
+    encoder.save(str(tmp_path / "model"))
+    assert_same(both(load_checkpoint(tmp_path / "model")), theirs(encoder))
+
+
+def test_a_table_in_opensearch_s_json_weighs_as_sentence_transformers_loads_it(tiny_mlm, tmp_path):
+    (tmp_path / "idf.json").write_text(json.dumps({"file": 2.5, "open": 1.5, "[SEP]": 0.25, "the": 0.125}))
+    student = student_of(tiny_mlm, "binary", query={"kind": "idf", "file": str(tmp_path / "idf.json")})
+    static = SparseStaticEmbedding.from_json(str(tmp_path / "idf.json"), student.tokenizer)
+    expected = static(static.preprocess(TEXTS))["sentence_embedding"].detach()
+    torch.testing.assert_close(both(student)[0], expected, rtol=0, atol=0)
+    (tmp_path / "idf.json").write_text("[1, 2]")
+    with pytest.raises(StudentError, match=r"student\.query\.file"):
+        student_of(tiny_mlm, "binary", query={"kind": "idf", "file": str(tmp_path / "idf.json")})
+
+
+def test_idf_is_that_of_the_passages_and_binary_is_one_a_distinct_token(tiny_mlm):
+    query, weights = "open the the file [CLS]", []
+    for kind in ("binary", "idf"):
+        student = student_of(tiny_mlm, kind)
+        vector = both(student, [query])[0][0]
+        ids = student.tokenizer.convert_tokens_to_ids(["open", "the", "file"])
+        assert set(vector.nonzero().flatten().tolist()) == set(ids)  # special tokens weigh nothing
+        weights.append(vector[ids].tolist())
+    assert weights[0] == [1, 1, 1]
+    assert weights[1] == pytest.approx([math.log(1 + (3 - n + 0.5) / (n + 0.5)) for n in (1, 3, 2)])
+
+
+def test_lexical_queries_are_the_model_s_own_vectors_without_the_expansion(tiny_mlm):
+    full, lexical = student_of(tiny_mlm, "model"), student_of(tiny_mlm, "lexical")
+    full.query_max_length = lexical.query_max_length = 20
+    queries, passages = both(lexical)
+    torch.testing.assert_close(passages, both(full)[1], rtol=0, atol=0)
+    expected = torch.zeros_like(queries)
+    for i, text in enumerate(TEXTS):
+        own = [t for t in full.tokenizer(text)["input_ids"][:20] if t not in full.tokenizer.all_special_ids]
+        expected[i, own] = both(full)[0][i, own]
+    assert 0 < queries.count_nonzero() < both(full)[0].count_nonzero()
+    torch.testing.assert_close(queries, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pooling", ["max", "sum"])
+@pytest.mark.parametrize("kind", ["lexical", "learned"])
+def test_gradients_and_the_surrogate_s_equal_autograd_on_the_dense_formula(tiny_mlm, kind, pooling):
+    student = student_of(tiny_mlm, kind, pooling=pooling).eval()
+    with torch.no_grad():
+        student.table.weight[10:300] = torch.rand(290) - 0.2  # some have left it
+    ids = [np.array(student.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (*TEXTS, "")]
+    inputs = student.assemble(ids, 9, "query")
+    reps = student(*inputs, side="query")
+    assert (reps.values > 0).all()
+    upstream = torch.randn(len(ids), student.vocab_size, generator=torch.Generator().manual_seed(1))
+    at_terms = upstream[reps.texts, reps.terms]
+
+    present = torch.zeros(len(ids), student.vocab_size).scatter(1, inputs[0], inputs[1].float())
+    dense = present * student.table.weight.relu()
+    if kind == "lexical":
+        mlm = random_bert(student)
+        logits = mlm(input_ids=inputs[0], attention_mask=inputs[1]).logits * inputs[1][..., None]
+        weights = logits.relu().log1p()
+        dense = dense * (weights.max(1).values if pooling == "max" else weights.sum(1))
+    torch.testing.assert_close(reps.to_dense(), dense, **CLOSE)
+    trained = student.table if kind == "learned" else student.mlm
+    reference = dict(trained.named_parameters() if kind == "learned" else mlm.named_parameters())
+    (dense * upstream).sum().backward()
+    expected = {name: p.grad.clone() for name, p in reference.items() if p.grad is not None}
+    assert expected
+    for loss in ((reps.values * at_terms).sum(), student(*inputs, (reps.detach(), at_terms), "query")):
+        trained.zero_grad()
+        loss.backward()
+        for name, gradient in expected.items():
+            torch.testing.assert_close(trained.get_parameter(name).grad, gradient, rtol=1e-4, atol=2e-6)
+
+
+def random_bert(student):
+    """The student's masked language model with its own decoder back in place."""
+    from transformers import BertForMaskedLM
+
+    mlm = BertForMaskedLM(student.mlm.config).eval()
+    mlm.load_state_dict(student.mlm.state_dict())
+    return mlm
+
+
+def test_rows_that_only_pad_the_vocabulary_are_cut_so_that_the_router_loads(tmp_path):
+    tokenizer = tiny_tokenizer()
+    mlm = random_mlm("ModernBert", vocab_size=len(tokenizer) + 7)
+    mlm.save_pretrained(tmp_path / "mlm")
+    tokenizer.save_pretrained(tmp_path / "mlm")
+    student = student_of(tmp_path / "mlm", "binary")
+    assert student.vocab_size == len(tokenizer)
+    save_student(student, tmp_path / "model")
+    assert_same(both(student), theirs(SparseEncoder(str(tmp_path / "model"), device="cpu")))
+
+
+def test_other_routes_are_refused_in_words(tiny_mlm, tmp_path):
+    transformer, other = (Transformer(str(tiny_mlm), transformer_task="fill-mask") for _ in range(2))
+    router = Router.for_query_document([other, SpladePooling("max")], [transformer, SpladePooling("max")])
+    SparseEncoder(modules=[router], device="cpu").save(str(tmp_path / "two"))
+    with pytest.raises(StudentError, match="its routes are query: Transformer"):
+        load_checkpoint(tmp_path / "two")
