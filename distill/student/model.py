@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from distill import config
@@ -202,11 +202,14 @@ def load_tokenizer(name: str, revision: str | None = None, lower_case: bool = Fa
         tokenizer = AutoTokenizer.from_pretrained(config.resolve_model(name), revision=revision, subfolder=subfolder)
     except (OSError, ValueError) as error:
         raise StudentError(f"the tokenizer of {name!r} cannot be loaded: {error}") from None
-    if lower_case:
-        backend = tokenizer.backend_tokenizer
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
-    return tokenizer
+    if not lower_case:
+        return tokenizer
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
+    # of the plain class, which loads as it was saved: a model's own class makes its normalizer anew
+    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokenizer.model_max_length,
+                                   model_input_names=tokenizer.model_input_names, **tokenizer.special_tokens_map)
 
 
 def load_mlm(name: str, revision: str | None = None, layers: int | None = None, subfolder: str = ""

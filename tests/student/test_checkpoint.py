@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 from sentence_transformers import SparseEncoder
-from test_model import random_mlm
 from tiny_models import tiny_tokenizer
-from transformers import AutoModelForMaskedLM
+from transformers import AutoModelForMaskedLM, BertTokenizer
 
 from distill import config
 from distill.errors import StudentError
+from distill.mining.encode import encode_texts
 from distill.student.checkpoint import load_checkpoint, save_student
-from distill.student.model import SpladeStudent, load_student
+from distill.student.model import load_student
 
 TEXTS = ["the function returns a sorted list", "open the file for reading", "", "set " * 60]
 
@@ -46,17 +46,22 @@ def test_sparse_encoder_loads_what_is_saved_to_the_same_vectors(tiny_mlm, tmp_pa
     torch.testing.assert_close(vectors(again, TEXTS, 40), vectors(student, TEXTS, 40), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["DistilBert", "Roberta", "ModernBert", "Electra"])
-def test_other_architectures_are_saved_as_well(name, tmp_path):
-    tokenizer = tiny_tokenizer()
-    student = SpladeStudent(random_mlm(name, vocab_size=len(tokenizer)), tokenizer, query_max_length=16,
-                            passage_max_length=32)
-    save_student(student, tmp_path / "model")
-    expected = vectors(student, TEXTS, 32)
-    torch.testing.assert_close(vectors(load_checkpoint(tmp_path / "model"), TEXTS, 32), expected)
-    encoder = SparseEncoder(str(tmp_path / "model"), device="cpu")
-    torch.testing.assert_close(encoder.encode_document(TEXTS, convert_to_sparse_tensor=False), expected,
-                               rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("query", ["model", "binary"])
+def test_lower_casing_is_saved_with_every_tokenizer(tiny_mlm, tmp_path, query):
+    AutoModelForMaskedLM.from_pretrained(tiny_mlm).save_pretrained(tmp_path / "cased")
+    BertTokenizer(vocab=tiny_tokenizer().get_vocab(), do_lower_case=False, model_max_length=128).save_pretrained(
+        tmp_path / "cased")
+    kept, lowered = (load_student(config.Student(model=str(tmp_path / "cased"), lower_case=lower_case,
+                                                 query={"kind": query})) for lower_case in (False, True))
+    save_student(lowered, tmp_path / "model")
+    encoder, shouted = SparseEncoder(str(tmp_path / "model"), device="cpu"), [text.upper() for text in TEXTS]
+    for side, encode in (("query", encoder.encode_query), ("passage", encoder.encode_document)):
+        expected = encode_texts(lowered, TEXTS, side).toarray()
+        assert (expected != encode_texts(kept, shouted, side).toarray()).any()
+        for ours in (lowered, load_checkpoint(tmp_path / "model")):
+            assert (encode_texts(ours, shouted, side).toarray() == expected).all()
+        torch.testing.assert_close(encode(shouted, convert_to_sparse_tensor=False), torch.from_numpy(expected),
+                                   rtol=1e-5, atol=1e-5)
 
 
 def test_a_saved_folder_is_a_plain_masked_language_model_with_its_ties(tiny_mlm, tmp_path):
