@@ -27,7 +27,7 @@ from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
 from distill.config.rounds import Follows
 from distill.config.student import BinaryQuery, CalibratedStart, IdfQuery, ModelQuery, Query, Student
-from distill.config.train import Checkpoints, Train
+from distill.config.train import Checkpoints, TopK, Train
 
 __all__ = [
     "Beir",
@@ -72,6 +72,7 @@ __all__ = [
     "Stage",
     "Student",
     "Teacher",
+    "TopK",
     "Tracking",
     "Train",
     "Wandb",

@@ -17,6 +17,11 @@ class Checkpoints(Section):
     keep_last: Positive = 2
 
 
+class TopK(Section):
+    k: Positive | None  # strongest terms kept of each query and passage; None: all
+    weight: Annotated[float, Field(gt=0)] = 1.0  # relative to the others
+
+
 class Train(Section):
     batch_size: Positive = 32  # queries, over all processes
     negatives: Positive = 7  # passages a query besides its positive
@@ -32,6 +37,7 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     losses: tuple[Loss, ...] = (KlLoss(kind="kl"),)
+    top_ks: tuple[TopK, ...] = ()  # the losses are averaged over these caps, so that one student serves all of them
     query_regularizers: tuple[Regularizer, ...] = ()
     passage_regularizers: tuple[Regularizer, ...] = ()
     chunk_tokens: Positive = 8192  # padded tokens encoded at a time
@@ -61,4 +67,6 @@ class Train(Section):
     def _some_loss(self) -> Train:
         if not self.losses:
             raise ValueError("needs at least one loss")
+        if len({cap.k for cap in self.top_ks}) < len(self.top_ks):
+            raise ValueError("top_ks has a cap twice")
         return self

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill import config
-from distill.losses import listwise, regularizers
+from distill.losses import listwise, regularizers, top_k
 from distill.losses.collective import gather, sum_over_processes
 from distill.losses.sparse_products import all_scores, list_scores
 from distill.student.head import SparseReps
@@ -38,12 +38,13 @@ def objective(train: config.Train, queries: SparseReps, passages: SparseReps, la
     representation. `step` counts optimizer steps from 1, for the ramps.
     """
     lists = labels.shape[1]
-    scores = list_scores(queries, passages)  # [b, 1+n]
     share = len(queries) / place.total
     parts: dict[str, Tensor] = {}
-    for loss in train.losses:
-        value = _loss(loss, scores, queries, passages, labels, place) * share
-        _add(parts, loss.kind, sum_over_processes(value) * loss.weight)
+    for of_cap, *kept in top_k.capped(train.top_ks, queries, passages):
+        scores = list_scores(*kept)  # [b, 1+n]
+        for loss in train.losses:
+            value = _loss(loss, scores, *kept, labels, place) * (share * of_cap)
+            _add(parts, loss.kind, sum_over_processes(value) * loss.weight)
     for side, reps, per_query, terms in (("query", queries, 1, train.query_regularizers),
                                          ("passage", passages, lists, train.passage_regularizers)):
         for term in terms:

@@ -86,15 +86,18 @@ class SparseReps:
         argmax = None if self.argmax is None else self.argmax[at]
         return SparseReps(F.pad(active.cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax, self.vocab_size)
 
+    @property
+    def rank(self) -> Tensor:
+        """Each entry's place in its text by value, 0 for the strongest, ties in order of terms: int64 [nnz]."""
+        order = torch.argsort(self.values.detach(), descending=True, stable=True)
+        order = order[torch.argsort(self.texts[order], stable=True)]  # text by text, the strongest first
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(order.numel(), device=order.device) - self.indptr[:-1][self.texts]
+        return rank
+
     def top_k(self, k: int) -> SparseReps:
         """The k strongest terms of each text (as sentence-transformers' `max_active_dims`); gradient flows."""
-        # sorted by text, and inside a text by descending value: the rank inside the text decides
-        order = torch.argsort(self.values.detach(), descending=True, stable=True)
-        order = order[torch.argsort(self.texts[order], stable=True)]
-        rank = torch.arange(order.numel(), device=order.device) - self.indptr[:-1][self.texts]
-        kept = torch.zeros_like(order, dtype=torch.bool)
-        kept[order[rank < k]] = True
-        return self.keep(kept)
+        return self.keep(self.rank < k)
 
     @staticmethod
     def cat(parts: Sequence[SparseReps]) -> SparseReps:
