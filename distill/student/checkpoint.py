@@ -13,17 +13,15 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
-from sentence_transformers.util import load_file_path
 
 from distill.config import resolve_model
 from distill.data.files import storage_errors, sync, write_json
 from distill.errors import StudentError
+from distill.student.layout import inside, load_table, read_json, read_parts
 from distill.student.model import SpladeStudent, load_mlm, load_tokenizer, longest_input
 from distill.student.query_table import QueryTable
 
@@ -53,7 +51,7 @@ def _put_router_over(folder: Path, student: SpladeStudent) -> None:
     """Turn a saved plain encoder into one whose queries go by the student's table."""
     plain = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     document = [module["path"] for module in plain]  # the transformer lies in the folder itself: ""
-    table = SparseStaticEmbedding(copy.deepcopy(student.tokenizer), student.table.weight.detach().cpu().clone(),
+    table = SparseStaticEmbedding(copy.deepcopy(student.tokenizer), student.table.weight.detach().cpu().clamp(min=0),
                                   frozen=not student.table.learned)
     table.tokenizer.model_max_length = student.query_max_length  # it cuts by this alone
     (folder / TABLE_FOLDER).mkdir()
@@ -73,11 +71,10 @@ def load_checkpoint(path: str | Path, revision: str | None = None) -> SpladeStud
     Raises `StudentError` for what is no SPLADE checkpoint of the layouts above.
     """
     name = resolve_model(str(path))
-    parts = _layout(path, _read_json(name, "modules.json", revision),
-                    _read_json(name, Router.config_file_name, revision))
-    settings = _read_json(name, "config_sentence_transformers.json", revision) or {}
-    pooling = _read_json(name, f"{parts.pooling}/config.json", revision) or {} if parts.pooling else {}
-    lengths = _read_json(name, _inside(parts.transformer, "sentence_bert_config.json"), revision) or {}
+    parts = read_parts(name, revision)
+    settings = read_json(name, "config_sentence_transformers.json", revision) or {}
+    pooling = read_json(name, f"{parts.pooling}/config.json", revision) or {} if parts.pooling else {}
+    lengths = read_json(name, inside(parts.transformer, "sentence_bert_config.json"), revision) or {}
     mlm, headless = load_mlm(name, revision, subfolder=parts.transformer)
     if headless:
         raise StudentError(f"{path}: not a SPLADE checkpoint: it has no MLM head")
@@ -85,10 +82,7 @@ def load_checkpoint(path: str | Path, revision: str | None = None) -> SpladeStud
     longest = lengths.get("max_seq_length") or longest_input(mlm, tokenizer)
     query_length = lengths.get("query_length") or longest
     table = None
-    if parts.table is not None:
-        static = SparseStaticEmbedding.load(name, subfolder=parts.table, revision=revision)
-        if static.num_dimensions != mlm.config.vocab_size or static.tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise StudentError(f"{path}: its query table has another vocabulary than its masked language model")
+    if (static := load_table(name, revision, parts, tokenizer, mlm.config.vocab_size)) is not None:
         table = QueryTable(static.weight, learned=not static.frozen and parts.inference_free)
         if parts.inference_free:
             query_length = min(static.max_seq_length, longest)
@@ -99,53 +93,6 @@ def load_checkpoint(path: str | Path, revision: str | None = None) -> SpladeStud
                          top_k=settings.get("max_active_dims"),
                          prompts={name: text for name, text in (settings.get("prompts") or {}).items() if text},
                          table=table, inference_free=parts.inference_free)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Where a checkpoint's modules lie inside it; the root is ""."""
-
-    transformer: str = ""
-    pooling: str | None = None
-    table: str | None = None
-    inference_free: bool = False
-
-
-def _layout(path: str | Path, modules: list[dict[str, str]] | None, router: dict[str, Any] | None) -> _Parts:
-    """Raises `StudentError` where it is none that a `SpladeStudent` can be."""
-    if modules is None:
-        return _Parts()
-    kinds = {module["path"]: _kind(module["type"]) for module in modules}
-    if list(kinds.values()) == ["Router"] and router is not None:
-        kinds = {place: _kind(type_) for place, type_ in router["types"].items()}
-        routes = router["structure"]
-        if set(routes) == {"query", "document"}:
-            query, document = routes["query"], routes["document"]
-            if [kinds[place] for place in document] == ["Transformer", "SpladePooling"] and (
-                    [kinds[place] for place in query] == ["SparseStaticEmbedding"]
-                    or (query[:-1] == document and kinds[query[-1]] == "SparseStaticEmbedding")):
-                return _Parts(*document, table=query[-1], inference_free=len(query) == 1)
-        said = ", ".join(f"{route}: {' + '.join(kinds[place] for place in places)}" for route, places in routes.items())
-        raise StudentError(f"{path}: not a SPLADE checkpoint: its routes are {said}, not a table for queries and "
-                           "Transformer + SpladePooling for documents")
-    if list(kinds.values()) != ["Transformer", "SpladePooling"]:
-        raise StudentError(f"{path}: not a SPLADE checkpoint: its modules are {', '.join(kinds.values())}, "
-                           "not Transformer and SpladePooling")
-    return _Parts(*kinds)
-
-
-def _kind(type_: str) -> str:
-    """A module's class; the masked language model's has had two names."""
-    return type_.rsplit(".", 1)[-1].replace("MLMTransformer", "Transformer")
-
-
-def _inside(folder: str, file: str) -> str:
-    return f"{folder}/{file}" if folder else file
-
-
-def _read_json(name: str, file: str, revision: str | None) -> Any:
-    found = load_file_path(name, file, revision=revision)
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from distill import config
 from distill.errors import StudentError
 from distill.student.calibrate import calibrate_head
 from distill.student.head import SparseReps, SpladeHead
+from distill.student.layout import Parts, load_table, router_parts
 from distill.student.query_table import QueryTable, binary_weights, idf_weights, own_terms, weights_from_file
 
 Side = Literal["query", "passage"]
@@ -155,8 +156,9 @@ def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = 
     Raises `StudentError`, in words, for what cannot be loaded or built.
     """
     name = config.resolve_model(cfg.model)
-    mlm, headless = load_mlm(name, cfg.revision, cfg.layers)
-    tokenizer = load_tokenizer(name, cfg.revision, cfg.lower_case)
+    parts = router_parts(name, cfg.revision) or Parts()
+    mlm, headless = load_mlm(name, cfg.revision, cfg.layers, parts.transformer)
+    tokenizer = load_tokenizer(name, cfg.revision, cfg.lower_case, parts.transformer)
     longest = longest_input(mlm, tokenizer)
     for field in ("query_max_length", "passage_max_length"):
         if getattr(cfg, field) > longest:
@@ -169,14 +171,15 @@ def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = 
                                "to be measured on")
         calibrate_head(mlm, tokenizer, list(calibration_texts)[:cfg.calibration.passages], cfg.calibration,
                        cfg.passage_max_length)
-    table = _query_table(cfg, mlm, tokenizer, document_frequencies)
+    table = _query_table(cfg, parts, mlm, tokenizer, document_frequencies)
     return SpladeStudent(mlm, tokenizer, cfg.pooling, cfg.activation, query_max_length=cfg.query_max_length,
                          passage_max_length=cfg.passage_max_length, top_k=cfg.top_k, table=table,
                          inference_free=table is not None and cfg.query.kind != "lexical")
 
 
-def _query_table(cfg: config.Student, mlm: nn.Module, tokenizer: Any, document_frequencies: DocumentFrequencies | None
-                 ) -> QueryTable | None:
+def _query_table(cfg: config.Student, parts: Parts, mlm: nn.Module, tokenizer: Any,
+                 document_frequencies: DocumentFrequencies | None) -> QueryTable | None:
+    """A learned one goes on from that of a checkpoint which has one, an earlier round's say."""
     query = cfg.query
     if query.kind == "model":
         return None
@@ -190,6 +193,9 @@ def _query_table(cfg: config.Student, mlm: nn.Module, tokenizer: Any, document_f
         return QueryTable(binary_weights(tokenizer, size))
     if query.file is not None:
         return QueryTable(weights_from_file(query.file, tokenizer), learned=query.kind == "learned")
+    if query.kind == "learned" and parts.inference_free:
+        name = config.resolve_model(cfg.model)
+        return QueryTable(load_table(name, cfg.revision, parts, tokenizer, size).weight, learned=True)
     if document_frequencies is None:
         raise StudentError("student.query: IDF weights need passages to be counted in, or student.query.file")
     texts_with, texts = document_frequencies(tokenizer, cfg.passage_max_length)

@@ -58,6 +58,7 @@ def test_sparse_encoder_loads_what_is_saved_and_it_loads_back(tiny_mlm, tmp_path
     if kind == "learned":
         with torch.no_grad():
             student.table.weight[::3] *= 0.5
+            student.table.weight[student.tokenizer.convert_tokens_to_ids("file")] = -1.0
     save_student(student, tmp_path / "model")
     encoder = SparseEncoder(str(tmp_path / "model"), device="cpu")
     assert_same(both(student), theirs(encoder))
@@ -70,6 +71,21 @@ def test_sparse_encoder_loads_what_is_saved_and_it_loads_back(tiny_mlm, tmp_path
         assert torch.equal(ours, before)
     encoder.save(str(tmp_path / "theirs"))  # and once more through their own hands
     assert_same(both(load_checkpoint(tmp_path / "theirs")), theirs(encoder))
+
+
+@pytest.mark.parametrize("kind", ["learned", "idf", "model"])
+def test_a_further_round_starts_from_the_last_student_and_its_learned_table(tiny_mlm, tmp_path, kind):
+    first = student_of(tiny_mlm, "learned")
+    with torch.no_grad():
+        first.head.weight.mul_(1.5)
+        first.table.weight.mul_(1.5)
+    save_student(first, tmp_path / "ours")
+    SparseEncoder(str(tmp_path / "ours"), device="cpu").save(str(tmp_path / "theirs"))  # weights in a folder inside
+    for path in (tmp_path / "ours", tmp_path / "theirs"):
+        second = student_of(path, kind)
+        assert torch.equal(second.head.weight, first.head.weight)
+        if kind != "model":
+            assert torch.equal(second.table.weight, first.table.weight / (1 if kind == "learned" else 1.5))
 
 
 @pytest.mark.parametrize("lexical", [False, True])

@@ -1,0 +1,82 @@
+"""Where the parts of a SPLADE checkpoint lie: a plain encoder, or a `Router` with a table for queries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding
+from sentence_transformers.util import load_file_path
+
+from distill.errors import StudentError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Folders of the modules inside a checkpoint; the checkpoint's own is ""."""
+
+    transformer: str = ""
+    pooling: str | None = None
+    table: str | None = None  # queries: alone, or after transformer and pooling
+    inference_free: bool = False  # the table alone
+
+
+def read_parts(name: str, revision: str | None = None) -> Parts:
+    """Of a path or hub name. Raises `StudentError` where it is none that a `SpladeStudent` can be."""
+    modules = read_json(name, "modules.json", revision)
+    if modules is None:
+        return Parts()
+    if (parts := router_parts(name, revision)) is not None:
+        return parts
+    kinds = {module["path"]: _kind(module["type"]) for module in modules}
+    if list(kinds.values()) != ["Transformer", "SpladePooling"]:
+        raise StudentError(f"{name}: not a SPLADE checkpoint: its modules are {', '.join(kinds.values())}, "
+                           "not Transformer and SpladePooling")
+    return Parts(*kinds)
+
+
+def router_parts(name: str, revision: str | None = None) -> Parts | None:
+    """The same, None where the checkpoint is not laid out by a `Router`."""
+    modules = read_json(name, "modules.json", revision)
+    if modules is None or [_kind(module["type"]) for module in modules] != ["Router"]:
+        return None
+    router = read_json(name, Router.config_file_name, revision)
+    if router is None:
+        raise StudentError(f"{name}: not a SPLADE checkpoint: its {Router.config_file_name} is missing")
+    kinds, routes = {place: _kind(type_) for place, type_ in router["types"].items()}, router["structure"]
+    if set(routes) == {"query", "document"}:
+        query, document = routes["query"], routes["document"]
+        of_table = kinds[query[-1]] == "SparseStaticEmbedding" and query[:-1] in ([], document)
+        if of_table and [kinds[place] for place in document] == ["Transformer", "SpladePooling"]:
+            return Parts(*document, table=query[-1], inference_free=len(query) == 1)
+    said = "; ".join(f"{route}: {' + '.join(kinds[place] for place in places)}" for route, places in routes.items())
+    raise StudentError(f"{name}: not a SPLADE checkpoint: its routes are {said}, not a table for queries and "
+                       "Transformer + SpladePooling for documents")
+
+
+def load_table(name: str, revision: str | None, parts: Parts, tokenizer: Any, vocab_size: int
+               ) -> SparseStaticEmbedding | None:
+    """The module with the query table, None where there is none; it must share the masked language model's words."""
+    if parts.table is None:
+        return None
+    static = SparseStaticEmbedding.load(name, subfolder=parts.table, revision=revision)
+    if static.num_dimensions != vocab_size or static.tokenizer.get_vocab() != tokenizer.get_vocab():
+        raise StudentError(f"{name}: its query table has another vocabulary than its masked language model")
+    return static
+
+
+def read_json(name: str, file: str, revision: str | None) -> Any:
+    """A JSON file of a checkpoint, None where there is none."""
+    found = load_file_path(name, file, revision=revision)
+    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+
+
+def inside(folder: str, file: str) -> str:
+    return f"{folder}/{file}" if folder else file
+
+
+def _kind(type_: str) -> str:
+    """A module's class; the masked language model's has had two names."""
+    return type_.rsplit(".", 1)[-1].replace("MLMTransformer", "Transformer")
