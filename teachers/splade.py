@@ -1,13 +1,11 @@
 """SPLADE models as teachers, their own prompts and lengths; score = dot product (or cosine, as saved).
 
-A masked language model with SPLADE pooling is loaded like a student, so that its head never makes
-`[batch, length, vocabulary]` logits. What else a `SparseEncoder` may hold (inference-free queries, CSR) runs as it is.
+A masked language model with SPLADE pooling, and a table for queries if it has one, is loaded like a student, so that
+its head never makes `[batch, length, vocabulary]` logits. What else a `SparseEncoder` may hold (CSR) runs as it is.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from distill.data.layout import RunFolder
 from distill.errors import StudentError, TeacherError
 from distill.mining.encode import encode_texts
 from distill.student.checkpoint import load_checkpoint
+from distill.student.layout import read_json, read_parts
 from teachers.bi_encoder import TYPICAL_TOKENS, prepare
 from teachers.execution import Execution
 from teachers.models import loading
@@ -31,18 +30,21 @@ __all__ = ["SparseVectors", "StudentVectors", "open_teacher", "prepare"]
 
 def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> VectorTeacher:
     execution.apply_threads()
-    modules, settings = (_read_json(name, cfg, file) for file in ("modules.json", "config_sentence_transformers.json"))
-    encoder = StudentVectors if _like_a_student(modules, settings or {}) else SparseVectors
+    encoder = StudentVectors if _like_a_student(name, cfg) else SparseVectors
     return VectorTeacher(name, encoder(name, cfg, execution), folder, execution)
 
 
-def _like_a_student(modules: list[dict[str, str]] | None, settings: dict[str, Any]) -> bool:
+def _like_a_student(name: str, cfg: config.Teacher) -> bool:
     """Whether `load_checkpoint` reads it as `SparseEncoder` would: no modules but ours, no prompts by other names."""
-    if modules is None:
-        return True
+    model = resolve_model(cfg.model)
+    try:
+        loading(name, cfg.model, lambda: read_parts(model, cfg.revision))
+        settings = loading(name, cfg.model,
+                           lambda: read_json(model, "config_sentence_transformers.json", cfg.revision)) or {}
+    except StudentError:
+        return False
     prompts = {key for key, text in (settings.get("prompts") or {}).items() if text}
-    return (modules[0]["path"] == "" and [module["type"].rsplit(".", 1)[-1] for module in modules[1:]]
-            == ["SpladePooling"] and prompts <= {"query", "document"} and not settings.get("default_prompt_name")
+    return (prompts <= {"query", "document"} and not settings.get("default_prompt_name")
             and settings.get("similarity_fn_name") in (None, "dot"))
 
 
@@ -119,11 +121,3 @@ def _from_arrow(batch: pa.RecordBatch, size: int) -> sparse.csr_matrix:
 def _dot_products(a: sparse.csr_matrix, b: sparse.csr_matrix) -> np.ndarray:
     """Row by row: float32 [n]."""
     return np.asarray(a.multiply(b).sum(axis=1)).ravel().astype(np.float32)
-
-
-def _read_json(name: str, cfg: config.Teacher, file: str) -> Any:
-    """A file of sentence-transformers in the model's folder; None where there is none."""
-    from sentence_transformers.util import load_file_path
-
-    path = loading(name, cfg.model, lambda: load_file_path(resolve_model(cfg.model), file, revision=cfg.revision))
-    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))

@@ -61,7 +61,10 @@ def load_table(name: str, revision: str | None, parts: Parts, tokenizer: Any, vo
     """The module with the query table, None where there is none; it must share the masked language model's words."""
     if parts.table is None:
         return None
-    static = SparseStaticEmbedding.load(name, subfolder=parts.table, revision=revision)
+    try:
+        static = SparseStaticEmbedding.load(name, subfolder=parts.table, revision=revision)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise StudentError(f"{name}: its query table ({parts.table}) cannot be loaded: {error}") from None
     if static.num_dimensions != vocab_size or static.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise StudentError(f"{name}: its query table has another vocabulary than its masked language model")
     return static

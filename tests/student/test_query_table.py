@@ -19,7 +19,7 @@ from distill.mining.encode import encode_texts
 from distill.student.checkpoint import load_checkpoint, save_student
 from distill.student.model import load_student
 
-TEXTS = ["the function returns a sorted list", "open the file, open it for reading", "set " * 60, "zzz [SEP] file"]
+TEXTS = ["the function returns a sorted list", "open the file, open it for reading", "set " * 60, "zzz [SEP] file", ""]
 COUNTED = ["the file", "open the file", "a list of the list"]
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -123,6 +123,10 @@ def test_idf_is_that_of_the_passages_and_binary_is_one_a_distinct_token(tiny_mlm
     assert weights[1] == pytest.approx([math.log(1 + (3 - n + 0.5) / (n + 0.5)) for n in (1, 3, 2)])
 
 
+def test_queries_without_a_word_are_empty(tiny_mlm):
+    assert both(student_of(tiny_mlm, "idf"), ["", " "])[0].count_nonzero() == 0
+
+
 def test_lexical_queries_are_the_model_s_own_vectors_without_the_expansion(tiny_mlm):
     full, lexical = student_of(tiny_mlm, "model"), student_of(tiny_mlm, "lexical")
     full.query_max_length = lexical.query_max_length = 20
@@ -142,7 +146,7 @@ def test_gradients_and_the_surrogate_s_equal_autograd_on_the_dense_formula(tiny_
     student = student_of(tiny_mlm, kind, pooling=pooling).eval()
     with torch.no_grad():
         student.table.weight[10:300] = torch.rand(290) - 0.2  # some have left it
-    ids = [np.array(student.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (*TEXTS, "")]
+    ids = [np.array(student.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
     inputs = student.assemble(ids, 9, "query")
     reps = student(*inputs, side="query")
     assert (reps.values > 0).all()

@@ -131,8 +131,9 @@ def sparse_encoder_scores(reference: SparseEncoder, pairs: Pairs) -> np.ndarray:
         reference.encode_document([PASSAGES[row] for row in pairs.passage_rows])).numpy()
 
 
-def test_splade_gives_the_dot_product_of_sparse_encoder(tiny_mlm, folder, tmp_path):
-    model = save_checkpoint(tiny_mlm, tmp_path / "splade")
+@pytest.mark.parametrize("query", ["model", "binary"])
+def test_splade_gives_the_dot_product_of_sparse_encoder(tiny_mlm, folder, tmp_path, query):
+    model = save_checkpoint(tiny_mlm, tmp_path / "splade", query={"kind": query})
     mined = _mined(folder)
     got = scores_of(Teacher(kind="splade", model=str(model)), folder, mined)
     expected = sparse_encoder_scores(SparseEncoder(str(model), device="cpu"), mined)
