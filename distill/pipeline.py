@@ -335,7 +335,7 @@ def _mine_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
 
 
 def _mine(recipe: Recipe, folder: RunFolder) -> None:
-    from distill.mining.mine import mine
+    from ray_jobs.mine import mine
 
     mine(recipe, folder)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import ray
 
 from distill.config import Recipe
 from distill.data.candidates import Candidates, read_candidates
@@ -17,10 +15,9 @@ from distill.data.layout import RunFolder
 from distill.data.scores import write_scores
 from distill.data.texts import TextStore
 from distill.errors import TeacherError
+from ray_jobs.devices import ending_with_the_device, given_device
 from teachers.base import Pairs, Teacher, open_teacher
 from teachers.vectors import VectorTeacher
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class ScoreWorker:
         return os.getpid()
 
     def run(self, task: ScoreTask) -> Result:
-        try:
+        with ending_with_the_device(task.name):
             teacher = self._open(task.teacher)
             if task.store is None:
                 return score_shard(task, teacher, self._folder)
@@ -68,11 +65,6 @@ class ScoreWorker:
             assert isinstance(teacher, VectorTeacher)
             teacher.encode_chunk(task.split, task.store, task.chunk)
             return {"pairs": 0, "tokens": 0, "padded_tokens": 0, "seconds": time.monotonic() - start, "shard": None}
-        except RuntimeError as error:
-            if "CUDA error" not in str(error):
-                raise
-            log.error("%s: %s", task.name, error)
-            os._exit(70)  # the device is lost to this process: another worker takes over
 
     def _open(self, name: str) -> Teacher:
         if name != self._name:
@@ -81,18 +73,11 @@ class ScoreWorker:
 
             cfg = self._recipe.teachers[name]
             record = self._folder.scores(name, "execution.json")
-            execution = frozen_execution(record, cfg, _device(), self._threads, self._identities[name])
+            execution = frozen_execution(record, cfg, given_device(), self._threads, self._identities[name])
             self._teacher = open_teacher(name, cfg, self._folder, execution)
             self._name = name
         assert self._teacher is not None
         return self._teacher
-
-
-def _device() -> str | None:
-    """What Ray gave this actor; None, in a process without Ray: what the machine has."""
-    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
-        return None
-    return "cuda" if ray.get_gpu_ids() else "cpu"
 
 
 def score_shard(task: ScoreTask, teacher: Teacher, folder: RunFolder) -> Result:

@@ -30,9 +30,21 @@ class Miner(Section):
         return self
 
 
-class Mine(Section):
+class Workers(Section):
+    """The Ray workers of a job. `actors`: how many at once (None: one per GPU, or per `cpus` cores)."""
+
+    actors: Positive | None = None
+    cpus: Annotated[float, Field(gt=0)] = 1.0  # per actor
+    gpus: Annotated[float, Field(ge=0)] | None = None  # per actor; None: 1 where there are GPUs
+    max_tries: Positive = 3  # of a task whose worker dies
+
+
+class Mine(Workers):
+    """The candidates. A collection of more than `shard_passages` is encoded and searched by Ray workers."""
+
     miners: dict[str, Miner] = {"bm25": Miner(kind="bm25")}
     shard_queries: Positive = 1000  # queries a candidate shard
+    shard_passages: Positive = 32_768  # passages a chunk of vectors (dense and splade)
     rerank_depth: Positive = 100  # candidates a dev or test query, from the first miner's top
 
     @model_validator(mode="after")
@@ -88,13 +100,9 @@ class Teacher(Section):
         return self
 
 
-class Score(Section):
-    """The scoring job. `actors`: how many at once (None: one per GPU, or per `cpus` cores)."""
+class Score(Workers):
+    """The scoring job."""
 
-    actors: Positive | None = None
-    cpus: Annotated[float, Field(gt=0)] = 1.0  # per actor
-    gpus: Annotated[float, Field(ge=0)] | None = None  # per actor; None: 1 where there are GPUs
-    max_tries: Positive = 3  # of a shard whose worker dies
     rerank: bool = True  # also score the test candidates, for the table
 
 

@@ -57,6 +57,10 @@ class RunFolder:
         """`store`: "passages" or "queries.<split>"; `key`: `distill.data.tokens.token_key`."""
         return self.data / "tokens" / key / f"{store}.arrow"
 
+    def index(self, key: str) -> Path:
+        """What a miner searches: chunks of vectors, by `distill.mining.chunks.index_key`, or "bm25"."""
+        return self.data / "index" / key
+
     def candidates(self, split: str) -> Path:
         return self.root / "candidates" / split
 

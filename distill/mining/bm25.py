@@ -45,12 +45,12 @@ class Bm25Index:
         """The posting lists: float32 [stems, collection_size]."""
         return self.weights.T.tocsr()
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32.
 
         Only passages that share a stem with the query are ranked: the rest of a row is -1, with score 0.
         """
-        return search_inverted(self.query_vectors(queries), self.inverted, k)
+        return search_inverted(self.query_vectors(queries), self.inverted, k, threads)
 
     def score_pairs(self, queries: Sequence[str], passages: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Scores of chosen passages: `passages[i]` int64 [m_i] are rows of the store, for `queries[i]`.

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from sentence_transformers import SentenceTransformer
 
 from distill.config import resolve_model
 from distill.data.texts import TextStore
 from distill.errors import RecipeError
+from distill.mining.chunks import Chunks
 from distill.mining.search import search_dense
 from distill.progress import progress
 
@@ -19,29 +19,30 @@ _SLAB = 8192  # passages embedded at a time; sorted by length inside a slab
 _BATCH = 64
 
 
-class DenseIndex:
-    """Embeddings of the collection in a memory-mapped temporary file in `scratch`, gone with the process.
+class DenseModel:
+    """Embeddings of passages and queries. Raises `RecipeError` if the model cannot be loaded, or searched with.
 
-    Similarity is the model's own: cosine or dot product. Raises `RecipeError` if the model cannot be loaded.
+    Similarity is the model's own: cosine or dot product.
     """
 
-    def __init__(self, model: str, revision: str | None, store: TextStore, scratch: Path):
-        self.model = load_dense(model, revision)
-        dimension = self.model.get_embedding_dimension()
-        scratch.mkdir(parents=True, exist_ok=True)
-        self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 (lives as long as the index)
-        size = store.collection_size
-        self.passages = np.memmap(self._file, np.float32, "w+", shape=(size, dimension)) if size else \
-            np.empty((0, dimension), np.float32)
-        with progress("embed passages", size, "passages") as advance:
-            for start in range(0, size, _SLAB):
-                rows = np.arange(start, min(start + _SLAB, size))
-                self.passages[rows] = self._embed(store.texts(rows), "document")
-                advance(len(rows))
+    def __init__(self, model: str, revision: str | None, store: TextStore, device: str | None = None):
+        self.model = load_dense(model, revision, device)
+        self._store = store
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32."""
-        return search_dense(self._embed(list(queries), "query"), self.passages, k)
+    def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
+        """One column of vectors, a row a passage."""
+        vectors = np.empty((len(rows), self.model.get_embedding_dimension()), np.float32)
+        with progress(title, len(rows), "passages") as advance:
+            for start in range(0, len(rows), _SLAB):
+                part = rows[start : start + _SLAB]
+                vectors[start : start + len(part)] = self._embed(self._store.texts(part), "document")
+                advance(len(part))
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        return pa.RecordBatch.from_arrays([column], names=["vector"])
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 [n, d]."""
+        return self._embed(list(texts), "query")
 
     def _embed(self, texts: list[str], side: str) -> np.ndarray:
         encode = self.model.encode_query if side == "query" else self.model.encode_document
@@ -49,10 +50,23 @@ class DenseIndex:
                       normalize_embeddings=self.model.similarity_fn_name == "cosine").astype(np.float32, copy=False)
 
 
-def load_dense(model: str, revision: str | None) -> SentenceTransformer:
+class DenseIndex:
+    """The embeddings of the collection, memory-mapped."""
+
+    def __init__(self, chunks: Chunks):
+        self._chunks = chunks
+        columns = [batch.column("vector") for batch in chunks.open()]
+        self.blocks = [column.values.to_numpy().reshape(len(column), -1) for column in columns]
+
+    def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32. Threads are BLAS's own."""
+        return search_dense(self._chunks.model.queries(queries), self.blocks, k)
+
+
+def load_dense(model: str, revision: str | None, device: str | None = None) -> SentenceTransformer:
     """A sentence-transformers model whose similarity is a (normalised) dot product."""
     try:
-        loaded = SentenceTransformer(resolve_model(model), revision=revision)
+        loaded = SentenceTransformer(resolve_model(model), revision=revision, device=device)
     except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError(f"the dense miner's model {model!r} cannot be loaded: {error}") from None
     if loaded.similarity_fn_name not in ("cosine", "dot"):

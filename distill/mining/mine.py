@@ -8,7 +8,8 @@ removed, so that a reranker is measured on what a first stage would hand it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,33 +33,63 @@ from distill.data.judgements import Judgements, load_judgements
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import FORMAT, Manifest, Shard, read_manifest, require_manifest, write_manifest
 from distill.data.texts import TextStore
-from distill.errors import DataError
-from distill.mining.bm25 import build_index
+from distill.errors import DataError, StorageError
+from distill.mining.bm25 import build_index, open_index
+from distill.mining.chunks import Chunks
 from distill.progress import progress
 
 log = logging.getLogger(__name__)
 
+Search = Callable[[str, Sequence[str], int], np.ndarray]  # miner, queries, k -> rows int64 [n, <= k]
+
 
 class Searcher(Protocol):
-    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Rows int64 [n, <= k], best first, -1 where nothing more was found; scores float32 of the same shape."""
 
 
 def mine(recipe: Recipe, folder: RunFolder) -> Manifest:
-    """Write the candidates of every split that has judgements; returns the training split's manifest.
+    """Write the candidates of every split that has judgements, in this process; the training split's manifest.
 
     Done work is left alone: whole splits by their manifest, single shards by the fingerprint in them. Raises
     `FingerprintError` where a folder's candidates came from other inputs, `DataError` without training queries.
     """
+    miner = ShardMiner(recipe, folder)
+    pending = pending_shards(recipe, folder)
+    with progress("mine", sum(shard.queries for shard in pending), "queries") as advance:
+        for shard in pending:
+            miner.mine(shard.split, shard.index)
+            advance(shard.queries, f"{shard.split}/{shard_name(shard.index)}")
+    return finish(recipe, folder)
+
+
+@dataclass(frozen=True)
+class PendingShard:
+    """A candidate shard that is to be mined."""
+
+    split: str
+    index: int
+    queries: int
+
+
+def pending_shards(recipe: Recipe, folder: RunFolder) -> list[PendingShard]:
+    """Planned and not committed, in order. Raises as `mine` does."""
     train = folder.judgements("train")
     if not train.exists() or not len(RowReader(train)):
         raise DataError("there are no training queries to mine for: the source has no judgements of its train split "
                         "(data.source.splits); data.generate makes queries from the passages", path=train)
-    searchers: dict[str, Searcher] = {}
-    for split in SPLITS:
-        if folder.judgements(split).exists():
-            mine_split(recipe, folder, split, searchers)
-    return require_manifest(folder.candidates("train"), "mine")
+    pending = []
+    for split in _unfinished(recipe, folder):
+        plan = _Split(recipe, folder, split)
+        pending += [PendingShard(split, index, len(rows)) for index, rows in enumerate(plan.shards)
+                    if not plan.committed(index)]
+    return pending
+
+
+def miners_of(recipe: Recipe, split: str) -> dict[str, Miner]:
+    """All for training queries, the first one for the others."""
+    miners = recipe.mine.miners
+    return miners if split == "train" else dict(list(miners.items())[:1])
 
 
 def mining_fields(recipe: Recipe, folder: RunFolder, split: str) -> dict[str, Any]:
@@ -75,63 +106,107 @@ def mining_fields(recipe: Recipe, folder: RunFolder, split: str) -> dict[str, An
     return {**fields, "miner": first, **used, "rerank_depth": recipe.mine.rerank_depth}
 
 
-def mine_split(recipe: Recipe, folder: RunFolder, split: str, searchers: dict[str, Searcher]) -> Manifest:
-    """Candidates of one split; `searchers` is filled as miners are needed, and shared between splits."""
-    path = folder.candidates(split)
-    done = read_manifest(path)
-    if are_imported(path):
-        return done
-    fields = mining_fields(recipe, folder, split)
-    if done is not None:
-        check_same(path, done.fields, fields)
-        return done
-    fingerprint = fingerprint_of(fields)
-    judgements = load_judgements(folder, split)
-    queries, passages = TextStore.open(folder.queries(split)), TextStore.open(folder.passages)
-    chosen = np.array([q for q in judgements.queries if len(judgements.positives(q))], dtype=np.int64)
-    shards: list[Shard] = []
-    totals = {"queries": 0, "positives": 0, "negatives": 0, "queries_without_candidates": 0}
-    miners = recipe.mine.miners if split == "train" else dict(list(recipe.mine.miners.items())[:1])
-    with progress(f"mine {split}", len(chosen), "queries") as advance:
-        for index, start in enumerate(range(0, len(chosen), recipe.mine.shard_queries)):
-            rows = chosen[start : start + recipe.mine.shard_queries]
-            target = path / shard_name(index)
-            shard = _finished(target, fingerprint)
-            if shard is None:
-                for name, miner in miners.items():
-                    if name not in searchers:
-                        searchers[name] = open_searcher(miner, passages, folder)
-                texts = queries.texts(rows)
-                if split == "train":
-                    candidates = _training_candidates(recipe, rows, texts, judgements, passages, searchers)
-                else:
-                    candidates = _rerank_candidates(recipe, rows, texts, judgements, passages, searchers)
-                target.unlink(missing_ok=True)  # left by a run of another meaning
-                # None: another machine was first; its copy counts, since a teacher may be scoring it already
-                shard = write_candidates(target, candidates, fingerprint, exclusive=True) or _finished(
-                    target, fingerprint)
+class ShardMiner:
+    """Mines one shard after the other; what that takes (judgements, texts, indexes) is opened when first needed.
+
+    `device`: of the miners' models; `threads`: of a search. None is what this machine has.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, device: str | None = None, threads: int | None = None):
+        self._recipe, self._folder, self._device, self._threads = recipe, folder, device, threads
+        self._searchers: dict[str, Searcher] = {}
+        self._splits: dict[str, _Split] = {}
+        self._passages = TextStore.open(folder.passages)
+
+    def mine(self, split: str, index: int) -> None:
+        """Mine and commit one shard of a split, unless it is there."""
+        if split not in self._splits:
+            self._splits[split] = _Split(self._recipe, self._folder, split)
+        plan = self._splits[split]
+        path, rows = plan.path(index), plan.shards[index]
+        if plan.committed(index):
+            return
+        texts = TextStore.open(self._folder.queries(split)).texts(rows)
+        choose = _training_candidates if split == "train" else _rerank_candidates
+        candidates = choose(self._recipe, rows, texts, plan.judgements, self._passages, self._search)
+        path.unlink(missing_ok=True)  # left by a run of another meaning
+        # where another machine was first, its copy counts: a teacher may be scoring it already
+        write_candidates(path, candidates, plan.fingerprint, exclusive=True)
+
+    def _search(self, name: str, texts: Sequence[str], k: int) -> np.ndarray:
+        if name not in self._searchers:
+            self._searchers[name] = open_searcher(self._recipe.mine.miners[name], self._passages, self._folder,
+                                                  self._recipe.mine.shard_passages, self._device)
+        return self._searchers[name].search(texts, k, self._threads)[0]
+
+
+def finish(recipe: Recipe, folder: RunFolder) -> Manifest:
+    """Write the manifests of the splits whose shards are all there; returns the training split's."""
+    for split in _unfinished(recipe, folder):
+        plan, path = _Split(recipe, folder, split), folder.candidates(split)
+        totals = {"queries": 0, "positives": 0, "negatives": 0, "queries_without_candidates": 0}
+        shards = []
+        for index, rows in enumerate(plan.shards):
+            target = plan.path(index)
+            if not plan.committed(index):
+                raise StorageError(f"{target}: gone since it was mined; look at the disk, and start the command again")
             _count(totals, read_candidates(target))
-            shards.append(shard)
-            advance(len(rows), target.name)
-    manifest = Manifest(fields, tuple(shards), totals)
-    write_manifest(path, manifest)
-    log.info("%s: %d queries, %d positives, %d negatives%s", path, totals["queries"], totals["positives"],
-             totals["negatives"], f"; {totals['queries_without_candidates']} queries found nothing"
-             if totals["queries_without_candidates"] else "")
-    return manifest
+            shards.append(Shard(target.name, len(rows), target.stat().st_size, xxh128_file(target)))
+        write_manifest(path, Manifest(plan.fields, tuple(shards), totals))
+        log.info("%s: %d queries, %d positives, %d negatives%s", path, totals["queries"], totals["positives"],
+                 totals["negatives"], f"; {totals['queries_without_candidates']} queries found nothing"
+                 if totals["queries_without_candidates"] else "")
+    return require_manifest(folder.candidates("train"), "mine")
 
 
-def open_searcher(miner: Miner, passages: TextStore, folder: RunFolder) -> Searcher:
-    """The index that a miner searches, built over the collection."""
+def open_searcher(miner: Miner, passages: TextStore, folder: RunFolder, chunk: int = 32_768,
+                  device: str | None = None) -> Searcher:
+    """The index that a miner searches, over the collection; what is not there of it is made first."""
     if miner.kind == "bm25":
-        return build_index(passages)
+        return open_index(passages, folder.index("bm25")) or build_index(passages)
+    chunks = Chunks(miner, passages, folder, chunk, device)
     if miner.kind == "dense":
         from distill.mining.dense import DenseIndex
 
-        return DenseIndex(miner.model, miner.revision, passages, folder.candidates("train"))
+        return DenseIndex(chunks)
     from distill.mining.splade import SpladeIndex
 
-    return SpladeIndex(miner.model, miner.revision, passages, folder)
+    return SpladeIndex(chunks)
+
+
+def _unfinished(recipe: Recipe, folder: RunFolder) -> list[str]:
+    """The splits that have judgements and no candidates yet; `FingerprintError` for candidates of other inputs."""
+    unfinished = []
+    for split in SPLITS:
+        path = folder.candidates(split)
+        if not folder.judgements(split).exists() or are_imported(path):
+            continue
+        if (done := read_manifest(path)) is None:
+            unfinished.append(split)
+        else:
+            check_same(path, done.fields, mining_fields(recipe, folder, split))
+    return unfinished
+
+
+class _Split:
+    """The plan of a split's candidates."""
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, split: str):
+        self._home = folder.candidates(split)
+        self.fields = mining_fields(recipe, folder, split)
+        self.fingerprint = fingerprint_of(self.fields)
+        self.judgements = load_judgements(folder, split)
+        chosen = np.array([q for q in self.judgements.queries if len(self.judgements.positives(q))], dtype=np.int64)
+        step = recipe.mine.shard_queries
+        self.shards = [chosen[start : start + step] for start in range(0, len(chosen), step)]  # query rows, int64
+
+    def path(self, index: int) -> Path:
+        return self._home / shard_name(index)
+
+    def committed(self, index: int) -> bool:
+        """Whether a shard of this meaning is there."""
+        path = self.path(index)
+        return path.exists() and RowReader(path).metadata.get("fingerprint") == self.fingerprint
 
 
 def choose_negatives(
@@ -153,7 +228,7 @@ def choose_negatives(
 
 
 def _training_candidates(recipe: Recipe, rows: np.ndarray, texts: list[str], judgements: Judgements,
-                         passages: TextStore, searchers: dict[str, Searcher]) -> Candidates:
+                         passages: TextStore, search: Search) -> Candidates:
     miners = recipe.mine.miners
     positives = [_positives(judgements, query) for query in rows]
     excluded = [_with_origins(passages, found) for found in positives]
@@ -162,7 +237,7 @@ def _training_candidates(recipe: Recipe, rows: np.ndarray, texts: list[str], jud
     for name, miner in miners.items():
         deep_enough = miner.skip + miner.top + widest  # so that excluded passages leave `top` others
         k = max(deep_enough, miner.depth) if miner.sample else deep_enough
-        rankings[name], _ = searchers[name].search(texts, k)
+        rankings[name] = search(name, texts, k)
     lists, sources, ranks = [], [], []
     for i, query in enumerate(rows):
         found, source = [positives[i]], [np.zeros(len(positives[i]), np.uint8)]
@@ -183,10 +258,10 @@ def _training_candidates(recipe: Recipe, rows: np.ndarray, texts: list[str], jud
 
 
 def _rerank_candidates(recipe: Recipe, rows: np.ndarray, texts: list[str], judgements: Judgements,
-                       passages: TextStore, searchers: dict[str, Searcher]) -> Candidates:
+                       passages: TextStore, search: Search) -> Candidates:
     """The first miner's top and nothing else; as in every shard the positives come first, `rank` keeps the order."""
     name = next(iter(recipe.mine.miners))
-    ranking, _ = searchers[name].search(texts, recipe.mine.rerank_depth)
+    ranking = search(name, texts, recipe.mine.rerank_depth)
     lists, ranks, positives = [], [], []
     for query, row in zip(rows, ranking, strict=True):
         found = row[row >= 0]
@@ -210,16 +285,6 @@ def _with_origins(passages: TextStore, rows: np.ndarray) -> np.ndarray:
     """`rows`, and the collection rows that the training variants among them were cut from."""
     origins = passages.origin(rows)
     return np.concatenate([rows, origins[origins >= 0]])
-
-
-def _finished(path: Path, fingerprint: str) -> Shard | None:
-    """A shard left by an interrupted run of the same meaning."""
-    if not path.exists():
-        return None
-    reader = RowReader(path)
-    if reader.metadata.get("fingerprint") != fingerprint:
-        return None
-    return Shard(path.name, len(reader), path.stat().st_size, xxh128_file(path))
 
 
 def _count(totals: dict[str, int], candidates: Candidates) -> None:

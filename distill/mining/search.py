@@ -7,6 +7,7 @@ threads or on the order in which scores were computed. Memory is bounded by the 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -60,6 +61,27 @@ def search_inverted(
     return rows, scores
 
 
+def search_blocks(
+    queries: sparse.csr_matrix, blocks: Iterable[sparse.csr_matrix], k: int, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `search_inverted`, over a collection whose posting lists come in blocks of passages, one after the other.
+
+    The rankings and scores are those of the whole: a product's terms are added in the order of the query's.
+    """
+    rows = np.empty((queries.shape[0], 0), dtype=np.int64)
+    scores = np.empty((queries.shape[0], 0), dtype=np.float32)
+    first = 0
+    for block in blocks:
+        found, values = search_inverted(queries, block, k, threads)
+        rows = np.concatenate([rows, np.where(found >= 0, found + first, -1)], axis=1)
+        scores = np.concatenate([scores, values], axis=1)
+        # stable, and blocks come by row: ties stay with the lower one; what was not found goes last
+        order = np.argsort(np.where(rows >= 0, -scores, np.inf), axis=1, kind="stable")[:, :k]
+        rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+        first += block.shape[1]
+    return rows, scores
+
+
 class TopK:
     """The best `k` passages of each of `n` queries, over blocks of passages that come one after the other."""
 
@@ -81,27 +103,23 @@ class TopK:
         self.rows, self.scores = rows, best
 
 
-def search_dense(
-    queries: np.ndarray, passages: np.ndarray, k: int, block: int = 65536
-) -> tuple[np.ndarray, np.ndarray]:
+def search_dense(queries: np.ndarray, blocks: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
     """The `k` passages of each query with the largest dot product.
 
-    `queries` float32 [n, d]; `passages` [N, d], which may be memory-mapped and is read in blocks. Returns rows
-    int64 [n, min(k, N)] and scores float32 of the same shape.
+    `queries` float32 [n, d]; `blocks` of passages [N_i, d], one after the other, which may be memory-mapped. Returns
+    rows int64 [n, min(k, N)] and scores float32 of the same shape.
     """
-    found_rows, found_scores = [], []
-    step = max(1, _BLOCK_BYTES // (4 * block))
+    size = sum(map(len, blocks))
+    found_rows, found_scores = [np.empty((0, min(k, size)), np.int64)], [np.empty((0, min(k, size)), np.float32)]
+    step = max(1, _BLOCK_BYTES // (4 * max([1, *map(len, blocks)])))
     for start in range(0, len(queries), step):
-        top = TopK(len(queries[start : start + step]), k)
-        for first in range(0, len(passages), block):
-            top.add(queries[start : start + step] @ np.asarray(passages[first : first + block]).T, first)
+        top, first = TopK(len(queries[start : start + step]), k), 0
+        for block in blocks:
+            top.add(queries[start : start + step] @ block.T, first)
+            first += len(block)
         found_rows.append(top.rows)
         found_scores.append(top.scores)
-    width = min(k, len(passages))
-    return (
-        np.concatenate([np.empty((0, width), np.int64), *found_rows]),
-        np.concatenate([np.empty((0, width), np.float32), *found_scores]),
-    )
+    return np.concatenate(found_rows), np.concatenate(found_scores)
 
 
 def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

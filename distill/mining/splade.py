@@ -5,24 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow as pa
 import torch
+from scipy import sparse
 
+from distill.data.candidates import csr_column
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
+from distill.mining.chunks import Chunks
 from distill.mining.encode import encode_store, encode_texts, token_store
-from distill.mining.search import search_inverted
+from distill.mining.search import search_blocks
 from distill.student.checkpoint import load_checkpoint
 
 
+class SpladeModel:
+    """Sparse vectors of passages and queries. Raises `StudentError` for what is no SPLADE checkpoint."""
+
+    def __init__(self, model: str, revision: str | None, store: TextStore, folder: RunFolder,
+                 device: str | None = None):
+        self.student = load_checkpoint(model, revision).to(
+            device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._store, self._folder = store, folder
+
+    def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
+        """Posting lists, 8 bytes per active term: a row a term of the vocabulary, `passages` counted from rows[0]."""
+        tokens = token_store(self.student, self._store, self._folder, "passages")
+        inverted = encode_store(self.student, tokens, rows, "passage", title).T.tocsr()
+        return pa.RecordBatch.from_arrays(
+            [csr_column(inverted.indptr, inverted.indices, pa.list_(pa.int32())),
+             csr_column(inverted.indptr, inverted.data, pa.list_(pa.float32()))], names=["passages", "weights"])
+
+    def queries(self, texts: Sequence[str]) -> sparse.csr_matrix:
+        """float32 [n, vocabulary]."""
+        return encode_texts(self.student, texts, "query")
+
+
 class SpladeIndex:
-    """Vectors of the collection, in memory: 8 bytes per active term. Raises `StudentError` for no SPLADE checkpoint."""
+    """The posting lists of the collection, memory-mapped."""
 
-    def __init__(self, model: str, revision: str | None, passages: TextStore, folder: RunFolder):
-        self.student = load_checkpoint(model, revision).to("cuda" if torch.cuda.is_available() else "cpu")
-        tokens = token_store(self.student, passages, folder, "passages")
-        vectors = encode_store(self.student, tokens, np.arange(passages.collection_size), "passage", "encode passages")
-        self.inverted = vectors.T.tocsr()  # [vocabulary, N]: the posting lists
+    def __init__(self, chunks: Chunks):
+        self._chunks = chunks
+        self.blocks = [_matrix(batch, len(chunks.rows(number))) for number, batch in enumerate(chunks.open())]
 
-    def search(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The best `k` passages of each query: rows int64 [n, min(k, N)], -1 where none shares a term; scores."""
-        return search_inverted(encode_texts(self.student, queries, "query"), self.inverted, k)
+        return search_blocks(self._chunks.model.queries(queries), self.blocks, k, threads)
+
+
+def _matrix(batch: pa.RecordBatch, size: int) -> sparse.csr_matrix:
+    """A chunk as [vocabulary, size], its arrays in the mapped file."""
+    passages, weights = batch.column("passages"), batch.column("weights")
+    arrays = (weights.values.to_numpy(), passages.values.to_numpy(), passages.offsets.to_numpy())
+    return sparse.csr_matrix(arrays, shape=(len(passages), size))

@@ -37,7 +37,7 @@ def test_dense_search_equals_the_full_sort(block, k):
     queries = rng.integers(-2, 3, (9, 4)).astype(np.float32)
     passages = rng.integers(-2, 3, (100, 4)).astype(np.float32)
     expected = reference(queries @ passages.T, k)
-    rows, scores = search_dense(queries, passages, k, block=block)
+    rows, scores = search_dense(queries, [passages[i : i + block] for i in range(0, 100, block)], k)
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(scores, np.take_along_axis(queries @ passages.T, expected, axis=1))
 
@@ -47,4 +47,5 @@ def test_nothing_to_search():
     one = sparse.csr_matrix(np.ones((1, 5), np.float32))
     assert search_sparse(empty, one, 3)[0].shape == (0, 1)
     assert search_sparse(one, empty, 3)[0].shape == (1, 0)
-    assert search_dense(np.ones((2, 3), np.float32), np.ones((0, 3), np.float32), 4)[0].shape == (2, 0)
+    assert search_dense(np.ones((2, 3), np.float32), [np.ones((0, 3), np.float32)], 4)[0].shape == (2, 0)
+    assert search_dense(np.ones((2, 3), np.float32), [], 4)[0].shape == (2, 0)

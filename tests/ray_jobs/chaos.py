@@ -133,12 +133,12 @@ def wait_for(condition, driver: subprocess.Popen) -> None:
         time.sleep(0.03)
 
 
-def workers() -> list[psutil.Process]:
-    """Processes of scoring actors on this process's Ray, at whatever they are."""
+def workers(kind: str = "ScoreWorker") -> list[psutil.Process]:
+    """Processes of actors on this process's Ray, at whatever they are."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::ScoreWorker"):
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{kind}"):
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
