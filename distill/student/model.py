@@ -31,6 +31,7 @@ Side = Literal["query", "passage"]
 # A tokenizer, and the tokens that are read of a text, to the passages that have each term, int64 [V], and their number
 DocumentFrequencies = Callable[[Any, int], tuple[np.ndarray, int]]
 
+
 class SpladeStudent(nn.Module):
     """A masked language model with the sparse head in its decoder's place, and its tokenizer.
 
@@ -183,11 +184,11 @@ def _query_table(cfg: config.Student, parts: Parts, mlm: nn.Module, tokenizer: A
     query = cfg.query
     if query.kind == "model":
         return None
-    size = len(tokenizer.get_vocab())  # that of a table in sentence-transformers
-    if max(tokenizer.get_vocab().values()) >= size:
-        raise StudentError(f"student.query: the token ids of {cfg.model!r} have gaps, so that sentence-transformers "
-                           "could not read a query table; only `kind: model` works with it")
-    if mlm.get_input_embeddings().weight.shape[0] != size:  # rows beyond the tokenizer's vocabulary pad the matrices
+    size, rows = len(tokenizer.get_vocab()), mlm.get_input_embeddings().weight.shape[0]
+    if max(tokenizer.get_vocab().values()) >= size or rows < size:
+        raise StudentError(f"student.query: the token ids of {cfg.model!r} have gaps, or pass its {rows} embeddings: no "
+                           "table that sentence-transformers reads can have all of them; only `kind: model` works here")
+    if rows > size:  # rows that pad the matrices; sentence-transformers' tables have none
         mlm.resize_token_embeddings(size)
     if query.kind in ("lexical", "binary"):
         return QueryTable(binary_weights(tokenizer, size))
