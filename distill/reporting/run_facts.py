@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from distill import __version__
-from distill.config import Recipe, Student, Teacher
+from distill.config import Recipe, Student, Teacher, TopK
 from distill.data.files import read_json, read_json_lines
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import read_manifest
@@ -69,15 +69,21 @@ def training_rows(recipe: Recipe) -> list[tuple[str, str]]:
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
     return [
         ("losses", "; ".join(_term(loss.kind, loss.weight, loss.model_dump(exclude_defaults=True))
-                             for loss in train.losses)),
+                             for loss in train.losses) + _top_ks(train.top_ks)),
         ("query regularisers", _regularizers(train.query_regularizers)),
         ("passage regularisers", _regularizers(train.passage_regularizers)),
         ("length", f"{length} of {train.batch_size} queries × {1 + train.negatives} passages"),
         ("optimizer", f"{train.optimizer}, learning rate {train.lr:g}"
                       + (f" (head {train.head_lr:g})" if train.head_lr else "")
+                      + (f" (query table {train.table_lr:g})" if train.table_lr else "")
                       + f", {train.schedule}, {train.warmup_ratio:.0%} warm-up"),
         ("student", student_sentence(recipe.student)),
     ]
+
+
+def _top_ks(caps: tuple[TopK, ...]) -> str:
+    said = ", ".join(f"{cap.k or 'all'} (weight {cap.weight:g})" for cap in caps)
+    return f"; averaged over the strongest terms of a text: {said}" if caps else ""
 
 
 def student_sentence(student: Student) -> str:

@@ -186,8 +186,8 @@ def _query_table(cfg: config.Student, parts: Parts, mlm: nn.Module, tokenizer: A
         return None
     size, rows = len(tokenizer.get_vocab()), mlm.get_input_embeddings().weight.shape[0]
     if max(tokenizer.get_vocab().values()) >= size or rows < size:
-        raise StudentError(f"student.query: the token ids of {cfg.model!r} have gaps, or pass its {rows} embeddings: no "
-                           "table that sentence-transformers reads can have all of them; only `kind: model` works here")
+        raise StudentError(f"student.query: the token ids of {cfg.model!r} have gaps, or pass its {rows} embeddings: "
+                           "no table that sentence-transformers reads has all of them; use `kind: model`")
     if rows > size:  # rows that pad the matrices; sentence-transformers' tables have none
         mlm.resize_token_embeddings(size)
     if query.kind in ("lexical", "binary"):

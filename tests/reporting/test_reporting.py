@@ -15,6 +15,7 @@ from small_run import small_recipe
 from distill.data.files import write_json
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
+from distill.reporting import run_facts
 from distill.reporting.curves import training_curves
 from distill.reporting.model_card import card_data, write_model_card
 from distill.reporting.report import write_report
@@ -167,3 +168,11 @@ def test_a_student_of_a_student_inherits_the_licence_of_the_first(tmp_path):
     assert card_data(recipe, None).license == "cc-by-nc-sa-4.0"
     (start / "README.md").write_text("---\nlibrary_name: sentence-transformers\n---\n")
     assert card_data(recipe, None).license is None
+
+
+def test_what_is_particular_about_a_student_is_said(tmp_path):
+    recipe = small_recipe(tmp_path, student={"model": "m", "query": {"kind": "learned"}}, train={
+        "table_lr": 0.01, "top_ks": [{"k": 64}, {"k": None, "weight": 2}]})
+    said = dict(run_facts.training_rows(recipe))
+    assert "inference-free queries (learned)" in said["student"] and "query table 0.01" in said["optimizer"]
+    assert said["losses"].endswith("averaged over the strongest terms of a text: 64 (weight 1), all (weight 2)")
