@@ -69,10 +69,11 @@ def test_information_retrieval(run):
     assert measured(run, **entry) == pytest.approx(by_hand(run[1]))
 
 
-def test_its_figures_are_those_of_our_exact_search(tmp_path, tiny_mlm, monkeypatch):
+@pytest.mark.parametrize("query", ["model", "lexical", "binary"])
+def test_its_figures_are_those_of_our_exact_search(tmp_path, tiny_mlm, monkeypatch, query):
     monkeypatch.setitem(JUDGEMENTS, "test", [(q, p, 1) for q, p, _ in JUDGEMENTS["test"]])  # it knows no grades
     folder = write_run(tmp_path)
-    save_checkpoint(tiny_mlm, folder.model)
+    save_checkpoint(tiny_mlm, folder.model, query={"kind": query})
     result = evaluate(recipe_of(folder, {"kind": "information-retrieval"}), folder)
     ours, theirs = result["rows"][-1], result["evaluators"][0]["metrics"]
     assert ours["metrics"]["nDCG@10"] == pytest.approx(theirs["dot_ndcg@10"], abs=1e-6)
