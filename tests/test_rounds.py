@@ -142,6 +142,13 @@ def test_a_round_is_the_recipe_with_a_merge_patch(tmp_path):
     assert parse_recipe(json.loads(third.model_dump_json())) == third and "rounds: []" in dump_recipe(third)
 
 
+def test_a_calibrated_start_is_the_first_rounds_alone(tmp_path):
+    base = small_recipe(tmp_path, student={"model": "m", "revision": "v1", "start": "calibrated"})
+    _, anew, further = all_rounds(with_rounds(base, {}, {"student": {"model": "round:previous"}}))
+    assert (anew.student.start, anew.student.revision) == ("calibrated", "v1")
+    assert (further.student.start, further.student.revision) == ("mlm", None)
+
+
 @pytest.mark.parametrize(("changes", "message"), [
     ({"data": {"limit": 3}}, "round 2 cannot have its own 'data'"),
     ({"train": {"lrr": 1}}, "rounds.0: unknown field 'train.lrr'; did you mean 'lr'"),

@@ -74,6 +74,17 @@ def test_a_beir_folder_becomes_stores_and_judgements(tmp_path, compress, caplog)
         [*(shard.name for shard in manifest.shards), "manifest.json"])
 
 
+def test_documents_alone_make_a_collection_whose_queries_are_generated(tmp_path):
+    words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+    jsonl(tmp_path / "in" / "corpus.jsonl", [{"_id": f"d{i}", "title": f"the title of document number {i}",
+                                              "text": words} for i in range(20)])
+    folder = RunFolder(tmp_path / "run")
+    counts = import_data(recipe({"source": {"kind": "beir", "path": str(tmp_path / "in")},
+                                 "generate": {"kinds": ["title"], "dev_share": 0.2}}), folder).counts
+    assert counts["passages"] == 20 and counts["queries.train"] + counts["queries.dev"] == 20
+    assert counts["queries.dev"] > 0 and not folder.judgements("test").exists()
+
+
 def test_a_second_import_finds_the_first_done_and_other_data_are_refused(tmp_path):
     folder, data = RunFolder(tmp_path / "run"), beir(tmp_path / "in")
     first = import_data(recipe(data), folder)

@@ -27,8 +27,8 @@ from distill.errors import DataError
 
 def read_beir(source: config.Beir) -> Collection:
     corpus = require_file(source.path, "corpus.jsonl")
-    queries = require_file(source.path, "queries.jsonl")
     qrels = qrels_files(source)
+    queries = require_file(source.path, "queries.jsonl") if qrels else None  # documents alone are a collection, too
     return Collection(
         passages=batches_of(_passages(corpus), PASSAGES, corpus),
         queries={split: _judged_queries(queries, path) for split, path in qrels.items()},
@@ -50,8 +50,9 @@ def qrels_files(source: config.Beir) -> dict[str, Path]:
 
 def beir_files(source: config.Beir) -> list[Path]:
     """Every file that the collection is read from."""
-    return [require_file(source.path, "corpus.jsonl"), require_file(source.path, "queries.jsonl"),
-            *qrels_files(source).values()]
+    qrels = qrels_files(source)
+    return [require_file(source.path, "corpus.jsonl"),
+            *([require_file(source.path, "queries.jsonl")] if qrels else []), *qrels.values()]
 
 
 def _passages(path: Path) -> Iterator[tuple]:
