@@ -47,13 +47,19 @@ def router_parts(name: str, revision: str | None = None) -> Parts | None:
         raise StudentError(f"{name}: not a SPLADE checkpoint: its {Router.config_file_name} is missing")
     kinds, routes = {place: _kind(type_) for place, type_ in router["types"].items()}, router["structure"]
     if set(routes) == {"query", "document"}:
-        query, document = routes["query"], routes["document"]
-        of_table = kinds[query[-1]] == "SparseStaticEmbedding" and query[:-1] in ([], document)
-        if of_table and [kinds[place] for place in document] == ["Transformer", "SpladePooling"]:
-            return Parts(*document, table=query[-1], inference_free=len(query) == 1)
+        (*model, table), document = routes["query"], routes["document"]
+        if ([kinds[place] for place in (*document, table)] == ["Transformer", "SpladePooling", "SparseStaticEmbedding"]
+                and (not model or _alike(name, revision, model, document))):
+            return Parts(*document, table=table, inference_free=not model)
     said = "; ".join(f"{route}: {' + '.join(kinds[place] for place in places)}" for route, places in routes.items())
     raise StudentError(f"{name}: not a SPLADE checkpoint: its routes are {said}, not a table for queries and "
                        "Transformer + SpladePooling for documents")
+
+
+def _alike(name: str, revision: str | None, query: list[str], document: list[str]) -> bool:
+    """Whether both routes have one transformer, and poolings of the same settings."""
+    poolings = [read_json(name, f"{place}/config.json", revision) for place in (query[-1], document[-1])]
+    return len(query) == 2 and query[0] == document[0] and poolings[0] == poolings[1]
 
 
 def load_table(name: str, revision: str | None, parts: Parts, tokenizer: Any, vocab_size: int

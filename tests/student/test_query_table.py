@@ -93,11 +93,32 @@ def test_what_sentence_transformers_saves_loads(tiny_mlm, tmp_path, lexical):
     transformer = Transformer(str(tiny_mlm), transformer_task="fill-mask", max_seq_length=20)
     weight = torch.rand(len(transformer.tokenizer), generator=torch.Generator().manual_seed(0)) + 0.1
     pooling, static = SpladePooling("max"), SparseStaticEmbedding(transformer.tokenizer, weight, frozen=True)
-    query = [transformer, pooling, static] if lexical else [static]
+    query = [transformer, SpladePooling("max"), static] if lexical else [static]
     encoder = SparseEncoder(modules=[Router.for_query_document(query, [transformer, pooling])], device="cpu",
                             similarity_fn_name="dot")
     encoder.save(str(tmp_path / "model"))
     assert_same(both(load_checkpoint(tmp_path / "model")), theirs(encoder))
+
+
+def test_the_files_of_opensearch_s_models_load(tiny_mlm, tmp_path):
+    """Their layout: older names of modules, weights and tokenizer at the root, no lengths."""
+    student = student_of(tiny_mlm, "idf", activation="log1p_relu")
+    save_student(student, tmp_path)
+    (tmp_path / "sentence_bert_config.json").unlink()
+    old = "sentence_transformers.sparse_encoder.models"
+    (tmp_path / "modules.json").write_text(json.dumps([
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]))
+    (tmp_path / "1_SpladePooling").rename(tmp_path / "document_1_SpladePooling")
+    (tmp_path / "router_config.json").write_text(json.dumps({
+        "types": {"query_0_SparseStaticEmbedding": f"{old}.SparseStaticEmbedding.SparseStaticEmbedding",
+                  "": f"{old}.MLMTransformer.MLMTransformer",
+                  "document_1_SpladePooling": f"{old}.SpladePooling.SpladePooling"},
+        "structure": {"query": ["query_0_SparseStaticEmbedding"], "document": ["", "document_1_SpladePooling"]},
+        "parameters": {"default_route": "document", "allow_empty_key": True}}))
+    again = load_checkpoint(tmp_path)
+    assert again.inference_free and not again.table.learned and again.head.activation == "log1p_relu"
+    assert_same(both(again), both(student))
+    assert_same(both(again), theirs(SparseEncoder(str(tmp_path), device="cpu")))
 
 
 def test_a_table_in_opensearch_s_json_weighs_as_sentence_transformers_loads_it(tiny_mlm, tmp_path):
@@ -195,7 +216,9 @@ def test_rows_that_only_pad_the_vocabulary_are_cut_so_that_the_router_loads(tmp_
 
 def test_other_routes_are_refused_in_words(tiny_mlm, tmp_path):
     transformer, other = (Transformer(str(tiny_mlm), transformer_task="fill-mask") for _ in range(2))
-    router = Router.for_query_document([other, SpladePooling("max")], [transformer, SpladePooling("max")])
-    SparseEncoder(modules=[router], device="cpu").save(str(tmp_path / "two"))
-    with pytest.raises(StudentError, match="its routes are query: Transformer"):
-        load_checkpoint(tmp_path / "two")
+    pooling, static = SpladePooling("max"), SparseStaticEmbedding(transformer.tokenizer)
+    for query in ([other, pooling], [other, pooling, static], [transformer, SpladePooling("sum"), static]):
+        router = Router.for_query_document(query, [transformer, pooling])
+        SparseEncoder(modules=[router], device="cpu").save(str(tmp_path / "two"))
+        with pytest.raises(StudentError, match="its routes are query: Transformer"):
+            load_checkpoint(tmp_path / "two")
