@@ -201,6 +201,23 @@ def export(
 
 
 @app.command()
+def plan(
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, *,
+    gpus: Annotated[int, typer.Option("--gpus", "-g", min=1, help="How many devices (cpu: machines like this).")] = 1,
+    gpu_type: Annotated[str, typer.Option("--gpu-type", "-t", help="h100, a100, l4, ...; cpu: this machine.")] = "h100",
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Go by the rates of a rehearsal or an earlier run, "
+                                        "where there is one.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a recipe would cost: tokens, FLOPs, device-hours, wall time, disk, memory, jobs."""
+    from distill.estimate.show import print_estimate
+    from distill.pipeline import rehearsal
+
+    print_estimate(rehearsal(load_recipe(recipe, overrides or ()), limit), gpus, gpu_type, use_probe=probe,
+                   as_json=as_json)
+
+
+@app.command()
 def submit(
     recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, redo: Redo = False,
     stage: Annotated[str | None, typer.Option("--stage", "-s", help="Only this stage.")] = None,

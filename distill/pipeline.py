@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 from distill import slurm
 from distill.config import Recipe
-from distill.data.files import locked, write_atomic
+from distill.data.files import append_json_line, locked, write_atomic
 from distill.data.fingerprint import fingerprint, first_difference
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import claimed, read_manifest, require_manifest, verify
@@ -139,7 +140,10 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> b
     began = time.monotonic()
     stage.run(recipe, folder)
     _write_recipe(recipe, folder)
-    log.info("%-9s done in %.0f s", stage.name, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    append_json_line(folder.stage_log,
+                     {"stage": stage.name, "seconds": round(seconds, 3), "host": socket.gethostname()})
+    log.info("%-9s done in %.0f s", stage.name, seconds)
     return True
 
 

@@ -14,6 +14,7 @@ from distill.data.inspect import sizes_of
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
 from distill.errors import RecipeError
+from distill.estimate.models import student_shape, weights
 
 CHARACTERS_PER_TOKEN = 4.5  # English text, WordPiece
 BYTES_PER_PAIR = 16  # candidates: row 8, rank 4, flags 2; and list offsets
@@ -61,39 +62,59 @@ def volumes(recipe: Recipe) -> Volumes:
     return Volumes(origin, sizes.passages, queries, sizes.passage_tokens, sizes.query_tokens)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """How much of what the stages handle; pairs are at most so many: miners may find the same passage."""
+
+    negatives: int  # mined for a training query
+    train_pairs: int
+    pairs: int  # to be scored, by each teacher
+    shards: int
+    text_tokens: float  # of the collection and of all queries
+    pair_tokens: dict[str, float]  # that each ranker reads of a pair: three are special, and its length cuts
+    teach_pairs: dict[str, int]  # that each fine-tuned teacher learns from in an epoch, in all folds
+    steps: int
+    step_tokens: float
+
+    @classmethod
+    def of(cls, recipe: Recipe, size: Volumes) -> Counts:
+        queries, train = size.queries["train"], recipe.train
+        negatives = sum(miner.top + miner.sample for miner in recipe.mine.miners.values())
+        rerank_queries = sum(size.queries[split] for split in ("dev", "test")) if recipe.score.rerank else 0
+        rankers = {name: teacher for name, teacher in recipe.teachers.items()
+                   if teacher.kind in ("cross-encoder", "llm", "custom")}
+        pair_tokens = {name: min(size.query_tokens + size.passage_tokens + 3, teacher.max_length)
+                       for name, teacher in rankers.items()}
+        teach_pairs = {name: queries * max(cfg.folds - 1, 1) * (1 + cfg.negatives + cfg.random_negatives)
+                       for name, teacher in recipe.teachers.items() if (cfg := teacher.fine_tune)}
+        passage_tokens = min(size.passage_tokens + 2, recipe.student.passage_max_length)
+        return cls(negatives, queries * (1 + negatives),
+                   queries * (1 + negatives) + rerank_queries * recipe.mine.rerank_depth,
+                   sum(math.ceil(count / recipe.mine.shard_queries) for count in size.queries.values()),
+                   size.passages * size.passage_tokens + sum(size.queries.values()) * size.query_tokens,
+                   pair_tokens, teach_pairs, train.steps or math.ceil(queries * train.epochs / train.batch_size),
+                   train.batch_size * (size.query_tokens + 2 + (1 + train.negatives) * passage_tokens))
+
+
 def plan(recipe: Recipe) -> tuple[Volumes, list[Planned]]:
     """Every stage of a recipe, in order."""
     size = volumes(recipe)
-    queries, train = size.queries["train"], recipe.train
-    negatives = sum(miner.top + miner.sample for miner in recipe.mine.miners.values())
-    train_pairs = queries * (1 + negatives)  # at most: miners may find the same passage
-    rerank_queries = sum(size.queries[split] for split in ("dev", "test")) if recipe.score.rerank else 0
-    pairs = train_pairs + rerank_queries * recipe.mine.rerank_depth
-    shards = sum(math.ceil(count / recipe.mine.shard_queries) for count in size.queries.values())
-    text_tokens = size.passages * size.passage_tokens + sum(size.queries.values()) * size.query_tokens
-    # a score is read off query + passage tokens, three of them special, cut to the teacher's length
-    pair_tokens = {name: min(size.query_tokens + size.passage_tokens + 3, teacher.max_length)
-                   for name, teacher in recipe.teachers.items() if teacher.kind in ("cross-encoder", "llm", "custom")}
+    n, queries, train = Counts.of(recipe, size), size.queries["train"], recipe.train
     tokenizers = len({teacher.model for teacher in recipe.teachers.values() if teacher.model} | {recipe.student.model})
-    tuned = {name: teacher.fine_tune for name, teacher in recipe.teachers.items() if teacher.fine_tune}
-    steps = train.steps or math.ceil(queries * train.epochs / train.batch_size)
-    step_tokens = train.batch_size * (size.query_tokens + 2
-                                      + (1 + train.negatives) * min(size.passage_tokens + 2,
-                                                                    recipe.student.passage_max_length))
     stages = [
-        Planned("import", f"{size.passages:,} passages, {_queries(size)}", text_tokens * CHARACTERS_PER_TOKEN),
-        Planned("mine", f"{', '.join(recipe.mine.miners)}: up to {negatives} negatives for each of {queries:,} "
-                f"training queries, {shards:,} shards", pairs * BYTES_PER_PAIR),
-        Planned("teach", "; ".join(f"{name}: {cfg.folds} folds, {queries * (cfg.folds - 1) * (1 + cfg.negatives):,} "
-                                   "pairs an epoch" for name, cfg in tuned.items()) or "no teacher to fine-tune", None),
-        Planned("score", f"{pairs:,} pairs x {len(recipe.teachers)} teachers, {shards * len(recipe.teachers):,} "
-                f"shards; {sum(pairs * tokens for tokens in pair_tokens.values()):.3g} tokens through rankers",
-                pairs * BYTES_PER_SCORE * len(recipe.teachers) + text_tokens * 4 * tokenizers),
+        Planned("import", f"{size.passages:,} passages, {_queries(size)}", n.text_tokens * CHARACTERS_PER_TOKEN),
+        Planned("mine", f"{', '.join(recipe.mine.miners)}: up to {n.negatives} negatives for each of {queries:,} "
+                f"training queries, {n.shards:,} shards", n.pairs * BYTES_PER_PAIR),
+        Planned("teach", "; ".join(f"{name}: {recipe.teachers[name].fine_tune.folds} folds, {pairs:,} pairs an epoch"
+                                   for name, pairs in n.teach_pairs.items()) or "no teacher to fine-tune", None),
+        Planned("score", f"{n.pairs:,} pairs x {len(recipe.teachers)} teachers, {n.shards * len(recipe.teachers):,} "
+                f"shards; {sum(n.pairs * tokens for tokens in n.pair_tokens.values()):.3g} tokens through rankers",
+                n.pairs * BYTES_PER_SCORE * len(recipe.teachers) + n.text_tokens * 4 * tokenizers),
         Planned("label", f"{recipe.label.normalise} per query, weighted mean"
                 + (f", mapped to {recipe.label.map_to}" if recipe.label.map_to else "")
-                + f": {train_pairs:,} labels", train_pairs * (BYTES_PER_PAIR + BYTES_PER_SCORE)),
-        Planned("train", f"{steps:,} steps of {train.batch_size} queries x {1 + train.negatives} passages; "
-                f"{steps * step_tokens:.3g} tokens; a checkpoint every {train.checkpoints.every} steps, "
+                + f": {n.train_pairs:,} labels", n.train_pairs * (BYTES_PER_PAIR + BYTES_PER_SCORE)),
+        Planned("train", f"{n.steps:,} steps of {train.batch_size} queries x {1 + train.negatives} passages; "
+                f"{n.steps * n.step_tokens:.3g} tokens; a checkpoint every {train.checkpoints.every} steps, "
                 f"{train.checkpoints.keep_last} kept", _checkpoint_bytes(recipe)),
         Planned("evaluate", f"{size.queries[recipe.evaluate.split]:,} {recipe.evaluate.split} queries against "
                 f"{size.passages:,} passages", size.queries[recipe.evaluate.split] * recipe.evaluate.depth * 40.0),
@@ -112,9 +133,9 @@ def print_plan(recipe: Recipe, *, limit: int | None = None) -> None:
         print(f"{one.name}, into {one.folder}; sizes from {size.origin}")
         names = [stage.name for stage in stages_of(one)]
         for stage in (stage for stage in stages if stage.stage in names):
-            print(f"  {stage.stage:<9} {stage.work}" + ("" if stage.disk is None else f"  [{_bytes(stage.disk)}]"))
+            print(f"  {stage.stage:<9} {stage.work}" + ("" if stage.disk is None else f"  [{in_bytes(stage.disk)}]"))
             disk += stage.disk or 0
-    print(f"  disk in all, without models: {_bytes(disk)}")
+    print(f"  disk in all, without models: {in_bytes(disk)}")
 
 
 def _queries(size: Volumes) -> str:
@@ -130,24 +151,12 @@ def _checkpoint_bytes(recipe: Recipe) -> float | None:
 
 
 def _parameters(recipe: Recipe) -> float | None:
-    """Parameters of a BERT-like student by its config.json: embeddings, and 12 h² a layer; None if it isn't local."""
-    from pathlib import Path
-
-    from distill.config import resolve_model
-    from distill.data.files import read_json
-
-    path = Path(resolve_model(recipe.student.model)) / "config.json"
-    if not path.is_file():
-        return None
-    config = read_json(path)
-    hidden = config.get("hidden_size") or config.get("dim")
-    layers = recipe.student.layers or config.get("num_hidden_layers") or config.get("n_layers")
-    if not (hidden and layers and config.get("vocab_size")):
-        return None
-    return float(config["vocab_size"]) * hidden + 12.0 * layers * hidden**2
+    """Parameters of the student, embeddings included; None if its shape isn't known."""
+    shape = student_shape(recipe)
+    return None if shape is None else weights(shape) + float(shape.vocabulary or 0) * shape.hidden
 
 
-def _bytes(size: float) -> str:
+def in_bytes(size: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}"

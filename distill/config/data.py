@@ -99,8 +99,19 @@ class GenerateQueries(Section):
     dev_share: Fraction = 0.05
 
 
+class ModelShape(Section):
+    """A transformer's shape, as its config.json has it."""
+
+    layers: Positive
+    hidden: Positive
+    feed_forward: Positive | None = None  # None: four times hidden
+    attention: Positive | None = None  # heads x channels a head; None: hidden
+    vocabulary: Positive | None = None
+    gated: bool = False  # three matrices in the feed-forward, instead of two
+
+
 class Sizes(Section):
-    """Declared sizes, used by `--dry-run` where the data is not there yet."""
+    """Declared sizes, used by `--dry-run` and `distill plan` where data and models are not there yet."""
 
     passages: int
     queries: int  # for training
@@ -108,6 +119,7 @@ class Sizes(Section):
     test_queries: int = 0
     passage_tokens: float = 80.0  # mean
     query_tokens: float = 9.0
+    models: dict[str, ModelShape] = {}  # by the names that the recipe gives them
 
 
 class Data(Section):

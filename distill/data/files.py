@@ -159,3 +159,11 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
         for line in file:
             with contextlib.suppress(json.JSONDecodeError):
                 yield json.loads(line)
+
+
+def append_json_line(path: Path, value: dict[str, Any]) -> None:
+    """Append to a log of ours, in one write: processes may share it."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(value) + "\n")

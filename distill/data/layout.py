@@ -101,6 +101,10 @@ class RunFolder:
         return self.logs / "train.jsonl"
 
     @property
+    def stage_log(self) -> Path:
+        return self.logs / "stages.jsonl"
+
+    @property
     def evaluation(self) -> Path:
         return self.metrics / "evaluation.json"
 

@@ -371,7 +371,7 @@ class Run:
         standing = self.standing
         parameters = self.engine.parameters()
         counts = {"steps": standing.step, "seconds": round(standing.seconds, 1), "bad_steps": standing.bad_steps,
-                  "processes": self.world.size, "precision": standing.precision}
+                  "processes": self.world.size, "precision": standing.precision, "device": standing.device}
         if standing.best_step is not None:
             counts |= {"best_step": standing.best_step, f"dev {self.recipe.evaluate.metrics[0]}": standing.best_score}
         if self.world.rank == 0:

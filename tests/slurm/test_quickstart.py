@@ -1,4 +1,4 @@
-"""The quickstart recipe, made small, submitted with one command: it ends with the table of a run without Slurm."""
+"""The quickstart recipe, made small, submitted with one command: its table is that of the same run without Slurm."""
 
 from __future__ import annotations
 

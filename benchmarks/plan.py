@@ -1,0 +1,44 @@
+"""What `distill plan` foresees beside what the stages then take: a rehearsal, the plan that goes by it, the real run.
+
+One JSON line a stage: seconds foreseen and taken.
+Usage: python benchmarks/plan.py [RECIPE] [--limit 100] [PATH=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+
+from distill.data.files import read_json_lines
+from distill.data.layout import RunFolder
+from distill.estimate.estimate import estimate
+from distill.pipeline import run
+from distill.recipe_file import load_recipe
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("recipe", nargs="?", default="configs/quickstart.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="PATH=VALUE")
+    parser.add_argument("--limit", type=int, default=100, help="queries of the rehearsal")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as root:
+        recipe = load_recipe(args.recipe, [*args.overrides, f"run_dir={Path(root) / 'run'}"])
+        run(recipe, limit=args.limit)
+        foreseen: dict[str, float] = defaultdict(float)
+        for cost in estimate(recipe, 1, "cpu").costs:
+            foreseen[cost.stage] += cost.wall_seconds or 0.0
+        run(recipe)
+        taken = {line["stage"]: line["seconds"] for line in read_json_lines(RunFolder(recipe.folder).stage_log)}
+    for stage, seconds in taken.items():
+        print(json.dumps({"stage": stage, "foreseen seconds": round(foreseen[stage], 1), "taken seconds": seconds,
+                          "ratio": round(foreseen[stage] / seconds, 2), "rehearsal": args.limit}), flush=True)
+    print(json.dumps({"stage": "all", "foreseen seconds": round(sum(foreseen.values()), 1), "taken seconds": round(sum(
+        taken.values()), 1), "ratio": round(sum(foreseen.values()) / sum(taken.values()), 2)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""How scoring scales with workers: the job's own driver on real Ray, thousands of shards, and a teacher that waits.
+
+Each shard takes the teacher the same time, without a processor, so that many workers share a small machine; what is
+left is the driver, the commits, and whole shards running out at the end. Efficiency is the share of the workers' time
+that they spend on shards, from the moment when all have begun. One JSON line for each number of workers.
+Usage: python benchmarks/scale_simulation.py [--workers 1 4 16 32] [--shards-each 40] [--seconds 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from bookkeeping import make_job
+
+from distill.config import Cluster
+from distill.data.layout import RunFolder
+from ray_jobs.joblog import JobLog
+from ray_jobs.score import score
+from ray_jobs.shard_map import ray_cluster
+
+PAIRS = 1000  # in a shard: their scores cost nothing, and little to write
+
+
+class Waiting:
+    """A teacher that takes `seconds` for a shard, and no processor."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+
+    def score(self, queries: list[str], passages: list[str]) -> np.ndarray:
+        time.sleep(self._seconds)
+        return np.zeros(len(queries), np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 32])
+    parser.add_argument("--shards-each", type=int, default=40, help="for a worker")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that a shard takes")
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    most = max(args.workers)
+    with ray_cluster(Cluster(cpus=most)):
+        for workers in args.workers:
+            print(json.dumps(simulate(workers, workers * args.shards_each, args.seconds)), flush=True)
+
+
+def simulate(workers: int, shards: int, seconds: float) -> dict[str, float]:
+    """Score so many shards with so many workers, and what their log says of it."""
+    with tempfile.TemporaryDirectory() as root:
+        recipe = make_job(Path(root), shards, PAIRS)
+        teacher = recipe.teachers["stub"].model_copy(update={"cls": "scale_simulation:Waiting",
+                                                             "options": {"seconds": seconds}})
+        recipe = recipe.model_copy(update={"teachers": {"stub": teacher},
+                                           "score": recipe.score.model_copy(update={"actors": workers})})
+        folder = RunFolder(recipe.folder)
+        cpu = time.process_time()
+        counters = score(recipe, folder)
+        cpu = time.process_time() - cpu
+        assert counters["shards"] == shards
+        events = list(JobLog(folder).events())
+    spans = [(event["elapsed"] - event["seconds"], event["elapsed"]) for event in events if event["event"] == "done"]
+    full, end = when_all_work(spans, workers), max(done for _, done in spans)
+    busy = sum(max(0.0, done - max(began, full)) for began, done in spans)
+    first_idle = sorted(done for _, done in spans)[-workers]  # from here on there is a worker without a shard
+    return {"workers": workers, "shards": shards, "seconds a shard": seconds,
+            "shards a second": round(workers / seconds, 1),
+            "efficiency": round(busy / workers / (end - full), 3), "tail seconds": round(end - first_idle, 2),
+            "driver CPU milliseconds a shard": round(cpu / shards * 1000, 2), "driver CPU share": round(
+                cpu / (end - min(began for began, _ in spans)), 3)}
+
+
+def when_all_work(spans: list[tuple[float, float]], workers: int) -> float:
+    """The moment from which on every worker has had a shard: a small machine starts them one after the other."""
+    changes = sorted([(began, 1) for began, _ in spans] + [(done, -1) for _, done in spans])
+    working = 0
+    for moment, change in changes:
+        working += change
+        if working == workers:
+            return moment
+    return changes[0][0]
+
+
+if __name__ == "__main__":
+    main()
