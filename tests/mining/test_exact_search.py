@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from distill.mining import search
-from distill.mining.search import search_dense, search_sparse
+from distill.mining.search import search_blocks, search_dense, search_sparse
 
 
 def reference(scores: np.ndarray, k: int) -> np.ndarray:
@@ -28,6 +28,19 @@ def test_sparse_search_equals_the_dense_product(k, block_bytes, monkeypatch):
     best = np.take_along_axis(scores, expected, axis=1)
     np.testing.assert_array_equal(found, best)
     np.testing.assert_array_equal(rows, np.where(best > 0, expected, -1))
+
+
+@pytest.mark.parametrize("block", [1, 13, 1000])
+@pytest.mark.parametrize("k", [1, 10, 300])
+def test_posting_lists_in_blocks_rank_and_score_as_the_whole(k, block):
+    rng = np.random.default_rng(2)
+    queries = sparse.random(12, 40, 0.2, "csr", np.float32, rng)
+    ties = sparse.random(60, 40, 0.1, "csr", np.float32, rng)
+    passages = sparse.vstack([ties, ties], format="csr")  # every score is there twice
+    whole = search_sparse(queries, passages, k)
+    parts = search_blocks(queries, [passages[i : i + block].T.tocsr() for i in range(0, 120, block)], k)
+    np.testing.assert_array_equal(parts[0], whole[0])
+    np.testing.assert_array_equal(parts[1], whole[1])  # to the bit
 
 
 @pytest.mark.parametrize("block", [1, 13, 1000])

@@ -9,6 +9,7 @@ import pytest
 from slurm_cluster import wait_until
 
 from distill.data.layout import RunFolder
+from distill.slurm import recorded_jobs
 
 pytestmark = pytest.mark.slurm
 
@@ -44,6 +45,23 @@ def test_cancel_ends_what_runs_and_what_waits_and_none_of_it_requeues_itself(new
     wait_until("the jobs to end", lambda: slurm.run("squeue", "--noheader", f"--jobs={','.join(run.ids)}") == "", 60)
     assert [slurm.state(job) for job in run.ids] == ["CANCELLED"] * 5
     assert "no job of this run waits or runs" in run.distill("cancel").stdout
+
+
+def test_a_further_round_is_submitted_with_the_first_and_waits_for_its_student(new_run, slurm):
+    run = new_run("rounds", "train")
+    rounds = ("rounds=[{mine: {miners: {own: {kind: splade, model: round:previous, top: 3}}}, score: {rerank: false}, "
+              "student: {model: round:previous}, train: {steps: 2}}]")
+    done = run.distill("submit", "--all", rounds)
+    assert done.returncode == 0, done.stderr
+    second = recorded_jobs(RunFolder(run.folder.round(2)))
+    assert [job.stages for job in run.jobs] == [("train",), ("evaluate",)]
+    assert [job.stages for job in second] == [("mine",), ("score",), ("label",), ("train",), ("evaluate",)]
+    assert f"--dependency=afterok:{run.jobs[-1].id}" in second[0].command
+    run.ids = [job.id for job in (*run.jobs, *second)]
+    run.wait(seconds=400)
+    states = json.loads(run.distill("status", rounds, "--json").stdout)
+    assert {state["state"] for state in states} == {"done"} and {state["round"] for state in states} == {1, 2}
+    assert [row["name"] for row in rows(RunFolder(run.folder.round(2)))] == ["BM25", "previous", "student"]
 
 
 def test_a_stage_alone_is_refused_while_those_before_it_are_missing(new_run):
