@@ -7,9 +7,6 @@ the driver, before any work.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ from distill.config import resolve_model
 from distill.data.files import read_json, xxh128_file
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
-from distill.errors import StorageError, TeacherError
+from distill.errors import RecipeError, StorageError, TeacherError
+from distill.own_code import import_object
 
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 _IGNORED = {"README.md", ".gitattributes", ".cache", "manifest.json"}
@@ -88,15 +86,10 @@ def llm_answers(name: str, cfg: config.Teacher) -> tuple[str, str]:
 
 
 def import_class(name: str, path: str) -> type:
-    module, separator, attribute = path.partition(":")
-    if not separator:
-        raise TeacherError(f"teacher {name!r}: cls {path!r}: write it as package.module:Class")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # an installed command does not look in the working folder by itself
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise TeacherError(f"teacher {name!r}: cannot import {path!r}: {error}") from error
+        return import_object(path)
+    except RecipeError as error:
+        raise TeacherError(f"teacher {name!r}: cls: {error}") from error
 
 
 def check_labels(name: str, model: str, labels: int) -> None:

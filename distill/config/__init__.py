@@ -23,7 +23,19 @@ from distill.config.data import (
     Source,
 )
 from distill.config.evaluation import Evaluate, Seismic, Tracking, Wandb
-from distill.config.losses import InfoNceLoss, KlLoss, Loss, MarginMseLoss, Regularizer
+from distill.config.losses import (
+    AdrMseLoss,
+    CosentLoss,
+    CosineLoss,
+    CustomLoss,
+    InfoNceLoss,
+    KlLoss,
+    Loss,
+    MarginMseLoss,
+    RankNetLoss,
+    Regularizer,
+    TripletLoss,
+)
 from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
 from distill.config.rounds import Follows
@@ -31,11 +43,15 @@ from distill.config.student import BinaryQuery, CalibratedStart, IdfQuery, Model
 from distill.config.train import Checkpoints, TopK, Train
 
 __all__ = [
+    "AdrMseLoss",
     "Beir",
     "BinaryQuery",
     "CalibratedStart",
     "Checkpoints",
     "Cluster",
+    "CosentLoss",
+    "CosineLoss",
+    "CustomLoss",
     "Data",
     "Dtype",
     "Evaluate",
@@ -61,6 +77,7 @@ __all__ = [
     "Positive",
     "PythonDocs",
     "Query",
+    "RankNetLoss",
     "Recipe",
     "Regularizer",
     "Score",
@@ -77,6 +94,7 @@ __all__ = [
     "TopK",
     "Tracking",
     "Train",
+    "TripletLoss",
     "Wandb",
     "resolve_model",
 ]

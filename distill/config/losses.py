@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.config.base import Positive, Section
 
@@ -29,13 +29,64 @@ class InfoNceLoss(Section):
     in_batch: bool = True  # other queries' passages, of all processes, as negatives
 
 
-Loss = Annotated[KlLoss | MarginMseLoss | InfoNceLoss, Field(discriminator="kind")]
+class RankNetLoss(Section):
+    kind: Literal["ranknet"]
+    weight: float = 1.0
+    pair_weights: Literal["equal", "rank", "ndcg"] = "equal"  # rank: FIRST's, by the teacher's ranks; ndcg: LambdaRank
+
+
+class AdrMseLoss(Section):
+    kind: Literal["adr-mse"]
+    weight: float = 1.0
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+
+
+class TripletLoss(Section):
+    kind: Literal["triplet"]
+    weight: float = 1.0
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    margin: Annotated[float, Field(ge=0)] = 5.0
+
+
+class CosineLoss(Section):
+    kind: Literal["cosine-similarity"]
+    weight: float = 1.0
+
+
+class CosentLoss(Section):
+    kind: Literal["cosent", "angle"]
+    weight: float = 1.0
+    scale: Annotated[float, Field(gt=0)] = 20.0
+
+
+class CustomLoss(Section):
+    """`cls`: import path of a function (scores [b, 1+n], labels [b, 1+n], **options) -> mean over the b queries."""
+
+    kind: Literal["custom"]
+    weight: float = 1.0
+    cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    options: dict[str, Any] = {}
+
+
+Loss = Annotated[KlLoss | MarginMseLoss | InfoNceLoss | RankNetLoss | AdrMseLoss | TripletLoss | CosineLoss | CosentLoss
+                 | CustomLoss, Field(discriminator="kind")]
 
 
 class Regularizer(Section):
-    kind: Literal["flops", "l1", "anti-zero"]
+    """For `custom`, `cls` is the import path of a function (SparseReps of this process's texts, number of texts in the
+    global batch, **options) -> value of the global batch."""
+
+    kind: Literal["flops", "l1", "anti-zero", "custom"]
     weight: Annotated[float, Field(ge=0)]
     ramp: Literal["constant", "linear", "quadratic"] = "quadratic"
     ramp_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps
     group_size: Positive | None = None  # flops: texts a mean is taken over; None: the global batch
     threshold: Annotated[int, Field(ge=0)] | None = None  # texts with at most so many active terms go free
+    cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None  # custom
+    options: dict[str, Any] = {}  # custom: keyword arguments
+
+    @model_validator(mode="after")
+    def _own_code_for_custom_alone(self) -> Regularizer:
+        if (self.kind == "custom") != (self.cls is not None) or (self.options and self.cls is None):
+            raise ValueError("cls (package.module:function) and its options belong to kind: custom, which needs a cls")
+        return self

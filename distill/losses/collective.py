@@ -42,6 +42,15 @@ def gather(reps: SparseReps) -> SparseReps:
     return SparseReps(indptr, gathered(reps.terms, entries), values, None, reps.vocab_size)
 
 
+def gather_values(x: Tensor) -> Tensor:
+    """The numbers [n] of all processes, in rank order; their counts may differ. Every process must call it."""
+    rank, size = world()
+    if size == 1:
+        return x
+    counts = _all_gather(torch.tensor([x.numel()], device=x.device))[:, 0].tolist()
+    return _GatherValues.apply(x, counts, rank)
+
+
 def _all_gather(x: Tensor) -> Tensor:
     """[W, *x.shape]."""
     out = [torch.empty_like(x) for _ in range(dist.get_world_size())]

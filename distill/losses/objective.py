@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from distill import config
-from distill.losses import listwise, regularizers, top_k
+from distill.losses import listwise, ranking, regularizers, similarity, top_k
 from distill.losses.collective import gather, sum_over_processes
 from distill.losses.sparse_products import all_scores, list_scores
+from distill.own_code import import_object
 from distill.student.head import SparseReps
 
 
@@ -67,6 +68,19 @@ def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: Spar
         case config.InfoNceLoss():
             positives = (place.first + torch.arange(len(queries), device=scores.device)) * labels.shape[1]
             return listwise.infonce(all_scores(queries, gather(passages)), positives, loss.temperature)
+        case config.RankNetLoss():
+            return ranking.ranknet(scores, labels, loss.pair_weights)
+        case config.AdrMseLoss():
+            return ranking.adr_mse(scores, labels, loss.temperature)
+        case config.TripletLoss():
+            return similarity.triplet(queries, passages, loss.distance, loss.margin)
+        case config.CosineLoss():
+            return similarity.cosine_mse(queries, passages, labels)
+        case config.CosentLoss():
+            measure = similarity.angles if loss.kind == "angle" else similarity.cosines
+            return similarity.cosent(measure(queries, passages), labels, loss.scale)
+        case config.CustomLoss():
+            return import_object(loss.cls)(scores, labels, **loss.options)
 
 
 def _regularizer(term: config.Regularizer, reps: SparseReps, first: int, total: int) -> Tensor:
@@ -79,6 +93,8 @@ def _regularizer(term: config.Regularizer, reps: SparseReps, first: int, total: 
             return regularizers.l1(reps, total)
         case "anti-zero":
             return regularizers.anti_zero(reps)
+        case "custom":
+            return import_object(term.cls)(reps, total, **term.options)
 
 
 def _add(parts: dict[str, Tensor], name: str, value: Tensor) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import torch
+from sentence_transformers.sparse_encoder import losses
 from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
 from distill import config
+from distill.losses import ranking
+from distill.losses.collective import sum_over_processes
 
 BATCH, LISTS = 6, 3
 QUERY_LENGTH, PASSAGE_LENGTH = 12, 24
@@ -57,18 +62,53 @@ def dense_objective(train: config.Train, queries, passages, labels) -> torch.Ten
             value = F.kl_div(scores.log_softmax(1), labels.softmax(1), reduction="batchmean")
         elif loss.kind == "margin-mse":
             value = ((scores[:, :1] - scores[:, 1:]) - (labels[:, :1] - labels[:, 1:])).square().mean()
-        else:
+        elif loss.kind == "infonce":
             value = F.cross_entropy(queries @ passages.T, torch.arange(len(queries)) * labels.shape[1])
+        else:
+            value = _other_loss(loss, queries, lists, scores, labels)
         total = total + loss.weight * value
     for terms, reps in ((train.query_regularizers, queries), (train.passage_regularizers, passages)):
         for term in terms:
             groups = reps.split(term.group_size or len(reps))
             if term.kind == "flops":
                 value = sum(group.mean(0).square().sum() * len(group) for group in groups) / len(reps)
+            elif term.kind == "custom":
+                value = (reps ** term.options["power"]).sum(1).mean()
             else:
                 value = reps.sum(1).mean()
             total = total + term.weight * value
     return total
+
+
+def _other_loss(loss, queries, lists, scores, labels) -> torch.Tensor:
+    """sentence-transformers' on all pairs, or the loss of the order on dense scores."""
+    wide = queries[:, None].expand_as(lists)
+    match loss.kind:
+        case "ranknet":
+            return ranking.ranknet(scores, labels, loss.pair_weights)
+        case "adr-mse":
+            return ranking.adr_mse(scores, labels, loss.temperature)
+        case "cosine-similarity":
+            return (F.cosine_similarity(wide, lists, dim=-1) - labels).square().mean()
+        case "triplet":
+            distances = (wide - lists).square().sum(-1).clamp(min=1e-12).sqrt()
+            return (distances[:, :1] - distances[:, 1:] + loss.margin).relu().mean()
+        case "cosent" | "angle":
+            theirs = {"cosent": losses.SparseCoSENTLoss, "angle": losses.SparseAnglELoss}[loss.kind]
+            return theirs(SimpleNamespace(similarity_fn_name=""), scale=loss.scale).compute_loss_from_embeddings(
+                [wide.flatten(0, 1), lists.flatten(0, 1)], labels.flatten())
+        case "custom":
+            return (scores - labels).abs().mean() * loss.options["factor"]
+
+
+def absolute_error(scores: torch.Tensor, labels: torch.Tensor, factor: float) -> torch.Tensor:
+    """A loss of one's own, given by its import path."""
+    return (scores - labels).abs().mean() * factor
+
+
+def total_weight(reps, total: int, power: float) -> torch.Tensor:
+    """A regulariser of one's own: each process adds its texts' part."""
+    return sum_over_processes(reps.values.pow(power).sum()) / total
 
 
 def train_section(**changes) -> config.Train:

@@ -68,6 +68,23 @@ def test_so_they_do_where_queries_are_looked_up_in_a_table(run_processes, tiny_m
         assert_equal_steps(cases, *reference_steps(tiny_mlm, train, steps=3, kind=kind), start)
 
 
+OTHER_LOSSES = {
+    "losses": [{"kind": "ranknet", "pair_weights": "ndcg"}, {"kind": "adr-mse", "weight": 0.1},
+               {"kind": "cosine-similarity"}, {"kind": "triplet", "margin": 1.0, "weight": 0.5},
+               {"kind": "cosent", "scale": 3.0}, {"kind": "angle", "scale": 2.0},
+               {"kind": "custom", "cls": "reference:absolute_error", "options": {"factor": 0.1}}],
+    "passage_regularizers": [{"kind": "custom", "cls": "reference:total_weight", "options": {"power": 1.5},
+                              "weight": 0.02, "ramp": "constant"}]}
+
+
+def test_so_they_do_with_every_other_loss(run_processes, tiny_mlm, tmp_path):
+    start = dict(BertForMaskedLM.from_pretrained(tiny_mlm).named_parameters())
+    cases = {f"zero{stage}": {"stage": stage, "chunk_tokens": 60, "kept_tokens": SOME, "train": OTHER_LOSSES}
+             for stage in (0, 2)}
+    expected = reference_steps(tiny_mlm, train_section(**OTHER_LOSSES), steps=3)
+    assert_equal_steps(run_cases(2, cases, run_processes, tiny_mlm, tmp_path), *expected, start)
+
+
 def assert_equal_steps(cases, parameters, norms, start):
     for name, got in cases.items():
         assert got["norms"] == pytest.approx(norms, rel=1e-5), name

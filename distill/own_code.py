@@ -1,0 +1,25 @@
+"""Own code by import path: losses, regularisers and teachers that a recipe names as `package.module:name`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from functools import cache
+from typing import Any
+
+from distill.errors import RecipeError
+
+
+@cache
+def import_object(path: str) -> Any:
+    """What `package.module:name` names; also found in the working folder. `RecipeError` where it cannot be had."""
+    module, separator, attribute = path.partition(":")
+    if not separator:
+        raise RecipeError(f"{path!r}: write it as package.module:name")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed command does not look in the working folder by itself
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"cannot import {path!r}: {error}") from error
