@@ -8,6 +8,7 @@ import sys
 from functools import cache
 from typing import Any
 
+from distill import config
 from distill.errors import RecipeError
 
 
@@ -23,3 +24,14 @@ def import_object(path: str) -> Any:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise RecipeError(f"cannot import {path!r}: {error}") from error
+
+
+def check_own_code(train: config.Train) -> None:
+    """Import the losses and regularisers of one's own; `RecipeError` names the field of one that cannot be."""
+    for field in ("losses", "query_regularizers", "passage_regularizers"):
+        for number, term in enumerate(getattr(train, field)):
+            if term.kind == "custom":
+                try:
+                    import_object(term.cls)
+                except RecipeError as error:
+                    raise RecipeError(f"train.{field}.{number}.cls: {error}") from error

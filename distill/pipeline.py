@@ -28,6 +28,7 @@ from distill.data.fingerprint import fingerprint, first_difference
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import claimed, read_manifest, require_manifest, verify
 from distill.errors import DistillError, FingerprintError, RecipeError, SlurmError
+from distill.own_code import check_own_code
 from distill.recipe_file import dump_recipe
 from distill.rounds import all_rounds
 
@@ -151,6 +152,7 @@ def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
     """Refuse, once the data is there, what evaluation would refuse hours later."""
     from distill.evaluation.metrics import parse_measures
 
+    check_own_code(recipe.train)
     parse_measures(recipe.evaluate.metrics)
     split = recipe.evaluate.split
     if not folder.judgements(split).exists():

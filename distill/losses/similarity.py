@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from distill.errors import RecipeError
 from distill.losses.collective import gather_values
 from distill.losses.sparse_products import list_scores
 from distill.student.head import SparseReps
@@ -28,7 +29,8 @@ def angles(queries: SparseReps, passages: SparseReps) -> Tensor:
     sign of the authors' code; `pairwise_angle_sim` of sentence-transformers. Refuses an odd vocabulary."""
     half, odd = divmod(queries.vocab_size, 2)
     if odd:
-        raise ValueError(f"AnglE halves the vocabulary, which has {queries.vocab_size} terms")
+        raise RecipeError(f"train.losses: angle halves the vocabulary, and {queries.vocab_size} terms have no halves; "
+                          "use cosent")
     first = passages.terms < half
     turned = replace(passages, terms=torch.where(first, passages.terms + half, passages.terms - half),
                      values=torch.where(first, passages.values, -passages.values))

@@ -6,6 +6,7 @@ from sentence_transformers.sparse_encoder import losses as st
 from sentence_transformers.sparse_encoder.losses.sparse_triplet import TripletDistanceMetric
 from torch.nn import functional as F
 
+from distill.errors import RecipeError
 from distill.losses import similarity
 from distill.student.head import SparseReps
 
@@ -88,6 +89,6 @@ def test_empty_texts_have_finite_gradients(batch):
 
 
 def test_an_odd_vocabulary_has_no_halves():
-    with pytest.raises(ValueError, match="AnglE halves the vocabulary, which has 3 terms"):
+    with pytest.raises(RecipeError, match="angle halves the vocabulary, and 3 terms have no halves"):
         reps = SparseReps(torch.tensor([0, 1]), torch.tensor([0]), torch.ones(1), None, 3)
         similarity.angles(reps, reps)

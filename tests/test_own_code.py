@@ -1,0 +1,29 @@
+"""Code of one's own by import path: what cannot be imported is refused with the field, before anything runs."""
+
+import pytest
+
+from distill.config import Train
+from distill.errors import RecipeError
+from distill.own_code import check_own_code, import_object
+
+
+def test_a_name_in_the_working_folder_is_found(tmp_path, monkeypatch):
+    (tmp_path / "losses_of_mine.py").write_text("def zero(scores, labels):\n    return 0 * scores.sum()\n")
+    monkeypatch.chdir(tmp_path)
+    assert import_object("losses_of_mine:zero").__name__ == "zero"
+
+
+@pytest.mark.parametrize(("section", "field"), [
+    ({"losses": [{"kind": "kl"}, {"kind": "custom", "cls": "nowhere:loss"}]}, "train.losses.1.cls: cannot import"),
+    ({"passage_regularizers": [{"kind": "custom", "cls": "math:nothing", "weight": 1}]},
+     "train.passage_regularizers.0.cls: cannot import 'math:nothing'")])
+def test_what_cannot_be_imported_is_refused_with_its_field(section, field):
+    with pytest.raises(RecipeError, match=field):
+        check_own_code(Train.model_validate(section))
+
+
+@pytest.mark.parametrize("fields", [{"kind": "custom"}, {"kind": "l1", "cls": "math:sqrt"},
+                                    {"kind": "l1", "options": {"a": 1}}])
+def test_a_path_and_options_belong_to_custom_regularisers_alone(fields):
+    with pytest.raises(ValueError, match="belong to kind: custom"):
+        Train.model_validate({"query_regularizers": [{"weight": 1.0, **fields}]})
