@@ -128,7 +128,7 @@ def _map(recipe: Recipe, folder: RunFolder, tasks: Sequence[Any], title: str, un
 
 def _chunks(recipe: Recipe, folder: RunFolder, miner: str, device: str | None = None) -> Chunks:
     passages = TextStore.open(folder.passages)
-    return Chunks(recipe.mine.miners[miner], passages, folder, recipe.mine.shard_passages, device)
+    return Chunks(recipe.mine.miners[miner], passages, folder, recipe.mine, device)
 
 
 def _missing_chunks(recipe: Recipe, folder: RunFolder, miners: Sequence[str]) -> list[ChunkTask]:

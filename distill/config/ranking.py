@@ -45,6 +45,7 @@ class Mine(Workers):
     miners: dict[str, Miner] = {"bm25": Miner(kind="bm25")}
     shard_queries: Positive = 1000  # queries a candidate shard
     shard_passages: Positive = 32_768  # passages a chunk of vectors (dense and splade)
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the encoders' products
     rerank_depth: Positive = 100  # candidates a dev or test query, from the first miner's top
 
     @model_validator(mode="after")

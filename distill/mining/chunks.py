@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
-from distill.config import Miner, resolve_model
+from distill.config import Mine, Miner, resolve_model
 from distill.data.arrow import RowReader, write_ipc
 from distill.data.candidates import only_batch
 from distill.data.checkpoints import checkpoint_digest
@@ -34,16 +34,16 @@ class Encoder(Protocol):
 
 
 class Chunks:
-    """The chunks of one miner: `size` passages each, but for the last. The model is loaded when it is first needed.
+    """The chunks of one miner: `mine.shard_passages` each, but for the last. The model is loaded when first needed.
 
     `device`: of the model; None is what this machine has.
     """
 
-    def __init__(self, miner: Miner, passages: TextStore, folder: RunFolder, size: int, device: str | None = None):
-        self.miner, self.size, self.device = miner, size, device
+    def __init__(self, miner: Miner, passages: TextStore, folder: RunFolder, mine: Mine, device: str | None = None):
+        self.miner, self.size, self.precision, self.device = miner, mine.shard_passages, mine.precision, device
         self.collection_size = passages.collection_size
         self._store, self._folder = passages, folder
-        self._home = folder.index(index_key(miner, passages, size))
+        self._home = folder.index(index_key(miner, passages, mine))
 
     def __len__(self) -> int:
         return math.ceil(self.collection_size / self.size)
@@ -53,10 +53,10 @@ class Chunks:
         if self.miner.kind == "dense":
             from distill.mining.dense import DenseModel
 
-            return DenseModel(self.miner.model, self.miner.revision, self._store, self.device)
+            return DenseModel(self.miner, self._store, self.precision, self.device)
         from distill.mining.splade import SpladeModel
 
-        return SpladeModel(self.miner.model, self.miner.revision, self._store, self._folder, self.device)
+        return SpladeModel(self.miner, self._store, self._folder, self.precision, self.device)
 
     def rows(self, number: int) -> np.ndarray:
         return np.arange(number * self.size, min((number + 1) * self.size, self.collection_size))
@@ -82,9 +82,10 @@ class Chunks:
         return self._home / f"chunk-{number:05d}.arrow"
 
 
-def index_key(miner: Miner, passages: TextStore, size: int) -> str:
-    """16 hex digits: the model (a folder by its content), the passages, and how they are cut into chunks."""
+def index_key(miner: Miner, passages: TextStore, mine: Mine) -> str:
+    """16 hex digits: the model (a folder by its content), its precision, the passages, and how they are cut."""
     path = Path(resolve_model(miner.model))
     model = {"content": checkpoint_digest(path)} if path.is_dir() else {"name": miner.model, "revision": miner.revision}
     return fingerprint({"format": FORMAT, "kind": miner.kind, "model": model, "texts": passages.fingerprint,
-                        "passages": passages.collection_size, "chunk": size})
+                        "passages": passages.collection_size, "chunk": mine.shard_passages,
+                        "precision": mine.precision})

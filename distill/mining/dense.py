@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import torch
 from sentence_transformers import SentenceTransformer
 
-from distill.config import resolve_model
+from distill.config import Miner, resolve_model
 from distill.data.texts import TextStore
 from distill.errors import RecipeError
 from distill.mining.chunks import Chunks
+from distill.mining.encode import Precision
 from distill.mining.search import search_dense
 from distill.progress import progress
 
@@ -25,9 +27,9 @@ class DenseModel:
     Similarity is the model's own: cosine or dot product.
     """
 
-    def __init__(self, model: str, revision: str | None, store: TextStore, device: str | None = None):
-        self.model = load_dense(model, revision, device)
-        self._store = store
+    def __init__(self, miner: Miner, store: TextStore, precision: Precision, device: str | None = None):
+        self.model = load_dense(miner.model, miner.revision, device)
+        self._store, self._precision = store, precision
 
     def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
         """One column of vectors, a row a passage."""
@@ -46,8 +48,10 @@ class DenseModel:
 
     def _embed(self, texts: list[str], side: str) -> np.ndarray:
         encode = self.model.encode_query if side == "query" else self.model.encode_document
-        return encode(texts, batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=True,
-                      normalize_embeddings=self.model.similarity_fn_name == "cosine").astype(np.float32, copy=False)
+        with torch.autocast(self.model.device.type, getattr(torch, self._precision),
+                            enabled=self._precision != "float32"):
+            return encode(texts, batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=True,
+                          normalize_embeddings=self.model.similarity_fn_name == "cosine").astype(np.float32, copy=False)
 
 
 class DenseIndex:

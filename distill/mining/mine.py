@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from distill.config import Miner, Recipe
+from distill.config import Mine, Miner, Recipe
 from distill.data.arrow import RowReader
 from distill.data.candidates import (
     Candidates,
@@ -99,6 +99,8 @@ def mining_fields(recipe: Recipe, folder: RunFolder, split: str) -> dict[str, An
     fields: dict[str, Any] = {"stage": "mine", "format": FORMAT, "split": split,
                               "data": require_manifest(folder.data, "import").fingerprint,
                               "shard_queries": recipe.mine.shard_queries}
+    if recipe.mine.precision != "float32":
+        fields["precision"] = recipe.mine.precision
     if split == "train":
         return {**fields, "miners": miners, "order": list(miners), "seed": recipe.seed}
     first = next(iter(miners))
@@ -136,7 +138,7 @@ class ShardMiner:
     def _search(self, name: str, texts: Sequence[str], k: int) -> np.ndarray:
         if name not in self._searchers:
             self._searchers[name] = open_searcher(self._recipe.mine.miners[name], self._passages, self._folder,
-                                                  self._recipe.mine.shard_passages, self._device)
+                                                  self._recipe.mine, self._device)
         return self._searchers[name].search(texts, k, self._threads)[0]
 
 
@@ -159,12 +161,15 @@ def finish(recipe: Recipe, folder: RunFolder) -> Manifest:
     return require_manifest(folder.candidates("train"), "mine")
 
 
-def open_searcher(miner: Miner, passages: TextStore, folder: RunFolder, chunk: int = 32_768,
+def open_searcher(miner: Miner, passages: TextStore, folder: RunFolder, mine: Mine | None = None,
                   device: str | None = None) -> Searcher:
-    """The index that a miner searches, over the collection; what is not there of it is made first."""
+    """The index that a miner searches, over the collection; what is not there of it is made first.
+
+    `mine`: how its vectors are made; None is the default.
+    """
     if miner.kind == "bm25":
         return open_index(passages, folder.index("bm25")) or build_index(passages)
-    chunks = Chunks(miner, passages, folder, chunk, device)
+    chunks = Chunks(miner, passages, folder, mine or Mine(), device)
     if miner.kind == "dense":
         from distill.mining.dense import DenseIndex
 

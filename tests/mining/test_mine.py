@@ -7,7 +7,7 @@ import pytest
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from small_run import JUDGEMENTS, PASSAGES, QUERIES, save_checkpoint, small_recipe, write_run
 
-from distill.config import Miner
+from distill.config import Mine, Miner
 from distill.data.candidates import iterate_candidates, write_candidates
 from distill.data.files import xxh128_file
 from distill.data.layout import RunFolder
@@ -15,7 +15,7 @@ from distill.data.manifest import verify
 from distill.data.texts import TextStore
 from distill.errors import DataError, FingerprintError, RecipeError
 from distill.mining.bm25 import build_index
-from distill.mining.mine import choose_negatives, mine, open_searcher
+from distill.mining.mine import choose_negatives, mine, mining_fields, open_searcher
 
 
 @pytest.fixture
@@ -142,6 +142,22 @@ def test_the_splade_miner_ranks_as_sparse_encoder_does(folder, tiny_mlm, tmp_pat
     similarity = (queries.to_dense() @ passages.to_dense().T).numpy()
     np.testing.assert_allclose(scores, -np.sort(-similarity, axis=1)[:, :4], rtol=1e-4)
     np.testing.assert_allclose(np.take_along_axis(similarity, rows, axis=1), scores, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["dense", "splade"])
+def test_half_precision_is_near_and_has_an_index_and_a_fingerprint_of_its_own(folder, tiny_mlm, tiny_sentence, tmp_path,
+                                                                              kind):
+    model = tiny_sentence if kind == "dense" else save_checkpoint(tiny_mlm, tmp_path / "checkpoint")
+    store, miner, found = TextStore.open(folder.passages), Miner(kind=kind, model=str(model)), []
+    for precision in ("float32", "bfloat16"):
+        rows, scores = open_searcher(miner, store, folder, Mine(precision=precision)).search(QUERIES["test"][:1], 20)
+        found.append(scores[0, np.argsort(rows[0])])
+    assert not np.array_equal(*found)
+    np.testing.assert_allclose(*found, rtol=0.05, atol=0.05)
+    assert len(list(folder.data.glob("index/*"))) == 2
+    recipes = [small_recipe(folder.root, mine={"precision": precision}) for precision in ("float32", "bfloat16")]
+    one, other = (mining_fields(recipe, folder, "train") for recipe in recipes)
+    assert "precision" not in one and other == {**one, "precision": "bfloat16"}
 
 
 def test_a_miner_that_cannot_be_loaded_is_named(folder):
