@@ -78,16 +78,26 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     node: Any = tree
     for parent in parents:
-        child = node.get(parent)
+        key = _key(node, parent, override)
+        child = node[key] if isinstance(node, list) else node.get(key)
         if child is None:
-            child = node[parent] = {}
-        if not isinstance(child, dict):
+            child = node[key] = {}
+        if not isinstance(child, (dict, list)):
             raise RecipeError(f"override {override!r}: {parent!r} is not a section")
         node = child
     try:
-        node[leaf] = yaml.load(value, _Loader)
+        node[_key(node, leaf, override)] = yaml.load(value, _Loader)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not valid YAML: {error}") from None
+
+
+def _key(node: dict | list, name: str, override: str) -> str | int:
+    """A field's name or, in a list, the entry's number, from 0."""
+    if isinstance(node, dict):
+        return name
+    if not name.isdecimal() or int(name) >= len(node):
+        raise RecipeError(f"override {override!r}: {name!r} is no entry of the list, which has {len(node)}, from 0")
+    return int(name)
 
 
 def _describe(error: ValidationError) -> list[str]:

@@ -65,6 +65,10 @@ def test_overrides_reach_any_depth_and_are_checked(tmp_path):
         load_recipe(path, ["train.lrr=3"])
     with pytest.raises(RecipeError, match="is not a section"):
         load_recipe(path, ["name.x=3"])
+    second = ["rounds=[{train: {lr: 1e-4}}]", "rounds.0.train.steps=5"]
+    assert load_recipe(path, second).rounds == ({"train": {"lr": 1e-4, "steps": 5}},)
+    with pytest.raises(RecipeError, match="'1' is no entry of the list, which has 1"):
+        load_recipe(path, [second[0], "rounds.1.train.steps=5"])
 
 
 def test_a_file_that_is_no_recipe_is_refused(tmp_path):
