@@ -20,10 +20,3 @@ def test_a_name_in_the_working_folder_is_found(tmp_path, monkeypatch):
 def test_what_cannot_be_imported_is_refused_with_its_field(section, field):
     with pytest.raises(RecipeError, match=field):
         check_own_code(Train.model_validate(section))
-
-
-@pytest.mark.parametrize("fields", [{"kind": "custom"}, {"kind": "l1", "cls": "math:sqrt"},
-                                    {"kind": "l1", "options": {"a": 1}}])
-def test_a_path_and_options_belong_to_custom_regularisers_alone(fields):
-    with pytest.raises(ValueError, match="belong to kind: custom"):
-        Train.model_validate({"query_regularizers": [{"weight": 1.0, **fields}]})

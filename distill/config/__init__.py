@@ -25,9 +25,11 @@ from distill.config.data import (
 from distill.config.evaluation import Evaluate, Seismic, Tracking, Wandb
 from distill.config.losses import (
     AdrMseLoss,
+    AnyRegularizer,
     CosentLoss,
     CosineLoss,
     CustomLoss,
+    CustomRegularizer,
     InfoNceLoss,
     KlLoss,
     Loss,
@@ -40,10 +42,11 @@ from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
 from distill.config.rounds import Follows
 from distill.config.student import BinaryQuery, CalibratedStart, IdfQuery, ModelQuery, Query, Student
-from distill.config.train import Checkpoints, TopK, Train
+from distill.config.train import Checkpoints, Sampling, TopK, Train
 
 __all__ = [
     "AdrMseLoss",
+    "AnyRegularizer",
     "Beir",
     "BinaryQuery",
     "CalibratedStart",
@@ -52,6 +55,7 @@ __all__ = [
     "CosentLoss",
     "CosineLoss",
     "CustomLoss",
+    "CustomRegularizer",
     "Data",
     "Dtype",
     "Evaluate",
@@ -80,6 +84,7 @@ __all__ = [
     "RankNetLoss",
     "Recipe",
     "Regularizer",
+    "Sampling",
     "Score",
     "Section",
     "Seismic",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from distill.config.base import Positive, Section
 
@@ -73,20 +73,24 @@ Loss = Annotated[KlLoss | MarginMseLoss | InfoNceLoss | RankNetLoss | AdrMseLoss
 
 
 class Regularizer(Section):
-    """For `custom`, `cls` is the import path of a function (SparseReps of this process's texts, number of texts in the
-    global batch, **options) -> value of the global batch."""
-
-    kind: Literal["flops", "l1", "anti-zero", "custom"]
+    kind: Literal["flops", "l1", "anti-zero"]
     weight: Annotated[float, Field(ge=0)]
     ramp: Literal["constant", "linear", "quadratic"] = "quadratic"
     ramp_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps
     group_size: Positive | None = None  # flops: texts a mean is taken over; None: the global batch
     threshold: Annotated[int, Field(ge=0)] | None = None  # texts with at most so many active terms go free
-    cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] | None = None  # custom
-    options: dict[str, Any] = {}  # custom: keyword arguments
 
-    @model_validator(mode="after")
-    def _own_code_for_custom_alone(self) -> Regularizer:
-        if (self.kind == "custom") != (self.cls is not None) or (self.options and self.cls is None):
-            raise ValueError("cls (package.module:function) and its options belong to kind: custom, which needs a cls")
-        return self
+
+class CustomRegularizer(Section):
+    """`cls`: import path of a function (SparseReps of this process's texts, number of texts in the global batch,
+    **options) -> value of the global batch."""
+
+    kind: Literal["custom"]
+    weight: Annotated[float, Field(ge=0)]
+    ramp: Literal["constant", "linear", "quadratic"] = "quadratic"
+    ramp_steps: Annotated[int, Field(ge=0)] = 0
+    cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    options: dict[str, Any] = {}
+
+
+AnyRegularizer = Annotated[Regularizer | CustomRegularizer, Field(discriminator="kind")]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from distill.config.base import Fraction, Positive, Section
-from distill.config.losses import KlLoss, Loss, Regularizer
+from distill.config.losses import AnyRegularizer, KlLoss, Loss
 
 
 class Checkpoints(Section):
@@ -22,9 +22,26 @@ class TopK(Section):
     weight: Annotated[float, Field(gt=0)] = 1.0  # relative to the others
 
 
+class Sampling(Section):
+    """How a step draws a query's negatives from its pool, without replacement."""
+
+    by: Literal["uniform", "label", "hardest"] = "uniform"  # label: the chance grows as exp(label / temperature)
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of `label`, in label units
+    ranks: tuple[Positive, Positive] | None = None  # only negatives at these places, the highest label first
+
+    @model_validator(mode="after")
+    def _every_field_counts(self) -> Sampling:
+        if self.temperature != 1.0 and self.by != "label":
+            raise ValueError("temperature belongs to by: label")
+        if self.ranks is not None and self.ranks[0] > self.ranks[1]:
+            raise ValueError(f"ranks go from the first to the last place: {self.ranks[0]} is after {self.ranks[1]}")
+        return self
+
+
 class Train(Section):
     batch_size: Positive = 32  # queries, over all processes
     negatives: Positive = 7  # passages a query besides its positive
+    sampling: Sampling = Sampling()
     epochs: Annotated[float, Field(gt=0)] = 1.0
     steps: Positive | None = None  # overrides epochs
     lr: Annotated[float, Field(gt=0)] = 2e-5
@@ -38,8 +55,8 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     losses: tuple[Loss, ...] = (KlLoss(kind="kl"),)
     top_ks: tuple[TopK, ...] = ()  # the losses are averaged over these caps, so that one student serves all of them
-    query_regularizers: tuple[Regularizer, ...] = ()
-    passage_regularizers: tuple[Regularizer, ...] = ()
+    query_regularizers: tuple[AnyRegularizer, ...] = ()
+    passage_regularizers: tuple[AnyRegularizer, ...] = ()
     chunk_tokens: Positive = 8192  # padded tokens encoded at a time
     activation_budget: Annotated[float, Field(ge=0)] = 0.0  # GiB of graphs kept instead of recomputed
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # None: the model's own

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from distill.config import Sampling
 from distill.data.labels import Labels, read_labels
 from distill.data.layout import RunFolder
 from distill.data.manifest import require_manifest
 
+UNIFORM = Sampling()
 _ORDER, _DRAW = 0, 1  # streams of random numbers
 
 
@@ -25,6 +27,7 @@ class Batch:
     query_rows: np.ndarray  # int64 [B], in queries.train
     passage_rows: np.ndarray  # int64 [B, 1 + n], in passages
     labels: np.ndarray  # float32 [B, 1 + n]
+    positives: tuple[np.ndarray, ...]  # of each query, all known positives: int64 passage rows
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -36,7 +39,21 @@ class Batch:
 
     def rows(self, first: int, last: int) -> Batch:
         piece = slice(first, last)
-        return Batch(self.query_rows[piece], self.passage_rows[piece], self.labels[piece])
+        return Batch(self.query_rows[piece], self.passage_rows[piece], self.labels[piece], self.positives[piece])
+
+    def also_positive(self, first: int, last: int) -> np.ndarray:
+        """Queries `first` to `last`, counted from `first`, and places in the flattened passages of the batch where one
+        of theirs is a known positive, but for their own first place: int64 [2, k]."""
+        flat = self.passage_rows.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        rows = np.concatenate([np.empty(0, np.int64), *self.positives[first:last]])
+        queries = np.repeat(np.arange(first, last), [len(known) for known in self.positives[first:last]])
+        starts, ends = (np.searchsorted(flat[order], rows, side=side) for side in ("left", "right"))
+        counts = ends - starts
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        places, queries = order[np.repeat(starts, counts) + within], np.repeat(queries, counts)
+        others = places != queries * self.passage_rows.shape[1]
+        return np.stack([queries - first, places])[:, others]
 
 
 class TrainingData:
@@ -70,8 +87,8 @@ class Sampler:
     A batch may reach over the end of an epoch: every query is seen once an epoch and every batch is full.
     """
 
-    def __init__(self, data: TrainingData, negatives: int, seed: int):
-        self._data, self._negatives, self._seed = data, negatives, seed
+    def __init__(self, data: TrainingData, negatives: int, seed: int, sampling: Sampling = UNIFORM):
+        self._data, self._negatives, self._seed, self._sampling = data, negatives, seed, sampling
         self._epoch, self._position = 0, 0
         self._order = self._shuffled()
 
@@ -88,6 +105,7 @@ class Sampler:
         queries = np.empty(batch_size, np.int64)
         passages = np.empty((batch_size, 1 + self._negatives), np.int64)
         labels = np.empty((batch_size, 1 + self._negatives), np.float32)
+        known = []
         for row in range(batch_size):
             if self._position == len(self._order):
                 self._epoch, self._position = self._epoch + 1, 0
@@ -95,23 +113,44 @@ class Sampler:
             item = int(self._order[self._position])
             self._position += 1
             queries[row], rows, values, positives = self._data.query(item)
-            drawn = draw(positives, len(rows), self._negatives, (self._seed, self._epoch, int(queries[row])))
+            drawn = draw(positives, values, self._negatives, (self._seed, self._epoch, int(queries[row])),
+                         self._sampling)
             passages[row], labels[row] = rows[drawn], values[drawn]
-        return Batch(queries, passages, labels)
+            known.append(rows[:positives])
+        return Batch(queries, passages, labels, tuple(known))
 
     def _shuffled(self) -> np.ndarray:
         return np.random.default_rng([self._seed, self._epoch, _ORDER]).permutation(len(self._data))
 
 
-def draw(positives: int, candidates: int, negatives: int, seed: tuple[int, int, int]) -> np.ndarray:
-    """Positions in a list of `candidates`, the first `positives` of which are positive: one positive, then negatives.
+def draw(positives: int, labels: np.ndarray, negatives: int, seed: tuple[int, int, int], sampling: Sampling = UNIFORM
+         ) -> np.ndarray:
+    """Places in a list with these `labels`, the first `positives` of which are positive: one positive, then negatives.
 
-    Negatives are drawn without replacement; a list with too few is used whole, again and again.
+    Negatives are drawn without replacement, as `sampling` says; a list with too few is used whole, again and again.
     """
     rng = np.random.default_rng([*seed, _DRAW])
     positive = rng.integers(positives) if positives > 1 else 0
-    pool = candidates - positives
-    rounds = [rng.permutation(pool) for _ in range(negatives // pool)]
-    if negatives % pool:
-        rounds.append(rng.choice(pool, negatives % pool, replace=False))
-    return np.concatenate([[positive], *(positives + taken for taken in rounds)]).astype(np.int64)
+    pool = _pool(positives, labels, sampling.ranks)  # places
+    rounds = [rng.permutation(pool) for _ in range(negatives // len(pool))]
+    left = negatives % len(pool)
+    if left:
+        match sampling.by:
+            case "uniform":
+                rounds.append(rng.choice(pool, left, replace=False))
+            case "label":  # the largest of label / temperature + Gumbel noise: softmax without replacement
+                keys = labels[pool] / sampling.temperature + rng.gumbel(size=len(pool))
+                rounds.append(pool[np.argsort(-keys, kind="stable")[:left]])
+            case "hardest":
+                rounds.append(pool[np.argsort(-labels[pool], kind="stable")[:left]])
+    return np.concatenate([[positive], *rounds]).astype(np.int64)
+
+
+def _pool(positives: int, labels: np.ndarray, ranks: tuple[int, int] | None) -> np.ndarray:
+    """The negatives that may be drawn; of a list too short for `ranks` its last ones."""
+    pool = np.arange(positives, len(labels))
+    if ranks is None:
+        return pool
+    ranked = pool[np.argsort(-labels[pool], kind="stable")]
+    first, last = ranks
+    return np.sort(ranked[first - 1:last]) if first <= len(ranked) else ranked[-1:]

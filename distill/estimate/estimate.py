@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,6 +94,12 @@ class _Case:
         basis = f"assumed: {share:.0%} of {self.device.name}'s {self.device.flops / 1e12:,.3g} TFLOP/s"
         return flops / (self.device.flops * share), basis
 
+    @property
+    def measured(self) -> str:
+        """Where rates come from; logs tell GPUs from processors, not one GPU from another."""
+        where = f", on GPUs taken for {self.device.name}s" if self.device.cuda else ""
+        return f"measured in {self.probe.folder}{where}"
+
     def unknown(self, stage: str, part: str, name: str | None) -> Cost:
         return self.cost(stage, part, f"not counted: the shape of {name} is not known; declare it in data.sizes.models")
 
@@ -161,6 +167,9 @@ def _search(case: _Case, stage: str, part: str, queries: int, passages: int) -> 
 
 
 def _teach(case: _Case) -> Iterator[Cost]:
+    if cost := _on_one_device(case, "teach", lambda of: sum(of.counts.teach_pairs.values())):
+        yield cost
+        return
     for name, pairs in case.counts.teach_pairs.items():
         teacher = case.recipe.teachers[name]
         shape = teacher_shape(case.recipe, teacher)
@@ -193,7 +202,7 @@ def _scored_by(case: _Case, name: str, teacher: Teacher) -> Cost:
     if rate is not None and rate.cuda == case.device.cuda:
         pace = (rate.tokens or _teacher_tokens(name, teacher, case.probe.size, case.probe.counts)[0]) / rate.seconds
         seconds = tokens / pace
-        basis = f"measured in {case.probe.folder}: {pace:,.0f} tokens a second and worker"
+        basis = f"{case.measured}: {pace:,.0f} tokens a second and worker"
         if not case.device.cuda:
             workers = case.gpus * _cpu_workers(case.recipe)
     elif teacher.kind == "bm25":
@@ -238,7 +247,7 @@ def _train(case: _Case) -> Iterator[Cost]:
     probe = case.probe
     if probe and probe.train_tokens_per_second and probe.train_cuda == case.device.cuda:
         seconds = tokens / probe.train_tokens_per_second
-        basis = f"measured in {probe.folder}: {probe.train_tokens_per_second:,.0f} tokens a second and process"
+        basis = f"{case.measured}: {probe.train_tokens_per_second:,.0f} tokens a second and process"
     else:
         seconds, basis = case.assumed(flops, TRAINING)
     again = f"; {1 - kept:.0%} of the chunks encoded twice" if kept < 1 else ""
@@ -268,6 +277,9 @@ def _development(case: _Case, shape: ModelShape) -> Cost:
 
 
 def _evaluate(case: _Case) -> Iterator[Cost]:
+    if cost := _on_one_device(case, "evaluate", lambda of: of.size.passages + sum(of.size.queries.values())):
+        yield cost
+        return
     for part in ("student", "its start")[:2 if case.recipe.evaluate.baselines else 1]:
         cost = _encoded(case, "evaluate", f"{part}: encode", None)
         if cost.device_seconds is not None:
@@ -289,9 +301,19 @@ def _processors(case: _Case, stage: str, part: str, seconds: float, rate: str, u
     """Work without a model: by the probe's time for the stage, in proportion, else by an assumed rate."""
     probe = case.probe
     if probe and stage in probe.stage_seconds and units_of(probe):
-        return case.cost(stage, part, f"measured in {probe.folder}, in proportion", bound=bound,
+        return case.cost(stage, part, f"{case.measured}, in proportion", bound=bound,
                          wall_seconds=probe.stage_seconds[stage] * units / units_of(probe))
     return case.cost(stage, part, f"assumed: {rate}", wall_seconds=seconds, bound=bound)
+
+
+def _on_one_device(case: _Case, stage: str, units: Callable[[_Case | Probe], float]) -> Cost | None:
+    """A stage that one device runs, by the probe's time for it on that kind of device, in proportion."""
+    probe = case.probe
+    if not (probe and stage in probe.stage_seconds and probe.train_cuda == case.device.cuda and units(probe)):
+        return None
+    seconds = probe.stage_seconds[stage] * units(case) / units(probe)
+    return case.cost(stage, "", f"{case.measured}, in proportion", device_seconds=seconds, wall_seconds=seconds,
+                     bound="one device")
 
 
 def _kept_share(recipe: Recipe, shape: ModelShape, counts: Counts, ranks: int) -> float:

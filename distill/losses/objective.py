@@ -31,9 +31,12 @@ class Place:
     total: int
 
 
-def objective(train: config.Train, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place, step: int
-              ) -> Objective:
+def objective(train: config.Train, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place, step: int,
+              also_positive: Tensor | None = None) -> Objective:
     """Representations of this process's queries [b] and their passages [b * (1+n)], positive first; labels [b, 1+n].
+
+    `also_positive` int64 [2, k]: queries here, and passages of the global batch that are positives of theirs without
+    standing first in their list: in-batch negatives leave them out.
 
     The value is that of the global batch, the same on every process, and so is the gradient with respect to each
     representation. `step` counts optimizer steps from 1, for the ramps.
@@ -44,7 +47,7 @@ def objective(train: config.Train, queries: SparseReps, passages: SparseReps, la
     for of_cap, *kept in top_k.capped(train.top_ks, queries, passages):
         scores = list_scores(*kept)  # [b, 1+n]
         for loss in train.losses:
-            value = _loss(loss, scores, *kept, labels, place) * (share * of_cap)
+            value = _loss(loss, scores, *kept, labels, place, also_positive) * (share * of_cap)
             _add(parts, loss.kind, sum_over_processes(value) * loss.weight)
     for side, reps, per_query, terms in (("query", queries, 1, train.query_regularizers),
                                          ("passage", passages, lists, train.passage_regularizers)):
@@ -55,8 +58,8 @@ def objective(train: config.Train, queries: SparseReps, passages: SparseReps, la
     return Objective(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
 
 
-def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place
-          ) -> Tensor:
+def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place,
+          also_positive: Tensor | None) -> Tensor:
     """Mean over the queries here."""
     match loss:
         case config.KlLoss():
@@ -67,7 +70,10 @@ def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: Spar
             return listwise.infonce(scores, scores.new_zeros(len(scores), dtype=torch.int64), loss.temperature)
         case config.InfoNceLoss():
             positives = (place.first + torch.arange(len(queries), device=scores.device)) * labels.shape[1]
-            return listwise.infonce(all_scores(queries, gather(passages)), positives, loss.temperature)
+            every = all_scores(queries, gather(passages))  # [b, B * (1+n)]
+            if also_positive is not None:
+                every = every.index_put(tuple(also_positive), every.new_full((), -torch.inf))
+            return listwise.infonce(every, positives, loss.temperature)
         case config.RankNetLoss():
             return ranking.ranknet(scores, labels, loss.pair_weights)
         case config.AdrMseLoss():
@@ -83,7 +89,9 @@ def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: Spar
             return import_object(loss.cls)(scores, labels, **loss.options)
 
 
-def _regularizer(term: config.Regularizer, reps: SparseReps, first: int, total: int) -> Tensor:
+def _regularizer(term: config.AnyRegularizer, reps: SparseReps, first: int, total: int) -> Tensor:
+    if isinstance(term, config.CustomRegularizer):
+        return import_object(term.cls)(reps, total, **term.options)
     if term.threshold is not None:
         reps = regularizers.above_threshold(reps, term.threshold)
     match term.kind:
@@ -93,8 +101,6 @@ def _regularizer(term: config.Regularizer, reps: SparseReps, first: int, total: 
             return regularizers.l1(reps, total)
         case "anti-zero":
             return regularizers.anti_zero(reps)
-        case "custom":
-            return import_object(term.cls)(reps, total, **term.options)
 
 
 def _add(parts: dict[str, Tensor], name: str, value: Tensor) -> None:

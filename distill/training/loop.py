@@ -136,7 +136,7 @@ class Run:
         self.fields = training_fields(recipe, folder)
         self.data = TrainingData.open(folder)
         self.total_steps = self.cfg.steps or math.ceil(self.cfg.epochs * len(self.data) / self.cfg.batch_size)
-        self.sampler = Sampler(self.data, self.cfg.negatives, recipe.seed)
+        self.sampler = Sampler(self.data, self.cfg.negatives, recipe.seed, self.cfg.sampling)
         if self.cfg.evaluate_every is not None:
             open_collection(folder, "dev")  # says so now, not after an hour, if there is none
         self.student = open_student(recipe, folder)
@@ -229,12 +229,12 @@ class Run:
         standing, cfg = self.standing, self.cfg
         number = standing.step + 1
         batch = self.sampler.next_batch(cfg.batch_size)
-        place, sides, labels = self._mine(batch)
+        place, sides, labels, also_positive = self._mine(batch)
         kept_tokens = cfg.activation_budget * 2**30 / standing.graph_bytes if standing.graph_bytes else 0.0
         try:
             step = cached_step(self.engine, sides, plan(sides, standing.chunk_tokens, self.world, kept_tokens),
-                               lambda queries, passages: objective(cfg, queries, passages, labels, place, number),
-                               self._check)
+                               lambda queries, passages: objective(cfg, queries, passages, labels, place, number,
+                                                                   also_positive), self._check)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
@@ -253,8 +253,8 @@ class Run:
         if number % self.recipe.tracking.log_every == 0 or number in (1, self.total_steps):
             self._log(step, update, labels, seconds)
 
-    def _mine(self, batch: Batch) -> tuple[Place, tuple[Texts, Texts], torch.Tensor]:
-        """This rank's slice of the global batch."""
+    def _mine(self, batch: Batch) -> tuple[Place, tuple[Texts, Texts], torch.Tensor, torch.Tensor]:
+        """This rank's slice of the global batch, and what in it is a positive of its queries, too."""
         student = self.student
         first, last = batch.bounds(self.world.rank, self.world.size)
         here = batch.rows(first, last)
@@ -262,7 +262,9 @@ class Run:
             Texts(tokens.take(rows), student.max_length(side), student.special_tokens(side))
             for side, tokens, rows in zip(SIDES, self.texts, (here.query_rows, here.passage_rows.reshape(-1)),
                                           strict=True))
-        return Place(first, len(batch)), (queries, passages), torch.from_numpy(here.labels).to(self.world.device)
+        labels, also_positive = (torch.from_numpy(array).to(self.world.device)
+                                 for array in (here.labels, batch.also_positive(first, last)))
+        return Place(first, len(batch)), (queries, passages), labels, also_positive
 
     def _check(self, out_of_memory: bool = False) -> None:
         """Between chunks: leave the step if any rank has to."""

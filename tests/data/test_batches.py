@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from distill.config import Sampling
 from distill.data.batches import Batch, Sampler, TrainingData, draw
 from distill.data.labels import Labels
 
@@ -68,19 +69,52 @@ def test_a_resumed_sampler_goes_on_where_it_was(data):
 
 
 def test_the_seed_and_the_epoch_change_the_draws(data):
-    draws = {seed: draw(1, 100, 8, seed).tolist() for seed in itertools.product((1, 2), (0, 1), (5, 6))}
+    draws = {seed: draw(1, np.zeros(100), 8, seed).tolist() for seed in itertools.product((1, 2), (0, 1), (5, 6))}
     assert len({tuple(drawn) for drawn in draws.values()}) == 8
 
 
 def test_negatives_are_drawn_uniformly_without_replacement():
     counts = np.zeros(12)
     for epoch in range(4000):
-        drawn = draw(2, 12, 3, (0, epoch, 7))
+        drawn = draw(2, np.zeros(12), 3, (0, epoch, 7))
         assert drawn[0] < 2 and len(set(drawn[1:].tolist())) == 3
         counts[drawn] += 1
     assert np.abs(counts[:2] / 4000 - 1 / 2).max() < 0.04 and np.abs(counts[2:] / 4000 - 3 / 10).max() < 0.04
 
 
 def test_a_short_list_is_repeated_evenly():
-    drawn = draw(1, 4, 7, (0, 0, 0))[1:]
+    drawn = draw(1, np.zeros(4), 7, (0, 0, 0))[1:]
     assert sorted(np.bincount(drawn, minlength=4)[1:].tolist()) == [2, 2, 3]
+
+
+def test_negatives_drawn_by_label_are_a_softmax_without_replacement():
+    labels, share = np.array([9.0, 0.0, 1.0, 2.0]), {}
+    chances = np.exp(np.array([0.0, 1.0, 2.0]) / 2) / np.exp(np.array([0.0, 1.0, 2.0]) / 2).sum()
+    for epoch in range(4000):
+        drawn = tuple(draw(1, labels, 2, (0, epoch, 7), Sampling(by="label", temperature=2.0))[1:].tolist())
+        share[drawn] = share.get(drawn, 0) + 1 / 4000
+    for first, second in itertools.permutations(range(3), 2):
+        expected = chances[first] * chances[second] / (1 - chances[first])
+        assert share[first + 1, second + 1] == pytest.approx(expected, abs=0.03)
+
+
+def test_the_hardest_negatives_have_the_highest_labels():
+    labels = np.array([0.0, 5.0, 1.0, 3.0, 4.0])
+    assert draw(2, labels, 2, (0, 0, 0), Sampling(by="hardest"))[1:].tolist() == [4, 3]
+
+
+@pytest.mark.parametrize(("ranks", "places"), [((1, 2), {3, 4}), ((2, 3), {2, 3}), ((3, 9), {2}), ((7, 9), {2})])
+def test_ranks_leave_only_some_places_of_the_teachers_order(ranks, places):
+    labels = np.array([0.0, 5.0, 1.0, 3.0, 4.0])
+    drawn = [draw(2, labels, 1, (0, epoch, 0), Sampling(ranks=ranks))[1] for epoch in range(60)]
+    assert set(drawn) == places
+
+
+def test_what_is_positive_for_a_query_elsewhere_in_the_batch_is_found():
+    passages = np.array([[1, 2, 3], [4, 1, 5], [6, 7, 1], [1, 8, 4]])
+    batch = Batch(np.arange(4), passages, np.zeros((4, 3), np.float32),
+                  (np.array([1, 5]), np.array([4]), np.array([6]), np.array([9, 1])))
+    for first, last in [(0, 4), (0, 2), (2, 4)]:
+        expected = {(query - first, place) for query in range(first, last) for place in range(12)
+                    if passages.reshape(-1)[place] in batch.positives[query] and place != 3 * query}
+        assert set(zip(*batch.also_positive(first, last).tolist(), strict=True)) == expected

@@ -95,6 +95,23 @@ def test_infonce_with_in_batch_negatives_equals_sentence_transformers(batch):
     assert_same(ours, theirs.compute_loss_from_embeddings(columns(queries, passages), None), queries, passages)
 
 
+def test_positives_among_the_in_batch_negatives_do_not_count(batch):
+    queries, passages, labels = batch
+    train = config.Train.model_validate({"losses": [{"kind": "infonce"}]})
+    masked = torch.tensor([[0, 0, 3], [5, 7, 0]])
+    got = objective(train, sparse(queries), sparse(passages), labels, Place(0, B), 1, masked).total
+    scores = queries @ passages.T
+    rows = []
+    for query in range(B):
+        left = [place for place in range(B * LISTS) if (query, place) not in {(0, 5), (0, 7), (3, 0)}]
+        rows.append(scores[query, left].logsumexp(0) - scores[query, query * LISTS])
+    expected = torch.stack(rows).mean()
+    torch.testing.assert_close(got, expected)
+    for x, mine, reference in zip((queries, passages), gradients(got, queries, passages),
+                                  gradients(expected, queries, passages), strict=True):
+        torch.testing.assert_close(mine, reference * (x > 0))
+
+
 @pytest.mark.parametrize("threshold", [None, 20])
 def test_flops_equals_sentence_transformers(batch, threshold):
     _, passages, _ = batch
