@@ -66,6 +66,26 @@ def write_atomic(path: Path) -> Iterator[Path]:
         sync(path.parent)
 
 
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its place, whole and synced, when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, replaced = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{kind}") for kind in ("tmp", "old"))
+    try:
+        with storage_errors(path):
+            temporary.mkdir()
+            yield temporary
+            for part in (*temporary.rglob("*"), temporary):
+                sync(part)
+            if path.exists():
+                os.replace(path, replaced)
+            os.replace(temporary, path)
+            sync(path.parent)
+            shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def commit_exclusive(temporary: Path, path: Path) -> bool:
     """Give a finished file its name unless the name is taken; the second writer of a shard gets False.
 

@@ -7,19 +7,15 @@ checkpoints load too, with or without sentence-transformers' files (naver's have
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
-import os
-import shutil
-import uuid
 from pathlib import Path
 
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
 
 from distill.config import resolve_model
-from distill.data.files import storage_errors, sync, write_json
+from distill.data.files import new_folder, write_json
 from distill.errors import StudentError
 from distill.student.layout import inside, load_table, read_json, read_parts
 from distill.student.model import SpladeStudent, load_mlm, load_tokenizer, longest_input
@@ -34,7 +30,7 @@ def save_student(student: SpladeStudent, path: str | Path) -> None:
     `encode_query` and `encode_document` then cut at the student's two lengths, `encode` at the passages'.
     """
     path = Path(path)
-    with _folder(path) as folder:
+    with new_folder(path) as folder:
         student.mlm.save_pretrained(folder)
         student.tokenizer.save_pretrained(folder)
         transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=student.passage_max_length,
@@ -93,23 +89,3 @@ def load_checkpoint(path: str | Path, revision: str | None = None) -> SpladeStud
                          top_k=settings.get("max_active_dims"),
                          prompts={name: text for name, text in (settings.get("prompts") or {}).items() if text},
                          table=table, inference_free=parts.inference_free)
-
-
-@contextlib.contextmanager
-def _folder(path: Path):
-    """A temporary folder beside `path` that takes its name when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, replaced = (path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.{kind}") for kind in ("tmp", "old"))
-    try:
-        with storage_errors(path):
-            temporary.mkdir()
-            yield temporary
-            for part in (*temporary.rglob("*"), temporary):
-                sync(part)
-            if path.exists():
-                os.replace(path, replaced)
-            os.replace(temporary, path)
-            sync(path.parent)
-            shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
