@@ -81,6 +81,15 @@ class Regularizer(Section):
     threshold: Annotated[int, Field(ge=0)] | None = None  # texts with at most so many active terms go free
 
 
+class DfFlopsRegularizer(Section):
+    kind: Literal["df-flops"]
+    weight: Annotated[float, Field(ge=0)]
+    ramp: Literal["constant", "linear", "quadratic"] = "quadratic"
+    ramp_steps: Annotated[int, Field(ge=0)] = 0
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the texts from which on a term counts as common
+    beta: Annotated[float, Field(gt=0)] = 10.0  # how sharply
+
+
 class CustomRegularizer(Section):
     """`cls`: import path of a function (SparseReps of this process's texts, number of texts in the global batch,
     **options) -> value of the global batch."""
@@ -93,4 +102,4 @@ class CustomRegularizer(Section):
     options: dict[str, Any] = {}
 
 
-AnyRegularizer = Annotated[Regularizer | CustomRegularizer, Field(discriminator="kind")]
+AnyRegularizer = Annotated[Regularizer | DfFlopsRegularizer | CustomRegularizer, Field(discriminator="kind")]

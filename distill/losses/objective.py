@@ -92,6 +92,8 @@ def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: Spar
 def _regularizer(term: config.AnyRegularizer, reps: SparseReps, first: int, total: int) -> Tensor:
     if isinstance(term, config.CustomRegularizer):
         return import_object(term.cls)(reps, total, **term.options)
+    if isinstance(term, config.DfFlopsRegularizer):
+        return regularizers.df_flops(reps, total, term.alpha, term.beta)
     if term.threshold is not None:
         reps = regularizers.above_threshold(reps, term.threshold)
     match term.kind:

@@ -7,6 +7,7 @@ over the vocabulary is all that couples the texts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -59,6 +60,21 @@ def flops(reps: SparseReps, total: int, first: int = 0, group_size: int | None =
         texts = torch.tensor([min(size, total - group * size) for group in shared], device=sums.device)
         result = result + ((sums / texts[:, None]).square().sum(1) * texts / total).sum()
     return result
+
+
+def df_flops(reps: SparseReps, total: int, alpha: float = 0.1, beta: float = 10.0) -> Tensor:
+    """FLOPS with each term's square weighted by how many texts it is active in (DF-FLOPS, arXiv 2505.15070).
+
+    The weight is 1 / (1 + (x^(log_alpha 2) - 1)^beta) of a term's document frequency x: one half at x = alpha, and the
+    steeper around it the larger beta is. The paper takes frequencies from a validation set every 100 steps; here they
+    are those of the global batch itself, at every step, so that there is no state to save: mind that it holds enough
+    texts to tell alpha apart.
+    """
+    counts = torch.bincount(reps.terms, minlength=reps.vocab_size).to(reps.values.dtype)  # [V]
+    frequencies = sum_over_processes(counts) / total
+    weights = 1 / (1 + (frequencies.pow(math.log(2) / math.log(alpha)) - 1).pow(beta))  # absent terms: 0
+    means = sum_over_processes(counts.new_zeros(reps.vocab_size).index_add(0, reps.terms, reps.values)) / total
+    return (weights * means.square()).sum()
 
 
 def _sums(reps: SparseReps, first: int, group: int, size: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Losses equal sentence-transformers' on the same scores; regularisers equal their dense formulas."""
 
+import math
+
 import pytest
 import torch
 from sentence_transformers.sparse_encoder import losses as st
@@ -128,6 +130,19 @@ def test_flops_in_groups_is_the_mean_over_groups_of_texts(batch, group_size):
     groups = passages.split(group_size)
     by_hand = sum(group.mean(0).square().sum() * len(group) for group in groups) / len(passages)
     torch.testing.assert_close(regularizers.flops(sparse(passages), len(passages), 0, group_size), by_hand)
+
+
+def test_df_flops_weighs_terms_by_their_document_frequency(batch):
+    _, passages, _ = batch
+    frequencies = (passages > 0).float().mean(0)
+    weights = [0.0 if x == 0 else 1 / (1 + (x ** (math.log(2) / math.log(0.3)) - 1) ** 4) for x in frequencies.tolist()]
+    expected = (torch.tensor(weights) * passages.mean(0).square()).sum()
+    got = regularizers.df_flops(sparse(passages), len(passages), alpha=0.3, beta=4.0)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(gradients(got, passages)[0], gradients(expected, passages)[0] * (passages > 0))
+    for texts, share in ((torch.eye(20, V), 0.03), (torch.ones(20, V), 1.0)):  # rare terms go nearly free
+        plain, weighed = regularizers.flops(sparse(texts), 20), regularizers.df_flops(sparse(texts), 20)
+        assert weighed <= share * plain and (share < 1 or weighed == plain)
 
 
 def test_l1_and_anti_zero_follow_the_published_formulas(batch):

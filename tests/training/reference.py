@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -69,9 +70,13 @@ def dense_objective(train: config.Train, queries, passages, labels) -> torch.Ten
         total = total + loss.weight * value
     for terms, reps in ((train.query_regularizers, queries), (train.passage_regularizers, passages)):
         for term in terms:
-            groups = reps.split(term.group_size or len(reps))
             if term.kind == "flops":
+                groups = reps.split(term.group_size or len(reps))
                 value = sum(group.mean(0).square().sum() * len(group) for group in groups) / len(reps)
+            elif term.kind == "df-flops":
+                power = math.log(2) / math.log(term.alpha)
+                weights = 1 / (1 + ((reps > 0).float().mean(0).pow(power) - 1).pow(term.beta))
+                value = (weights * reps.mean(0).square()).sum()
             elif term.kind == "custom":
                 value = (reps ** term.options["power"]).sum(1).mean()
             else:

@@ -74,7 +74,8 @@ OTHER_LOSSES = {
                {"kind": "cosent", "scale": 3.0}, {"kind": "angle", "scale": 2.0},
                {"kind": "custom", "cls": "reference:absolute_error", "options": {"factor": 0.1}}],
     "passage_regularizers": [{"kind": "custom", "cls": "reference:total_weight", "options": {"power": 1.5},
-                              "weight": 0.02, "ramp": "constant"}]}
+                              "weight": 0.02, "ramp": "constant"},
+                             {"kind": "df-flops", "alpha": 0.5, "beta": 3.0, "weight": 0.05, "ramp": "constant"}]}
 
 
 def test_so_they_do_with_every_other_loss(run_processes, tiny_mlm, tmp_path):
