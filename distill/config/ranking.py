@@ -113,10 +113,20 @@ class Label(Section):
     normalise: Literal["min-max", "z-score", "none"] = "min-max"  # per query and teacher
     map_to: str | None = None  # teacher whose global mean and standard deviation the labels take
     scale: Annotated[float, Field(gt=0)] = 1.0  # without map_to: a label of 1 in the student's dot products
-    drop_false_negatives: float | None = None  # drop negatives above the positive by more than this, in label units
+    # negatives that are left out, in label units; a list's best positive counts
+    drop_false_negatives: float | None = None  # those above the positive by more than this; below 0: that are too near
+    relative_margin: Annotated[float, Field(ge=0)] | None = None  # above positive - margin * |positive|
+    max_score: float | None = None  # above this
+    min_score: float | None = None  # below this: too easy
 
     @model_validator(mode="after")
     def _one_scale(self) -> Label:
         if self.map_to is not None and self.scale != 1.0:
             raise ValueError("map_to gives the labels their scale: leave out scale, or map_to")
+        return self
+
+    @model_validator(mode="after")
+    def _some_negative_fits(self) -> Label:
+        if None not in (self.min_score, self.max_score) and self.min_score > self.max_score:
+            raise ValueError(f"min_score {self.min_score} is above max_score {self.max_score}: no negative is left")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.config.base import Positive, Section
 
@@ -36,6 +36,13 @@ class IdfQuery(Section):
 Query = Annotated[ModelQuery | BinaryQuery | IdfQuery, Field(discriminator="kind")]
 
 
+class Prompts(Section):
+    """What is put before every text of a kind, in training as in encoding; saved with the model."""
+
+    query: str = ""
+    document: str = ""  # passages
+
+
 class Student(Section):
     model: str
     revision: str | None = None
@@ -49,3 +56,11 @@ class Student(Section):
     passage_max_length: Positive = 128
     top_k: Positive | None = None  # keep only the strongest terms of a text when encoding (saved: max_active_dims)
     lower_case: bool = False  # for tokenizers that keep case
+    prompts: Prompts = Prompts()
+
+    @model_validator(mode="after")
+    def _no_prompt_in_a_table(self) -> Student:
+        if self.prompts.query and self.query.kind != "model":
+            raise ValueError(f"prompts.query: with `query: {{kind: {self.query.kind}}}` its words would be terms of "
+                             "every query; leave it out")
+        return self

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import kendalltau
 
-from distill.config import Recipe
-from distill.data.labels import Moments, keep_true_negatives, score_matrices
+from distill.config import Label, Recipe
+from distill.data.labels import Moments, keep_negatives, score_matrices
 from distill.data.layout import RunFolder
 
 _SAMPLED_QUERIES = 2000  # for quantiles and rank correlations
@@ -45,7 +45,7 @@ def label_stats(recipe: Recipe, folder: RunFolder) -> LabelStats:
         for name, scores in zip(names, raw, strict=True):
             moments[name].add(scores)
             missing[name] += int(np.isnan(scores).sum())
-            true = keep_true_negatives(scores, candidates.positive, candidates.offsets, 0.0)
+            true = keep_negatives(scores, candidates.positive, candidates.offsets, Label(drop_false_negatives=0.0))
             above[name] += int((~true).sum())
             negatives[name] += int((~candidates.positive & ~np.isnan(scores)).sum())
         # the head of each shard: shards are cut from queries in no particular order

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distill.config import Recipe
+from distill.config import Label, Recipe
 from distill.data.arrow import RowReader, Shard, write_ipc
 from distill.data.candidates import Candidates, candidate_shards, csr_column, only_batch, read_candidates
 from distill.data.fingerprint import check_same, fingerprint
@@ -77,14 +77,24 @@ def affine_map(values: np.ndarray, mean: float, std: float, to_mean: float, to_s
     return (values - mean) * slope + to_mean
 
 
-def keep_true_negatives(labels: np.ndarray, positive: np.ndarray, offsets: np.ndarray, margin: float) -> np.ndarray:
-    """bool [m]: False for negatives more than `margin` above their query's best positive (likely unjudged positives).
+def keep_negatives(labels: np.ndarray, positive: np.ndarray, offsets: np.ndarray, limits: Label) -> np.ndarray:
+    """bool [m]: False for negatives that `limits` leaves out: likely unjudged positives, or too easy ones.
 
-    Without a labelled positive in the list nothing is dropped.
+    With one positive a list these are the filters of sentence-transformers' `mine_hard_negatives`; with several, the
+    best one counts (there, the worst). Without a labelled positive in the list no margin drops anything.
     """
     best = _per_list(np.fmax, np.where(positive, labels, np.nan), offsets)
     best = np.repeat(best, np.diff(offsets))
-    return positive | ~(labels > best + margin)
+    out = np.zeros(len(labels), bool)
+    if limits.drop_false_negatives is not None:
+        out |= labels > best + limits.drop_false_negatives
+    if limits.relative_margin is not None:
+        out |= labels > best - limits.relative_margin * np.abs(best)
+    if limits.max_score is not None:
+        out |= labels > limits.max_score
+    if limits.min_score is not None:
+        out |= labels < limits.min_score
+    return positive | ~out
 
 
 @dataclass
@@ -138,14 +148,15 @@ def label_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         "candidates": require_manifest(folder.candidates("train"), "mine").fingerprint,
         "teachers": {name: {"scores": require_manifest(folder.scores(name, "train"), "score").fingerprint,
                             "weight": teacher.weight} for name, teacher in recipe.teachers.items()},
-        **recipe.label.model_dump(mode="json"),
+        **recipe.label.model_dump(mode="json", exclude={
+            name for name in ("relative_margin", "max_score", "min_score") if getattr(recipe.label, name) is None}),
     }
 
 
 def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
     """Write the label shards of the training split; returns at once where that is done.
 
-    Left out, and counted: pairs without any score, false negatives (where `label.drop_false_negatives` is set), and
+    Left out, and counted: pairs without any score, negatives beyond the recipe's limits (`keep_negatives`), and
     then queries without a positive or without a negative. `counts` also tells constant and single-candidate lists.
     """
     target = folder.labels()
@@ -169,7 +180,7 @@ def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
             missing[name] += int(np.isnan(scores).sum())
             if name == recipe.label.map_to:
                 reference.add(scores)
-        above = ~keep_true_negatives(values, candidates.positive, candidates.offsets, 0.0)
+        above = ~keep_negatives(values, candidates.positive, candidates.offsets, Label(drop_false_negatives=0.0))
         outscored += int(above.sum())
         negatives += int((~candidates.positive).sum())
     if not ours.count:
@@ -181,7 +192,7 @@ def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
         if recipe.label.map_to is not None:
             values = affine_map(values, ours.mean, ours.std, reference.mean, reference.std)
         values = values * recipe.label.scale
-        batch, kept = _labelled(candidates, values, recipe.label.drop_false_negatives, counts)
+        batch, kept = _labelled(candidates, values, recipe.label, counts)
         final.add(kept)
         shards.append(write_ipc(target / name, SCHEMA, [batch], {"fingerprint": fingerprint(fields)}))
     if not counts["queries"]:
@@ -195,15 +206,14 @@ def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
     return manifest
 
 
-def _labelled(candidates: Candidates, values: np.ndarray, drop_above: float | None,
+def _labelled(candidates: Candidates, values: np.ndarray, limits: Label,
               counts: dict[str, Any]) -> tuple[pa.RecordBatch, np.ndarray]:
     """The label shard's rows, and its labels flat; `counts` goes on."""
     keep = ~np.isnan(values)
     counts["pairs_unscored"] += int((~keep).sum())
-    if drop_above is not None:
-        true = keep_true_negatives(values, candidates.positive, candidates.offsets, drop_above)
-        counts["false_negatives_dropped"] += int((keep & ~true).sum())
-        keep &= true
+    fit = keep_negatives(values, candidates.positive, candidates.offsets, limits)
+    counts["false_negatives_dropped"] += int((keep & ~fit).sum())
+    keep &= fit
     queries = np.repeat(np.arange(len(candidates)), np.diff(candidates.offsets))
     sizes = np.bincount(queries[keep], minlength=len(candidates))
     positives = np.bincount(queries[keep & candidates.positive], minlength=len(candidates))

@@ -175,6 +175,7 @@ def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = 
     table = _query_table(cfg, parts, mlm, tokenizer, document_frequencies)
     return SpladeStudent(mlm, tokenizer, cfg.pooling, cfg.activation, query_max_length=cfg.query_max_length,
                          passage_max_length=cfg.passage_max_length, top_k=cfg.top_k, table=table,
+                         prompts={name: text for name, text in cfg.prompts.model_dump().items() if text},
                          inference_free=table is not None and cfg.query.kind != "lexical")
 
 

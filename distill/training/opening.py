@@ -28,7 +28,8 @@ FORMAT = 1
 # fields of `train` that decide how a run is carried out, not what it learns
 EXECUTION = {"chunk_tokens", "activation_budget", "processes", "checkpoints", "max_bad_steps",
              "activation_checkpointing", "precision", "deepspeed"}
-LATER = {"query", "sampling", "table_lr", "top_ks"}  # fields of `student` and `train` that the first version had not
+# fields of `student` and `train` that the first version had not
+LATER = {"prompts", "query", "sampling", "table_lr", "top_ks"}
 
 
 def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:

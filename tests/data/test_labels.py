@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from distill.config import Recipe
+from distill.config import Label, Recipe
 from distill.data.batches import TrainingData
 from distill.data.candidates import from_lists, read_candidates, write_candidates
 from distill.data.label_stats import label_stats
@@ -14,7 +14,7 @@ from distill.data.labels import (
     build_labels,
     ensemble,
     ensemble_scores,
-    keep_true_negatives,
+    keep_negatives,
     normalise,
     read_labels,
     teachers_of,
@@ -61,8 +61,29 @@ def test_the_affine_map_gives_the_reference_mean_and_deviation():
 def test_false_negatives_are_those_far_above_the_best_positive():
     labels = np.array([2.0, 1.0, 2.4, 2.6, NAN, 5.0, 9.0])
     positive = np.array([True, True, False, False, True, False, False])
-    kept = keep_true_negatives(labels, positive, np.array([0, 4, 6, 7]), 0.5)
+    kept = keep_negatives(labels, positive, np.array([0, 4, 6, 7]), Label(drop_false_negatives=0.5))
     assert kept.tolist() == [True, True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize("limits", [{"drop_false_negatives": -0.25}, {"relative_margin": 0.25}, {"max_score": 1.5},
+                                    {"min_score": -1.0}, {"relative_margin": 0.0, "min_score": -2.0}], ids=str)
+def test_negatives_are_filtered_as_in_mining_by_sentence_transformers(limits):
+    """As its documentation has it: positive - score >= absolute_margin, score <= positive - |positive| * margin."""
+    positives = (2.0, -2.0)
+    negatives = (-3.0, -2.5, -2.25, -1.0, 0.0, 1.5, 1.625, 1.75, 1.875, 2.5)
+
+    def stays(positive, score):
+        return all(fits for name, fits in {
+            "drop_false_negatives": positive - score >= -limits.get("drop_false_negatives", 0),
+            "relative_margin": score <= positive - abs(positive) * limits.get("relative_margin", 0),
+            "max_score": score <= limits.get("max_score", 0),
+            "min_score": score >= limits.get("min_score", 0)}.items() if name in limits)
+
+    labels = np.array([value for positive in positives for value in (positive, *negatives)])
+    size = 1 + len(negatives)
+    kept = keep_negatives(labels, np.arange(2 * size) % size == 0, np.array([0, size, 2 * size]), Label(**limits))
+    expected = [fits for positive in positives for fits in (True, *(stays(positive, score) for score in negatives))]
+    assert kept.tolist() == expected and not all(expected)
 
 
 def test_moments_of_parts_are_those_of_the_whole():
@@ -138,6 +159,14 @@ def test_negatives_above_the_positive_are_dropped_and_counted(folder):
     manifest = build_labels(recipe(drop_false_negatives=0.3), folder)
     assert {query: list(labels) for query, labels in all_labels(folder).items()} == {3: [1, 2, 3], 5: [4, 5]}
     assert manifest.counts["false_negatives_dropped"] == 2 and manifest.counts["queries_dropped"] == 2
+
+
+def test_limits_of_labels_are_part_of_what_they_are(folder):
+    manifest = build_labels(recipe(max_score=0.6), folder)
+    assert {query: list(labels) for query, labels in all_labels(folder).items()} == {3: [1, 2, 3]}
+    assert manifest.counts["false_negatives_dropped"] == 3 and manifest.counts["queries_dropped"] == 3
+    with pytest.raises(FingerprintError, match="max_score"):
+        build_labels(recipe(max_score=0.7), folder)
 
 
 def test_labels_are_made_once_and_other_labels_are_refused(folder):

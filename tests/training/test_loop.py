@@ -99,6 +99,25 @@ def test_training_lowers_the_loss_and_saves_a_model_that_sparse_encoder_loads(ti
     torch.testing.assert_close(torch.as_tensor(theirs), ours, rtol=1e-5, atol=1e-5)
 
 
+def test_prompts_are_trained_with_saved_and_put_there_by_sparse_encoder(tiny_mlm, run_folder):
+    recipe = make_recipe(tiny_mlm, run_folder, {"prompts": {"query": "find time: ", "document": "work "}}, steps=2)
+    run(recipe)
+    folder = RunFolder(recipe.folder)
+    student, encoder = load_checkpoint(folder.model), SparseEncoder(str(folder.model), device="cpu")
+    for side, prompt, tokens, texts, encode in (
+            ("query", "find time: ", 0, folder.queries("train"), encoder.encode_query),
+            ("passage", "work ", 1, folder.passages, encoder.encode_document)):
+        texts = TextStore.open(texts).texts(np.arange(5))
+        ids = opening.open_tokens(student, folder)[tokens].take(np.arange(5))  # what training read
+        plain = encoder.tokenizer([prompt + text for text in texts], add_special_tokens=False)["input_ids"]
+        assert [list(row) for row in ids] == [row[:student.max_length(side)] for row in plain]
+        with torch.no_grad():
+            ours = student.eval()(*student.assemble(ids, student.max_length(side))).to_dense()
+        torch.testing.assert_close(encode(texts, convert_to_sparse_tensor=False), ours, rtol=1e-5, atol=1e-5)
+    with pytest.raises(RecipeError, match=r"prompts\.query"):
+        make_recipe(tiny_mlm, run_folder, {"query": {"kind": "binary"}, "prompts": {"query": "find: "}})
+
+
 def test_a_finished_training_is_not_repeated_and_another_recipe_is_refused(tiny_mlm, run_folder):
     recipe = make_recipe(tiny_mlm, run_folder, steps=4, checkpoints={"every": 2})
     run(recipe)
