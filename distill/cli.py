@@ -203,16 +203,15 @@ def export(
 @app.command("export-index")
 def export_index_command(
     checkpoint: Annotated[Path, typer.Argument(help="A SPLADE checkpoint.")],
-    data: Annotated[Path, typer.Argument(help="A run folder: its passages are encoded.")],
+    data: Annotated[Path, typer.Argument(help="A run folder, or a BEIR folder: its passages are encoded.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="anserini, seismic or qdrant.")] = "anserini",
+    format: Annotated[str, typer.Option("--format", "-f", help="anserini, opensearch, qdrant, seismic.")] = "anserini",
     queries: Annotated[str | None, typer.Option("--queries", help="Queries to encode, too: train, dev, test.")] = None,
 ) -> None:
     """Encode a collection into the files that a search engine reads."""
     from distill.evaluation.index_files import export_index
-    from distill.inspection import run_at
 
-    print(export_index(checkpoint, run_at(data), output, format, queries))
+    print(export_index(checkpoint, data, output, format=format, split=queries))
 
 
 @app.command()

@@ -1,116 +1,145 @@
-"""A collection's and its queries' vectors in the files that search engines read.
+"""`distill export-index`: a collection's vectors under a checkpoint, in the format of a search engine.
 
-The passages are encoded and written slab by slab, so memory does not grow with the collection; the output folder
-appears whole or not at all.
-
-- anserini: `docs/docs.jsonl` for JsonVectorCollection, weights times 100, rounded (naver's scale for SPLADE), and
-  `topics.tsv`, a query's terms repeated as often as their rounded weight says; both for `-impact` search.
-- seismic: `docs.jsonl` and `queries.jsonl` as `SeismicIndex.build` reads them, weights as they are.
-- qdrant: `points.jsonl` and `queries.jsonl`, a point a line as the upsert API takes it, terms by their number.
+The collection streams through: what is held is one slab of texts and their vectors. The folder appears when it is
+whole.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+import gzip
+import io
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import sparse
+import pyarrow as pa
 
-from distill.data.files import new_folder
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
-from distill.errors import RecipeError
+from distill.data.files import new_folder, write_json
+from distill.data.layout import SPLITS, run_at
+from distill.data.texts import TextStore, passage_text
+from distill.errors import DataError
 from distill.evaluation.explain import open_model
-from distill.mining.encode import encode_store, encode_texts, token_store
-from distill.student.model import SpladeStudent
+from distill.evaluation.index_formats import FORMATS, SCALE, Format, Text, term_names
+from distill.mining.encode import encode_texts
+from distill.student.model import Side, SpladeStudent
 
-QUANTISED = 100  # Anserini's impacts are whole numbers
-VECTOR = "splade"  # name of the sparse vector in Qdrant's points
-_SLAB = 16_384  # passages encoded before they are written
+log = logging.getLogger(__name__)
+_SLAB = 16_384  # texts encoded together
+
+Stream = Iterable[tuple[list[str], list[str]]]  # ids and texts
 
 
-def export_index(checkpoint: str | Path, folder: RunFolder, output: Path, format: str, split: str | None = None
-                 ) -> Path:
-    """Write the run folder's collection, and the queries of `split`, encoded by a checkpoint; returns the folder.
+def export_index(checkpoint: Path, data: Path, output: Path, *, format: str, split: str | None = None) -> str:
+    """Write the passages of a run folder, or of data that `distill init` knows; returns a sentence on it.
 
-    Raises `RecipeError` for an unknown format, an output that is there, and a split without queries.
+    `split`: whose queries are written, too. Raises `DataError` for an output that is there.
     """
-    if format not in _FORMATS:
-        raise RecipeError(f"--format {format!r}: one of {', '.join(_FORMATS)}")
+    if format not in FORMATS:
+        raise DataError(f"no format is called {format!r}; there are {', '.join(FORMATS)}")
     if output.exists():
-        raise RecipeError(f"{output} is there already; name another folder, or remove it")
-    if split is not None and not folder.queries(split).exists():
-        raise RecipeError(f"{folder.root} has no {split} queries")
-    write = _FORMATS[format]
-    model = open_model(checkpoint)
-    terms = np.array(model.tokenizer.convert_ids_to_tokens(range(model.vocab_size)), dtype=object)
-    with new_folder(output) as place:
-        write(place, terms, "passage", _passages(model, folder))
-        if split is not None:
-            write(place, terms, "query", _queries(model, folder, split))
-    return output
+        raise DataError("is there already; choose another name, or remove it", path=output)
+    if split is not None and split not in SPLITS:
+        raise DataError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
+    student, chosen = open_model(checkpoint), FORMATS[format]
+    names = term_names(student.tokenizer, student.vocab_size, chosen.refused)
+    with tempfile.TemporaryDirectory() as spool:
+        passages, queries = _streams(data, split, Path(spool))
+        with new_folder(output) as folder:
+            if chosen.setup is not None:
+                write_json(folder / chosen.setup[0], chosen.setup[1])
+            written = _write_passages(folder, chosen, names, _vectors(student, passages, "passage"))
+            if queries is not None:
+                with _open(folder / chosen.queries.format(split=split)) as file:
+                    for text in _vectors(student, queries, "query"):
+                        file.write(chosen.query(text, names))
+            _write_facts(folder, format, checkpoint, written, names, student.tokenizer)
+    return f"{output}: {written:,} passages" + (f", the {split} queries" if split else "")
 
 
-Encoded = Iterator[tuple[list[str], sparse.csr_matrix]]  # ids, and vectors [n, V], slab by slab
+def _write_passages(folder: Path, chosen: Format, names: list[str], texts: Iterator[Text]) -> int:
+    """In files of `per_file` passages; returns how many passages there were."""
+    written = 0
+    with ExitStack() as stack:
+        for text in texts:
+            if written == 0 or (chosen.per_file and written % chosen.per_file == 0):
+                stack.close()
+                part = written // chosen.per_file if chosen.per_file else 0
+                file = stack.enter_context(_open(folder / chosen.passages.format(part=part)))
+            file.write(chosen.passage(text, names))
+            written += 1
+    return written
 
 
-def _passages(model: SpladeStudent, folder: RunFolder) -> Encoded:
-    store = TextStore.open(folder.passages)
-    tokens = token_store(model, store, folder, "passages")
-    for first in range(0, store.collection_size, _SLAB):
-        rows = np.arange(first, min(first + _SLAB, store.collection_size))
-        yield store.ids(rows), encode_store(model, tokens, rows, "passage", f"encode passages from {first:,}")
+def _write_facts(folder: Path, format: str, checkpoint: Path, passages: int, names: list[str], tokenizer: Any) -> None:
+    """What was exported, and the tokens that have another name there."""
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    facts: dict[str, Any] = {"format": format, "model": Path(checkpoint).resolve().name, "passages": passages,
+                             "renamed": {name: token for name, token in zip(names, tokens, strict=False)
+                                         if name != token}}
+    if format == "anserini":
+        facts["scale"] = SCALE
+    write_json(folder / "export.json", facts)
 
 
-def _queries(model: SpladeStudent, folder: RunFolder, split: str) -> Encoded:
-    store = TextStore.open(folder.queries(split))
-    rows = np.arange(len(store))
-    yield store.ids(rows), encode_texts(model, store.texts(rows), "query", "encode queries")
+def _vectors(student: SpladeStudent, stream: Stream, side: Side) -> Iterator[Text]:
+    row = 0
+    for ids, texts in _slabs(stream):
+        vectors = encode_texts(student, texts, side)
+        for i, (name, text) in enumerate(zip(ids, texts, strict=True)):
+            at = slice(*vectors.indptr[i : i + 2])
+            yield Text(row, name, text, vectors.indices[at], vectors.data[at])
+            row += 1
+        log.info("%s %s encoded", f"{row:,}", "passages" if side == "passage" else "queries")
 
 
-def _anserini(place: Path, terms: np.ndarray, side: str, encoded: Encoded) -> None:
-    (place / "docs").mkdir(exist_ok=True)
-    path = place / "docs" / "docs.jsonl" if side == "passage" else place / "topics.tsv"
-    with open(path, "w", encoding="utf-8") as file:
-        for name, columns, values in _rows(encoded):
-            impacts = np.rint(values * QUANTISED).astype(int)
-            kept = impacts > 0
-            named = zip(terms[columns[kept]], impacts[kept].tolist(), strict=True)
-            if side == "passage":
-                file.write(_line({"id": name, "contents": "", "vector": dict(named)}))
-            else:
-                file.write(f"{name}\t{' '.join(' '.join([term] * impact) for term, impact in named)}\n")
+def _slabs(stream: Stream) -> Stream:
+    ids: list[str] = []
+    texts: list[str] = []
+    for more_ids, more_texts in stream:
+        ids += more_ids
+        texts += more_texts
+        while len(ids) >= _SLAB:
+            yield ids[:_SLAB], texts[:_SLAB]
+            ids, texts = ids[_SLAB:], texts[_SLAB:]
+    if ids:
+        yield ids, texts
 
 
-def _seismic(place: Path, terms: np.ndarray, side: str, encoded: Encoded) -> None:
-    with open(place / ("docs.jsonl" if side == "passage" else "queries.jsonl"), "w", encoding="utf-8") as file:
-        for name, columns, values in _rows(encoded):
-            file.write(_line({"id": name, "content": "", "vector": dict(zip(terms[columns], values.tolist(),
-                                                                           strict=True))}))
+def _streams(data: Path, split: str | None, spool: Path) -> tuple[Stream, Stream | None]:
+    """Passages, and the queries of a split, from the stores of a run or from a source's own files."""
+    folder = run_at(data)
+    if folder.passages.is_file():
+        if split is not None and not folder.queries(split).is_file():
+            raise DataError(f"has no {split} queries", path=data)
+        return _stored(folder.passages), None if split is None else _stored(folder.queries(split))
+    from distill.data.inspect import sniff
+    from distill.data.readers import open_source
+
+    source = open_source(sniff(data).data, 0, spool)
+    if split is not None and split not in source.queries:
+        raise DataError(f"has no {split} queries", path=data)
+    return _read(source.passages), None if split is None else _read(source.queries[split])
 
 
-def _qdrant(place: Path, terms: np.ndarray, side: str, encoded: Encoded) -> None:
-    with open(place / ("points.jsonl" if side == "passage" else "queries.jsonl"), "w", encoding="utf-8") as file:
-        for number, (name, columns, values) in enumerate(_rows(encoded)):
-            vector = {"indices": columns.tolist(), "values": values.tolist()}
-            file.write(_line({"id": number, "payload": {"id": name}, "vector": {VECTOR: vector}}
-                             if side == "passage" else {"id": name, "query": vector, "using": VECTOR}))
+def _stored(path: Path) -> Stream:
+    store, row = TextStore.open(path), 0
+    for texts in store.text_batches(store.collection_size):
+        yield store.ids(np.arange(row, row + len(texts))), texts
+        row += len(texts)
 
 
-_FORMATS: dict[str, Callable[[Path, np.ndarray, str, Encoded], None]] = {
-    "anserini": _anserini, "seismic": _seismic, "qdrant": _qdrant}
+def _read(batches: Iterable[pa.RecordBatch]) -> Stream:
+    for batch in batches:
+        text = batch.column("text")
+        if "title" in batch.schema.names:
+            text = passage_text(batch.column("title"), text)
+        yield batch.column("id").to_pylist(), text.to_pylist()
 
 
-def _rows(encoded: Encoded) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Id, terms' numbers and weights of each text."""
-    for ids, vectors in encoded:
-        for i, name in enumerate(ids):
-            piece = slice(vectors.indptr[i], vectors.indptr[i + 1])
-            yield name, vectors.indices[piece], vectors.data[piece]
-
-
-def _line(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False) + "\n"
+def _open(path: Path) -> io.TextIOWrapper:
+    path.parent.mkdir(exist_ok=True)
+    return (gzip.open if path.suffix == ".gz" else open)(path, "wt", encoding="utf-8", newline="\n")

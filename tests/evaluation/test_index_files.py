@@ -1,15 +1,24 @@
-"""Files for search engines: what they hold gives the scores of `SparseEncoder`."""
+"""Exported vectors, read back as each engine reads them, against the checkpoint's own sparse dot products."""
 
+import gzip
 import json
+import re
+from collections import Counter
 
 import numpy as np
 import pytest
 import seismic
 from sentence_transformers import SparseEncoder
 from small_run import PASSAGES, QUERIES, save_checkpoint, write_run
+from transformers import AutoTokenizer
 
-from distill.errors import RecipeError
+from distill.data.files import read_json
+from distill.errors import DataError
+from distill.evaluation import index_files as module
+from distill.evaluation.explain import encode_collection, open_model
 from distill.evaluation.index_files import export_index
+from distill.evaluation.index_formats import FORMATS, term_names
+from distill.mining.encode import encode_texts
 
 
 @pytest.fixture(scope="module", params=["model", "binary"])
@@ -17,60 +26,118 @@ def checkpoint(request, tiny_mlm, tmp_path_factory):
     return save_checkpoint(tiny_mlm, tmp_path_factory.mktemp("checkpoint") / "model", query={"kind": request.param})
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return write_run(tmp_path_factory.mktemp("run"))
+@pytest.fixture
+def vectors(checkpoint):
+    model = open_model(checkpoint)
+    return encode_texts(model, QUERIES["test"], "query"), encode_collection(model, PASSAGES)
 
 
-@pytest.fixture(scope="module")
-def scores(checkpoint):
-    """[queries, passages], by sentence-transformers."""
-    model = SparseEncoder(str(checkpoint), device="cpu")
-    return (model.encode_query(QUERIES["test"]).to_dense() @ model.encode_document(PASSAGES).to_dense().T).numpy()
+def lines(*files) -> list[str]:
+    return [line for file in files
+            for line in (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8").read().splitlines()]
 
 
-def lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def products(queries: list[dict], passages: list[dict]) -> np.ndarray:
+    return np.array([[sum(weight * passage.get(term, 0) for term, weight in query.items()) for passage in passages]
+                     for query in queries])
 
 
-def test_anserinis_impacts_give_the_scores_to_within_their_rounding(checkpoint, run, scores, tmp_path):
-    place = export_index(checkpoint, run, tmp_path / "index", "anserini", "test")
-    docs = lines(place / "docs" / "docs.jsonl")
-    assert [doc["id"] for doc in docs] == [f"p{i}" for i in range(len(PASSAGES))]
-    assert all(isinstance(impact, int) and impact > 0 for doc in docs for impact in doc["vector"].values())
-    topics = [line.split("\t") for line in (place / "topics.tsv").read_text(encoding="utf-8").splitlines()]
-    got = np.array([[sum(doc["vector"].get(term, 0) for term in text.split()) for doc in docs] for _, text in topics])
-    widest = max(sum(doc["vector"].values()) for doc in docs) + max(len(text.split()) for _, text in topics)
-    assert np.abs(got / 100**2 - scores).max() <= 0.5 * widest / 100**2 + 1e-3
+def export(checkpoint, tmp_path, format):
+    write_run(tmp_path / "run")
+    export_index(checkpoint, tmp_path / "run", tmp_path / "out", format=format, split="test")
+    return tmp_path / "out"
 
 
-def test_qdrants_points_and_queries_give_the_scores(checkpoint, run, scores, tmp_path):
-    place = export_index(checkpoint, run, tmp_path / "index", "qdrant", "test")
-    points = lines(place / "points.jsonl")
-    vectors = [dict(zip(*point["vector"]["splade"].values(), strict=True)) for point in points]
-    queries = [dict(zip(*query["query"].values(), strict=True)) for query in lines(place / "queries.jsonl")]
-    got = [[sum(weight * vector.get(term, 0) for term, weight in query.items()) for vector in vectors]
-           for query in queries]
-    np.testing.assert_allclose(got, scores, rtol=1e-4, atol=1e-5)
-    assert [(point["id"], point["payload"]["id"]) for point in points[:2]] == [(0, "p0"), (1, "p1")]
+def test_anserinis_terms_are_counted_to_the_scores_of_rounded_vectors(checkpoint, vectors, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SLAB", 4)
+    out = export(checkpoint, tmp_path, "anserini")
+    passages = [json.loads(line) for line in lines(out / "collection" / "part-00000.jsonl.gz")]
+    assert [(p["id"], p["contents"]) for p in passages] == [(f"p{i}", text) for i, text in enumerate(PASSAGES)]
+    assert all(isinstance(weight, int) and weight > 0 for p in passages for weight in p["vector"].values())
+    topics = dict(line.split("\t") for line in lines(out / "queries.test.tsv"))
+    assert list(topics) == ["q0", "q1", "q2", "q3"]
+    counted = [Counter(words.split()) for words in topics.values()]
+    rounded = [np.rint(100 * side.toarray().astype(np.float64)) for side in vectors]
+    np.testing.assert_array_equal(products(counted, [p["vector"] for p in passages]), rounded[0] @ rounded[1].T)
 
 
-def test_seismic_builds_its_index_of_the_file_and_finds_the_best_passage(checkpoint, run, scores, tmp_path):
-    place = export_index(checkpoint, run, tmp_path / "index", "seismic", "test")
-    index = seismic.SeismicIndex.build(str(place / "docs.jsonl"), summary_energy=1.0)
-    for query, row in zip(lines(place / "queries.jsonl"), scores, strict=True):
-        if row.max() > 0:
-            terms = np.array(list(query["vector"]), dtype=seismic.get_seismic_string())
-            weights = np.array(list(query["vector"].values()), dtype=np.float32)
-            best = max(index.search(query["id"], terms, weights, 3, len(terms), 1.0), key=lambda hit: hit[1])
-            assert best[2] == f"p{row.argmax()}"
+def test_opensearchs_features_have_no_dots_and_give_the_exact_scores(checkpoint, vectors, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, "opensearch", module.Format(**{**vars(FORMATS["opensearch"]), "per_file": 4}))
+    out = export(checkpoint, tmp_path, "opensearch")
+    parts = sorted(out.glob("bulk-*"))
+    assert [len(lines(part)) for part in parts] == [8, 8, 4]  # an action and a source each
+    bulk = [json.loads(line) for line in lines(*parts)]
+    assert [action["index"]["_id"] for action in bulk[::2]] == [f"p{i}" for i in range(len(PASSAGES))]
+    features = [source.get("embedding", {}) for source in bulk[1::2]]
+    assert all("." not in name and weight > 0 for vector in features for name, weight in vector.items())
+    queries = [json.loads(line)["body"]["query"]["neural_sparse"]["embedding"]["query_tokens"]
+               for line in lines(out / "queries.test.jsonl")]
+    reference = SparseEncoder(str(checkpoint), device="cpu")
+    expected = (reference.encode_query(QUERIES["test"]).to_dense() @ reference.encode_document(PASSAGES).to_dense().T)
+    np.testing.assert_allclose(products(queries, features), expected.numpy(), rtol=1e-4, atol=1e-5)
+    assert read_json(out / "index.json")["mappings"]["properties"]["embedding"] == {"type": "rank_features"}
 
 
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(checkpoint, run, tmp_path):
+def test_qdrants_points_hold_the_vectors_to_the_last_bit(checkpoint, vectors, tmp_path):
+    out = export(checkpoint, tmp_path, "qdrant")
+    points = [json.loads(line) for line in lines(out / "points-00000.jsonl.gz")]
+    assert [point["id"] for point in points] == list(range(len(PASSAGES)))
+    assert points[3]["payload"] == {"id": "p3", "text": PASSAGES[3]}
+    queries = [json.loads(line)["query"] for line in lines(out / "queries.test.jsonl")]
+    for rows, matrix in ((queries, vectors[0]), ([point["vector"]["splade"] for point in points], vectors[1])):
+        dense = np.zeros(matrix.shape, np.float32)
+        for i, row in enumerate(rows):
+            dense[i, row["indices"]] = row["values"]
+        np.testing.assert_array_equal(dense, matrix.toarray())
+
+
+def test_seismic_builds_an_index_of_the_file_and_finds_the_exact_best(checkpoint, vectors, tmp_path):
+    out = export(checkpoint, tmp_path, "seismic")
+    index = seismic.SeismicIndex.build(str(out / "passages.jsonl"), summary_energy=1.0)  # nothing is skipped
+    assert index.len == len(PASSAGES) and index.get_doc_text("p3") == PASSAGES[3]
+    exact = (vectors[0] @ vectors[1].T).toarray()
+    for i, line in enumerate(lines(out / "queries.test.jsonl")):
+        query = json.loads(line)
+        found = index.search(query["id"], np.array(list(query["vector"]), dtype=seismic.get_seismic_string()),
+                             np.array(list(query["vector"].values()), dtype=np.float32), k=1,
+                             query_cut=len(query["vector"]) or 1, heap_factor=1.0)
+        if exact[i].any():
+            (_, score, best), = found
+            # 16-bit weights: passages as good as one another to the third digit may change places
+            assert [exact[i, int(best[1:])], score] == pytest.approx([exact[i].max()] * 2, rel=5e-3)
+        else:
+            assert found == []
+
+
+def test_a_term_that_an_engine_refuses_has_a_name_of_its_own(tiny_mlm):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
+    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    names = term_names(tokenizer, len(tokens) + 2, re.compile("a"))
+    assert len(set(names)) == len(names) == len(tokens) + 2
+    assert [name for name, token in zip(names, tokens, strict=False) if "a" not in token] == \
+        [token for token in tokens if "a" not in token]
+    assert names[-1] == f"term-{len(tokens) + 1}"
+
+
+def test_a_folder_in_beirs_layout_is_exported_too(checkpoint, vectors, tmp_path):
+    beir = tmp_path / "beir"
+    (beir / "qrels").mkdir(parents=True)
+    (beir / "corpus.jsonl").write_text("".join(json.dumps({"_id": f"p{i}", "title": "", "text": text}) + "\n"
+                                               for i, text in enumerate(PASSAGES) if text))
+    (beir / "queries.jsonl").write_text(json.dumps({"_id": "q0", "text": QUERIES["test"][0]}) + "\n")
+    (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tp1\t1\n")
+    said = export_index(checkpoint, beir, tmp_path / "out", format="qdrant", split="test")
+    assert said.endswith("out: 9 passages, the test queries")
+    point = json.loads(lines(tmp_path / "out" / "points-00000.jsonl.gz")[0])
+    np.testing.assert_allclose(point["vector"]["splade"]["values"], vectors[1][0].data, rtol=1e-5)
+
+
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(checkpoint, tmp_path):
+    write_run(tmp_path / "run")
     (tmp_path / "there").mkdir()
-    for output, format, split, said in [("new", "lucene", None, "one of anserini, seismic, qdrant"),
-                                        ("there", "qdrant", None, "is there already"),
-                                        ("new", "qdrant", "validation", "has no validation queries")]:
-        with pytest.raises(RecipeError, match=said):
-            export_index(checkpoint, run, tmp_path / output, format, split)
-    assert not (tmp_path / "new").exists()
+    for output, options, words in (("there", {"format": "qdrant"}, "is there already"),
+                                   ("out", {"format": "lucene"}, "anserini, opensearch, qdrant, seismic"),
+                                   ("out", {"format": "qdrant", "split": "night"}, "train, dev, test")):
+        with pytest.raises(DataError, match=words):
+            export_index(checkpoint, tmp_path / "run", tmp_path / output, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
