@@ -333,6 +333,25 @@ def compare(
 
 
 @app.command()
+def push(
+    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, *,
+    repo: Annotated[str, typer.Option("--repo", help="Name on the hub, organisation/model; made if missing.")],
+    private: Annotated[bool, typer.Option("--private", help="Make it visible to its owners alone.")] = False,
+    revision: Annotated[str | None, typer.Option("--revision", help="A branch instead of main; made if missing.")
+                        ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the files, with their bytes.")] = False,
+) -> None:
+    """Share a finished run's last model on the Hugging Face hub, with its card, recipe and evaluation."""
+    from distill.data.layout import RunFolder
+    from distill.pipeline import rehearsal
+    from distill.reporting.hub import push as push_run
+    from distill.rounds import all_rounds
+
+    last = all_rounds(rehearsal(load_recipe(recipe, overrides or ()), limit))[-1]
+    print(push_run(last, RunFolder.of(last), repo, private=private, revision=revision, dry_run=dry_run))
+
+
+@app.command()
 def doctor() -> None:
     """Check torch and CUDA, DeepSpeed, Ray, memory, shared memory, disk, ports and the model hub."""
     from distill.doctor import examine, print_findings

@@ -60,6 +60,10 @@ class SlurmError(DistillError):
     """Slurm is not there, or refuses what it is asked."""
 
 
+class HubError(DistillError):
+    """A run cannot be shared, or the hub refuses it."""
+
+
 class Preempted(DistillError):
     """The run was asked to stop, has saved its state, and should be started again."""
 
