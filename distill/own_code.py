@@ -28,8 +28,10 @@ def import_object(path: str) -> Any:
 
 def check_own_code(train: config.Train) -> None:
     """Import the losses and regularisers of one's own; `RecipeError` names the field of one that cannot be."""
-    for field in ("losses", "query_regularizers", "passage_regularizers"):
-        for number, term in enumerate(getattr(train, field)):
+    terms = {field: getattr(train, field) for field in ("losses", "query_regularizers", "passage_regularizers")}
+    terms |= {f"datasets.{name}.losses": dataset.losses or () for name, dataset in train.datasets.items()}
+    for field, of_field in terms.items():
+        for number, term in enumerate(of_field):
             if term.kind == "custom":
                 try:
                     import_object(term.cls)

@@ -42,10 +42,11 @@ from distill.config.losses import (
 from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
 from distill.config.rounds import Follows
-from distill.config.student import BinaryQuery, CalibratedStart, IdfQuery, ModelQuery, Query, Student
-from distill.config.train import Checkpoints, Sampling, TopK, Train
+from distill.config.student import BinaryQuery, CalibratedStart, IdfQuery, ModelQuery, Prompts, Query, Student
+from distill.config.train import OWN, Checkpoints, Dataset, Mixing, Sampling, TopK, Train
 
 __all__ = [
+    "OWN",
     "AdrMseLoss",
     "AnyRegularizer",
     "Beir",
@@ -58,6 +59,7 @@ __all__ = [
     "CustomLoss",
     "CustomRegularizer",
     "Data",
+    "Dataset",
     "DfFlopsRegularizer",
     "Dtype",
     "Evaluate",
@@ -76,11 +78,13 @@ __all__ = [
     "MarginMseLoss",
     "Mine",
     "Miner",
+    "Mixing",
     "ModelQuery",
     "ModelShape",
     "MsMarco",
     "NaverScores",
     "Positive",
+    "Prompts",
     "PythonDocs",
     "Query",
     "RankNetLoss",

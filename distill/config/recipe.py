@@ -85,6 +85,10 @@ class Recipe(Section):
         kind = self.student.query.kind
         if self.train.table_lr is not None and kind != "learned":
             raise ValueError(f"train.table_lr is set, but student.query is {kind}: only a learned table has a rate")
+        prompted = [name for name, other in self.train.datasets.items() if other.prompts and other.prompts.query]
+        if prompted and kind != "model":
+            raise ValueError(f"train.datasets.{prompted[0]}.prompts.query: student.query is {kind}, and its words "
+                             "would be terms of every query; leave it out")
         if self.train.query_regularizers and kind in ("binary", "idf"):
             raise ValueError(f"train.query_regularizers have no effect: student.query is {kind}, which is not trained")
         return self

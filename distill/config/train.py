@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from distill.config.base import Fraction, Positive, Section
 from distill.config.losses import AnyRegularizer, KlLoss, Loss
+from distill.config.student import Prompts
 
 
 class Checkpoints(Section):
@@ -38,10 +39,37 @@ class Sampling(Section):
         return self
 
 
+OWN = "own"  # the name of the run's own labels among the datasets
+
+
+class Dataset(Section):
+    """Another run's labels to train on: its recipe has prepared them up to `distill label`, with teachers and miners
+    of its own."""
+
+    run: Path  # its run folder
+    losses: tuple[Loss, ...] | None = None  # None: those of `train`
+    prompts: Prompts | None = None  # of its texts in training; None: the student's
+
+
+class Mixing(Section):
+    """Which dataset the next batch comes from."""
+
+    by: Literal["proportional", "round-robin"] = "proportional"  # drawn by size, or in turn
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # drawn by size^(1 / temperature); large: all alike
+
+    @model_validator(mode="after")
+    def _every_field_counts(self) -> Mixing:
+        if self.temperature != 1.0 and self.by != "proportional":
+            raise ValueError("temperature belongs to by: proportional")
+        return self
+
+
 class Train(Section):
     batch_size: Positive = 32  # queries, over all processes
     negatives: Positive = 7  # passages a query besides its positive
     sampling: Sampling = Sampling()
+    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Dataset] = {}  # beside the run's own
+    mixing: Mixing = Mixing()
     epochs: Annotated[float, Field(gt=0)] = 1.0
     steps: Positive | None = None  # overrides epochs
     lr: Annotated[float, Field(gt=0)] = 2e-5
@@ -84,6 +112,13 @@ class Train(Section):
     def _some_loss(self) -> Train:
         if not self.losses:
             raise ValueError("needs at least one loss")
+        if OWN in self.datasets:
+            raise ValueError(f"datasets.{OWN}: the name belongs to the run's own labels; choose another")
+        for name, dataset in self.datasets.items():
+            if dataset.losses == ():
+                raise ValueError(f"datasets.{name}.losses: needs at least one loss")
+        if self.mixing != Mixing() and not self.datasets:
+            raise ValueError("mixing has no effect without datasets")
         if len({cap.k for cap in self.top_ks}) < len(self.top_ks):
             raise ValueError("top_ks has a cap twice")
         return self

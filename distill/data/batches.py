@@ -92,6 +92,10 @@ class Sampler:
         self._epoch, self._position = 0, 0
         self._order = self._shuffled()
 
+    @property
+    def queries(self) -> int:
+        return len(self._data)
+
     def state_dict(self) -> dict[str, Any]:
         return {"seed": self._seed, "epoch": self._epoch, "position": self._position}
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from distill import __version__
-from distill.config import Recipe, Student, Teacher, TopK
+from distill.config import Loss, Recipe, Student, Teacher, TopK
 from distill.data.files import read_json, read_json_lines
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import read_manifest
@@ -68,8 +68,9 @@ def training_rows(recipe: Recipe) -> list[tuple[str, str]]:
     train = recipe.train
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
     return [
-        ("losses", "; ".join(_term(loss.kind, loss.weight, loss.model_dump(exclude_defaults=True))
-                             for loss in train.losses) + _top_ks(train.top_ks)),
+        ("losses", _losses(train.losses) + _top_ks(train.top_ks)),
+        *((f"dataset {name}", _losses(train.losses if other.losses is None else other.losses))
+          for name, other in train.datasets.items()),
         ("query regularisers", _regularizers(train.query_regularizers)),
         ("passage regularisers", _regularizers(train.passage_regularizers)),
         ("length", f"{length} of {train.batch_size} queries × {1 + train.negatives} passages"),
@@ -79,6 +80,10 @@ def training_rows(recipe: Recipe) -> list[tuple[str, str]]:
                       + f", {train.schedule}, {train.warmup_ratio:.0%} warm-up"),
         ("student", student_sentence(recipe.student)),
     ]
+
+
+def _losses(losses: Sequence[Loss]) -> str:
+    return "; ".join(_term(loss.kind, loss.weight, loss.model_dump(exclude_defaults=True)) for loss in losses)
 
 
 def _top_ks(caps: tuple[TopK, ...]) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from distill.config import KlLoss, Recipe
-from distill.data.batches import Batch, Sampler, TrainingData
+from distill.data.batches import Batch
 from distill.data.files import locked
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, read_manifest, write_manifest
@@ -33,8 +33,9 @@ from distill.progress import progress
 from distill.student.checkpoint import load_checkpoint, save_student
 from distill.training import checkpoints, launch, measure, metrics, preemption
 from distill.training.alarms import alarms
+from distill.training.datasets import Dataset, datasets, open_sampler, open_tokens
 from distill.training.engine import HALF, Engine, LossScale, Update, resolve_precision
-from distill.training.opening import open_student, open_tokens, prepare, training_fields
+from distill.training.opening import open_student, prepare, training_fields
 from distill.training.rng import rng_state, set_rng_state
 from distill.training.schedules import lr_factor
 from distill.training.step import SIDES, Step, Texts, cached_step, plan, ran_out_of_memory
@@ -134,14 +135,14 @@ class Run:
         self.recipe, self.cfg, self.folder, self.world = recipe, recipe.train, folder, world
         self.stop = stop
         self.fields = training_fields(recipe, folder)
-        self.data = TrainingData.open(folder)
-        self.total_steps = self.cfg.steps or math.ceil(self.cfg.epochs * len(self.data) / self.cfg.batch_size)
-        self.sampler = Sampler(self.data, self.cfg.negatives, recipe.seed, self.cfg.sampling)
+        self.sampler, queries = open_sampler(recipe, folder)
+        self.total_steps = self.cfg.steps or math.ceil(self.cfg.epochs * queries / self.cfg.batch_size)
         if self.cfg.evaluate_every is not None:
             open_collection(folder, "dev")  # says so now, not after an hour, if there is none
         self.student = open_student(recipe, folder)
         self.flops_per_token = measure.flops_per_token(self.student)
-        self.texts = open_tokens(self.student, folder)
+        self.datasets = datasets(recipe, folder)
+        self.texts = {name: open_tokens(self.student, dataset) for name, dataset in self.datasets.items()}
         saved = checkpoints.latest(folder, self.fields)
         self.standing = self._standing(saved)
         self.engine = self._engine(saved)
@@ -228,12 +229,13 @@ class Run:
         began = time.perf_counter()
         standing, cfg = self.standing, self.cfg
         number = standing.step + 1
-        batch = self.sampler.next_batch(cfg.batch_size)
-        place, sides, labels, also_positive = self._mine(batch)
+        name, batch = self.sampler.next_batch(cfg.batch_size)
+        train = self.datasets[name].train
+        place, sides, labels, also_positive = self._mine(batch, name)
         kept_tokens = cfg.activation_budget * 2**30 / standing.graph_bytes if standing.graph_bytes else 0.0
         try:
             step = cached_step(self.engine, sides, plan(sides, standing.chunk_tokens, self.world, kept_tokens),
-                               lambda queries, passages: objective(cfg, queries, passages, labels, place, number,
+                               lambda queries, passages: objective(train, queries, passages, labels, place, number,
                                                                    also_positive), self._check)
         except Exception as error:
             if not ran_out_of_memory(error):
@@ -249,18 +251,18 @@ class Run:
         standing.seconds += seconds
         self.note = f"loss {float(step.objective.total):.4g}"
         if update is None or not (update.applied or self._overflow_is_routine()):
-            self._count_bad(batch, step)
+            self._count_bad(batch, self.datasets[name], step)
         if number % self.recipe.tracking.log_every == 0 or number in (1, self.total_steps):
-            self._log(step, update, labels, seconds)
+            self._log(step, name, update, labels, seconds)
 
-    def _mine(self, batch: Batch) -> tuple[Place, tuple[Texts, Texts], torch.Tensor, torch.Tensor]:
+    def _mine(self, batch: Batch, name: str) -> tuple[Place, tuple[Texts, Texts], torch.Tensor, torch.Tensor]:
         """This rank's slice of the global batch, and what in it is a positive of its queries, too."""
         student = self.student
         first, last = batch.bounds(self.world.rank, self.world.size)
         here = batch.rows(first, last)
         queries, passages = (
             Texts(tokens.take(rows), student.max_length(side), student.special_tokens(side))
-            for side, tokens, rows in zip(SIDES, self.texts, (here.query_rows, here.passage_rows.reshape(-1)),
+            for side, tokens, rows in zip(SIDES, self.texts[name], (here.query_rows, here.passage_rows.reshape(-1)),
                                           strict=True))
         labels, also_positive = (torch.from_numpy(array).to(self.world.device)
                                  for array in (here.labels, batch.also_positive(first, last)))
@@ -302,10 +304,10 @@ class Run:
         """fp16 finds its loss scale by overflowing now and then."""
         return self.engine.loss_scale is not None and self.engine.loss_scale.scale > 1
 
-    def _count_bad(self, batch: Batch, step: Step) -> None:
+    def _count_bad(self, batch: Batch, dataset: Dataset, step: Step) -> None:
         standing = self.standing
         standing.bad_steps += 1
-        ids = TextStore.open(self.folder.queries("train")).ids(batch.query_rows[:5])
+        ids = TextStore.open(dataset.folder.queries("train")).ids(batch.query_rows[:5])
         what = "gradient" if step.finite else "loss"
         where = f"non-finite {what} at step {standing.step}, batch of queries {', '.join(ids)}" + \
             (", ..." if len(batch.query_rows) > 5 else "")
@@ -317,9 +319,10 @@ class Run:
 
     # ---------------------------------------------------------------------------------- log, evaluation, saving
 
-    def _log(self, step: Step, update: Update | None, labels: torch.Tensor, seconds: float) -> None:
+    def _log(self, step: Step, dataset: str, update: Update | None, labels: torch.Tensor, seconds: float) -> None:
+        train = self.datasets[dataset].train
         tokens = metrics.total(step.tokens, self.world.device)
-        temperature = next((loss.teacher_temperature for loss in self.cfg.losses if isinstance(loss, KlLoss)), 1.0)
+        temperature = next((loss.teacher_temperature for loss in train.losses if isinstance(loss, KlLoss)), 1.0)
         line: dict[str, Any] = {
             "loss": float(step.objective.total),
             **{name: float(part) for name, part in step.objective.parts.items()},
@@ -331,12 +334,13 @@ class Run:
             "padding": 1 - step.tokens / step.padded, "chunks": step.chunks, "kept_graphs": step.kept,
             "peak_memory_gib": metrics.peak_memory_gib(self.world.device), "bad_steps": self.standing.bad_steps,
         }
-        said = alarms(self.cfg, line, self.standing.step, self.total_steps, self.student.vocab_size)
+        said = alarms(train, line, self.standing.step, self.total_steps, self.student.vocab_size)
         for name, sentence in said.items():
             if name not in self.alarmed and self.world.rank == 0:  # once; the log has them all
                 log.warning("step %d: %s", self.standing.step, sentence)
             self.alarmed.add(name)
-        self.log.write(step=self.standing.step, **line, **({"alarms": list(said.values())} if said else {}))
+        named = {"dataset": dataset} if self.cfg.datasets else {}
+        self.log.write(step=self.standing.step, **named, **line, **({"alarms": list(said.values())} if said else {}))
 
     def _evaluate(self) -> None:
         """nDCG@10, or whatever the recipe's first metric is, on the development set; the best parameters are kept."""

@@ -18,18 +18,19 @@ from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, claim, read_manifest, require_manifest, write_manifest
 from distill.data.texts import TextStore
-from distill.data.tokens import TokenStore, build_token_store, token_key
+from distill.data.tokens import build_token_store, token_key
 from distill.errors import TrainingError
 from distill.student.checkpoint import load_checkpoint, save_student
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent, load_student
+from distill.training.datasets import build_tokens, dataset_fields, datasets
 
 FORMAT = 1
 # fields of `train` that decide how a run is carried out, not what it learns
 EXECUTION = {"chunk_tokens", "activation_budget", "processes", "checkpoints", "max_bad_steps",
              "activation_checkpointing", "precision", "deepspeed"}
 # fields of `student` and `train` that the first version had not
-LATER = {"prompts", "query", "sampling", "table_lr", "top_ks"}
+LATER = {"datasets", "mixing", "prompts", "query", "sampling", "table_lr", "top_ks"}
 
 
 def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -37,9 +38,10 @@ def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     labels = read_manifest(folder.labels())
     if labels is None:
         raise TrainingError(f"{folder.labels()}: no labels to train on; run `distill label` first")
+    others = dataset_fields(recipe)
     return {"stage": "train", "format": FORMAT, "labels": labels.fingerprint, "seed": recipe.seed,
             "student": _student_fields(recipe),
-            "train": fields_of(recipe.train, EXECUTION)}
+            "train": {**fields_of(recipe.train, EXECUTION), **({"datasets": others} if others else {})}}
 
 
 def fields_of(section: Section, exclude: Collection[str] = ()) -> dict[str, Any]:
@@ -54,7 +56,7 @@ def _student_fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def prepare(recipe: Recipe, folder: RunFolder) -> None:
-    """Make what `open_student` and `open_tokens` open, unless it is there.
+    """Make what `open_student` and `datasets.open_tokens` open, unless it is there.
 
     Raises `FingerprintError` where the folder holds the beginnings of another recipe's training.
     """
@@ -65,8 +67,8 @@ def prepare(recipe: Recipe, folder: RunFolder) -> None:
     with locked(folder.start):
         _make_start(recipe, folder)
     student = open_student(recipe, folder)
-    for texts, tokens, max_length, prefix in _token_plans(student, folder):
-        build_token_store(TextStore.open(texts), student.tokenizer, tokens, max_length, prefix)
+    for dataset in datasets(recipe, folder).values():
+        build_tokens(student, dataset)
 
 
 def open_student(recipe: Recipe, folder: RunFolder) -> SpladeStudent:
@@ -75,12 +77,6 @@ def open_student(recipe: Recipe, folder: RunFolder) -> SpladeStudent:
     if recipe.train.dropout is not None:
         set_dropout(student, recipe.train.dropout)
     return student
-
-
-def open_tokens(student: SpladeStudent, folder: RunFolder) -> tuple[TokenStore, TokenStore]:
-    """Token ids of the training queries and of the passages."""
-    queries, passages = (TokenStore.open(tokens) for _, tokens, *_ in _token_plans(student, folder))
-    return queries, passages
 
 
 def _make_start(recipe: Recipe, folder: RunFolder) -> None:
@@ -102,12 +98,3 @@ def _make_start(recipe: Recipe, folder: RunFolder) -> None:
 
     save_student(load_student(recipe.student, passages.texts(np.sort(rows)), document_frequencies), folder.start)
     write_manifest(folder.start, Manifest(fields))
-
-
-def _token_plans(student: SpladeStudent, folder: RunFolder):
-    """For queries and passages: text store, token store, maximum length, prefix."""
-    for name, texts, prompt, max_length in (
-            ("queries.train", folder.queries("train"), "query", student.query_max_length),
-            ("passages", folder.passages, "document", student.passage_max_length)):
-        prefix = student.prompts.get(prompt, "")
-        yield texts, folder.tokens(token_key(student.tokenizer, prefix), name), max_length, prefix

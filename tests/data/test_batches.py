@@ -5,9 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
-from distill.config import Sampling
+from distill.config import Mixing, Sampling
 from distill.data.batches import Batch, Sampler, TrainingData, draw
 from distill.data.labels import Labels
+from distill.data.mixing import MixedSampler
 
 
 def shard(first: int, sizes: list[tuple[int, int]]) -> Labels:
@@ -118,3 +119,37 @@ def test_what_is_positive_for_a_query_elsewhere_in_the_batch_is_found():
         expected = {(query - first, place) for query in range(first, last) for place in range(12)
                     if passages.reshape(-1)[place] in batch.positives[query] and place != 3 * query}
         assert set(zip(*batch.also_positive(first, last).tolist(), strict=True)) == expected
+
+
+def mixed(mixing: Mixing, seed: int = 4) -> MixedSampler:
+    return MixedSampler({name: Sampler(TrainingData([shard(first, [(1, 4)] * size)]), 2, seed)
+                         for name, first, size in (("own", 0, 2), ("more", 100, 18))}, mixing, seed)
+
+
+def test_datasets_take_turns_each_in_an_order_of_its_own():
+    sampler = mixed(Mixing(by="round-robin"))
+    alone = {name: Sampler(TrainingData([shard(first, [(1, 4)] * size)]), 2, 4)
+             for name, first, size in (("own", 0, 2), ("more", 100, 18))}
+    for name in ["own", "more"] * 8:
+        drawn, batch = sampler.next_batch(3)
+        assert drawn == name
+        np.testing.assert_array_equal(batch.passage_rows, alone[name].next_batch(3).passage_rows)
+
+
+@pytest.mark.parametrize(("temperature", "share"), [(1.0, 18 / 20), (2.0, 3 / 4), (1e9, 1 / 2)])
+def test_datasets_are_drawn_by_size_to_the_power_of_one_over_temperature(temperature, share):
+    sampler = mixed(Mixing(temperature=temperature))
+    names = [sampler.next_batch(1)[0] for _ in range(2000)]
+    assert abs(names.count("more") / 2000 - share) < 4 * (share * (1 - share) / 2000) ** 0.5
+
+
+@pytest.mark.parametrize("mixing", [Mixing(by="round-robin"), Mixing(temperature=2.0)], ids=["turns", "drawn"])
+def test_a_mixture_goes_on_where_it_was(mixing):
+    sampler, other = mixed(mixing), mixed(mixing, seed=99)
+    for _ in range(13):
+        sampler.next_batch(3)
+    other.load_state_dict(sampler.state_dict())
+    for _ in range(20):
+        (one, ours), (two, theirs) = sampler.next_batch(3), other.next_batch(3)
+        assert one == two
+        np.testing.assert_array_equal(ours.passage_rows, theirs.passage_rows)

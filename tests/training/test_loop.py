@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from distill.recipe_file import dump_recipe
 from distill.student.checkpoint import load_checkpoint
 from distill.training import launch, loop, opening
 from distill.training.checkpoints import latest, load_best, save, save_best
+from distill.training.datasets import Dataset, open_tokens
 from distill.training.engine import Engine
 from distill.training.loop import train
 from distill.training.preemption import marker
@@ -108,7 +110,7 @@ def test_prompts_are_trained_with_saved_and_put_there_by_sparse_encoder(tiny_mlm
             ("query", "find time: ", 0, folder.queries("train"), encoder.encode_query),
             ("passage", "work ", 1, folder.passages, encoder.encode_document)):
         texts = TextStore.open(texts).texts(np.arange(5))
-        ids = opening.open_tokens(student, folder)[tokens].take(np.arange(5))  # what training read
+        ids = open_tokens(student, Dataset(folder, recipe.train))[tokens].take(np.arange(5))  # what training read
         plain = encoder.tokenizer([prompt + text for text in texts], add_special_tokens=False)["input_ids"]
         assert [list(row) for row in ids] == [row[:student.max_length(side)] for row in plain]
         with torch.no_grad():
@@ -178,6 +180,34 @@ def apart(recipe, place):
     (place / "recipe.yaml").write_text(dump_recipe(recipe))
     return subprocess.Popen([sys.executable, "-m", "distill.training.worker", place / "recipe.yaml", recipe.folder,
                              place / "outcome"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_two_datasets_train_with_losses_of_their_own_and_resume_exactly(tiny_mlm, run_folder, copied, labelled_folder,
+                                                                        tmp_path):
+    shutil.copytree(labelled_folder / "run", tmp_path / "else")
+    mixing = {"steps": 8, "checkpoints": {"every": 3}, "mixing": {"by": "round-robin"}, "datasets": {
+        "else": {"run": str(tmp_path / "else"), "prompts": {"query": "work "},
+                 "losses": [{"kind": "infonce", "temperature": 5.0}]}}}
+    expected = run(make_recipe(tiny_mlm, run_folder, **mixing))
+    recipe = make_recipe(tiny_mlm, copied, **mixing)
+    with once_logged(recipe, 3, lambda: os.kill(os.getpid(), signal.SIGUSR1)), pytest.raises(Preempted):
+        run(recipe)
+    assert_equal(run(recipe), expected)
+    log = steps(recipe)
+    assert [line["dataset"] for line in log] == ["own", "else"] * 4
+    assert all(("infonce" in line, "kl" in line) == ((True, False) if line["dataset"] == "else" else (False, True))
+               for line in log)
+
+
+def test_another_runs_labels_are_part_of_what_is_trained_and_must_be_there(tiny_mlm, run_folder, tmp_path, copied):
+    plain = opening.training_fields(make_recipe(tiny_mlm, run_folder), RunFolder(run_folder / "run"))
+    assert "datasets" not in plain["train"] and "mixing" not in plain["train"]
+    there, moved = (opening.training_fields(
+        make_recipe(tiny_mlm, run_folder, datasets={"more": {"run": str(path / "run")}}), RunFolder(run_folder / "run"))
+        for path in (copied, run_folder))
+    assert there == moved and there["train"]["datasets"]["more"]["labels"] == plain["labels"]
+    with pytest.raises(TrainingError, match=r"datasets\.more\.run: .*nowhere has no finished labels"):
+        run(make_recipe(tiny_mlm, run_folder, datasets={"more": {"run": str(tmp_path / "nowhere")}}))
 
 
 def test_killed_outright_it_goes_on_from_its_last_checkpoint(tiny_mlm, run_folder, copied, tmp_path):
