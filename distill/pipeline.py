@@ -395,7 +395,7 @@ def _train_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
 
 
 def _train(recipe: Recipe, folder: RunFolder) -> None:
-    from distill.reporting.wandb import follow
+    from distill.reporting.tracking import follow
     from distill.training.loop import train
 
     with follow(recipe, folder):
@@ -410,7 +410,7 @@ def _evaluate_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
 
 def _evaluate(recipe: Recipe, folder: RunFolder) -> None:
     from distill.evaluation.evaluate import evaluate
-    from distill.reporting.wandb import follow
+    from distill.reporting.tracking import follow
 
     with follow(recipe, folder):
         evaluate(recipe, folder)

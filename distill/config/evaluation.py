@@ -63,4 +63,5 @@ class Wandb(Section):
 
 class Tracking(Section):
     wandb: Wandb | None = None
+    tensorboard: bool = False  # event files in the run folder, logs/tensorboard
     log_every: Positive = 10  # optimizer steps

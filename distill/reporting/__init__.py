@@ -1,1 +1,1 @@
-"""What a run shows for itself: the final table, an HTML report, the checkpoint's model card, wandb."""
+"""What a run shows for itself: the final table, an HTML report, the checkpoint's model card, trackers, the hub."""

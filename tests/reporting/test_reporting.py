@@ -11,6 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 from rich.console import Console
 from small_run import small_recipe
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from distill.data.files import write_json
 from distill.data.layout import RunFolder
@@ -20,7 +21,7 @@ from distill.reporting.curves import training_curves
 from distill.reporting.model_card import card_data, write_model_card
 from distill.reporting.report import write_report
 from distill.reporting.table import markdown_table, metric_title, print_table
-from distill.reporting.wandb import follow
+from distill.reporting.tracking import follow
 
 
 def system(name: str, title: str, *values: float, **costs: float) -> dict:
@@ -154,7 +155,21 @@ def test_wandb_gets_the_log_and_the_results_offline(run, monkeypatch):
         time.sleep(0.1)
 
 
-def test_without_wandb_in_the_recipe_nothing_is_written(tmp_path):
+def test_tensorboard_reads_the_log_and_the_results_each_line_once(run):
+    recipe, folder = run
+    recipe = small_recipe(folder.root, tracking={"tensorboard": True})
+    with follow(recipe, folder):
+        pass
+    with follow(recipe, folder), folder.train_log.open("a") as file:  # gone on with
+        file.write('}\n{"step": 500, "loss": 0.01}\n')
+    events = EventAccumulator(str(folder.logs / "tensorboard")).Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert losses == [(line["step"], pytest.approx(line["loss"])) for line in LOG] + [(500, pytest.approx(0.01))]
+    assert [event.step for event in events.Scalars("dev/nDCG@10")] == [200, 400]
+    assert events.Scalars("evaluation/student/nDCG@10")[-1].value == pytest.approx(0.58)
+
+
+def test_without_trackers_in_the_recipe_nothing_is_written(tmp_path):
     with follow(small_recipe(tmp_path), RunFolder(tmp_path)):
         pass
     assert not (tmp_path / "logs").exists()
