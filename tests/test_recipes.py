@@ -71,10 +71,9 @@ def test_is_read_written_and_planned(name):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_shrunk_trains_a_student_that_sparse_encoder_loads(name, tiny, tmp_path, monkeypatch):
+def test_shrunk_trains_a_student_that_sparse_encoder_loads(name, tiny, tmp_path):
     from sentence_transformers import SparseEncoder
 
-    monkeypatch.delenv("LOCAL_RANK", raising=False)  # training leaves it; fine-tuning takes it for several processes
     recipe = parse_recipe(shrunk(yaml.safe_load(dump_recipe(load_recipe(CONFIGS / f"{name}.yaml"))), tiny, tmp_path))
     rounds = all_rounds(recipe)
     for one in rounds:
