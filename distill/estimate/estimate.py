@@ -137,6 +137,8 @@ def _import(case: _Case) -> Iterator[Cost]:
 
 def _mine(case: _Case) -> Iterator[Cost]:
     size = case.size
+    if case.recipe.cluster.address is None:  # its Slurm job has one machine
+        case = replace(case, gpus=min(case.gpus, PER_MACHINE))
     for name, miner in case.recipe.mine.miners.items():
         if miner.kind != "bm25":
             yield _encoded(case, "mine", f"{name}: encode", miner)
