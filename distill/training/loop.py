@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -59,12 +58,7 @@ def train(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         return done.counts
     processes = 1 if launch.placed() else launch.processes_here(recipe)
     if processes == 1:
-        given = os.environ.get("LOCAL_RANK")
-        try:
-            return train_process(recipe, folder)
-        finally:
-            if given is None:  # what follows in this process, fine-tuning say, would take it for one of several
-                os.environ.pop("LOCAL_RANK", None)
+        return train_process(recipe, folder)
     _refuse_fewer_queries(recipe, processes)
     return launch.start(recipe, folder, processes)
 
