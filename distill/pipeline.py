@@ -30,6 +30,7 @@ from distill.data.manifest import claimed, read_manifest, require_manifest, veri
 from distill.errors import DistillError, FingerprintError, RecipeError, SlurmError
 from distill.own_code import check_own_code
 from distill.recipe_file import dump_recipe
+from distill.reporting.emissions import measure_emissions
 from distill.rounds import all_rounds
 
 log = logging.getLogger(__name__)
@@ -139,7 +140,8 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> b
         return False
     log.info("%-9s ...", stage.name)
     began = time.monotonic()
-    stage.run(recipe, folder)
+    with measure_emissions(recipe, folder, stage.name):
+        stage.run(recipe, folder)
     _write_recipe(recipe, folder)
     seconds = time.monotonic() - began
     append_json_line(folder.stage_log,

@@ -64,4 +64,6 @@ class Wandb(Section):
 class Tracking(Section):
     wandb: Wandb | None = None
     tensorboard: bool = False  # event files in the run folder, logs/tensorboard
+    # whose electricity it is, as FRA (ISO 3166): each stage's energy and CO2 are estimated by CodeCarbon
+    codecarbon: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] | None = None
     log_every: Positive = 10  # optimizer steps

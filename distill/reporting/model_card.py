@@ -6,6 +6,7 @@ The metadata is written by `huggingface_hub`, so that what is uploaded validates
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from distill.config import HuggingFace, Recipe
 from distill.data.files import write_atomic
 from distill.data.layout import RunFolder
 from distill.reporting import run_facts, table
+from distill.reporting.emissions import emissions_of
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _NON_COMMERCIAL = "cc-by-nc-sa-4.0"  # of naver's SPLADE checkpoints
@@ -31,22 +33,23 @@ def write_model_card(recipe: Recipe, folder: RunFolder) -> Path:
 
 def model_card(recipe: Recipe, folder: RunFolder) -> str:
     """The card as text."""
-    evaluation = run_facts.evaluation_of(folder)
+    evaluation, emissions = run_facts.evaluation_of(folder), emissions_of(folder)
     environment = Environment(loader=PackageLoader("distill.reporting", ""), undefined=StrictUndefined,
                               trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     return environment.get_template("model_card.md.jinja").render(
-        metadata=card_data(recipe, evaluation).to_yaml(), name=recipe.name, version=run_facts.version(),
+        metadata=card_data(recipe, evaluation, emissions).to_yaml(), name=recipe.name, version=run_facts.version(),
         data=run_facts.data_sentence(recipe), student=run_facts.student_sentence(recipe.student),
         training=run_facts.training_rows(recipe), teachers=run_facts.teacher_rows(recipe, folder),
         table=table.markdown_table(evaluation) if evaluation else None,
         caption=table.caption(evaluation) if evaluation else None,
         sentences=table.test_sentences(evaluation) if evaluation else [],
         start=run_facts.model_name(recipe.student.model), non_commercial=_inherits_non_commercial(recipe),
-        recipe=run_facts.recipe_yaml(recipe), top_k=recipe.student.top_k,
+        recipe=run_facts.recipe_yaml(recipe), emissions=emissions, top_k=recipe.student.top_k,
     )
 
 
-def card_data(recipe: Recipe, evaluation: dict[str, Any] | None) -> ModelCardData:
+def card_data(recipe: Recipe, evaluation: dict[str, Any] | None, emissions: Sequence[dict[str, Any]] = ()
+              ) -> ModelCardData:
     """The metadata: what the hub's search and its results widget read."""
     base = recipe.student.model
     source = recipe.data.source
@@ -60,7 +63,18 @@ def card_data(recipe: Recipe, evaluation: dict[str, Any] | None) -> ModelCardDat
         license=_NON_COMMERCIAL if _inherits_non_commercial(recipe) else None,
         metrics=[_metric_type(name) for name in evaluation["metrics"]] if evaluation else None,
         eval_results=_eval_results(recipe, evaluation) if evaluation else None,
+        **({"co2_eq_emissions": _emissions(emissions)} if emissions else {}),
     )
+
+
+def _emissions(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All stages together, in grams and kWh, as the hub and sentence-transformers' cards have them."""
+    data = {"emissions": 1000 * sum(stage["co2_kg"] for stage in stages),
+            "energy_consumed": sum(stage["energy_kwh"] for stage in stages),
+            "source": "codecarbon", "training_type": "fine-tuning",
+            "hours_used": round(sum(stage["seconds"] for stage in stages) / 3600, 3),
+            "cpu_model": stages[-1]["cpu"], "geographical_location": stages[-1]["country"]}
+    return {**data, "hardware_used": stages[-1]["gpu"]} if stages[-1]["gpu"] else data
 
 
 def _eval_results(recipe: Recipe, evaluation: dict[str, Any]) -> list[EvalResult]:

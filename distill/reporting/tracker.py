@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -13,3 +14,8 @@ class Tracker:
     line: Callable[[int, Mapping[str, float]], None]
     results: Callable[[Mapping[str, float]], None]
     close: Callable[[], None]
+
+
+def first_rank() -> bool:
+    """Whether this process is the one of its job that tells others."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0"

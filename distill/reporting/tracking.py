@@ -7,7 +7,6 @@ stands in logs/<tracker>.json: a run that goes on after an interruption goes on 
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from distill.data.files import read_json, write_json
 from distill.data.layout import RunFolder
 from distill.reporting import run_facts
 from distill.reporting.tensorboard import open_tensorboard
-from distill.reporting.tracker import Tracker
+from distill.reporting.tracker import Tracker, first_rank
 from distill.reporting.wandb import open_wandb
 
 _SECONDS_BETWEEN_READS = 5.0
@@ -43,8 +42,7 @@ def follow(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
 
     Does nothing where the recipe asks for no tracker, nor in ranks other than the first.
     """
-    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
-    followed = _open(recipe, folder) if rank == "0" else ()
+    followed = _open(recipe, folder) if first_rank() else ()
     if not followed:
         yield
         return

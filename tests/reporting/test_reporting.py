@@ -16,8 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distill.data.files import write_json
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, write_manifest
+from distill.errors import RecipeError
 from distill.reporting import run_facts
 from distill.reporting.curves import training_curves
+from distill.reporting.emissions import emissions_of, measure_emissions
 from distill.reporting.model_card import card_data, write_model_card
 from distill.reporting.report import write_report
 from distill.reporting.table import markdown_table, metric_title, print_table
@@ -167,6 +169,28 @@ def test_tensorboard_reads_the_log_and_the_results_each_line_once(run):
     assert losses == [(line["step"], pytest.approx(line["loss"])) for line in LOG] + [(500, pytest.approx(0.01))]
     assert [event.step for event in events.Scalars("dev/nDCG@10")] == [200, 400]
     assert events.Scalars("evaluation/student/nDCG@10")[-1].value == pytest.approx(0.58)
+
+
+def test_energy_and_co2_of_a_stage_reach_the_card_also_where_it_was_cut_short(run):
+    recipe, folder = run
+    recipe = small_recipe(folder.root, tracking={"codecarbon": "FRA"})
+    with pytest.raises(KeyError), measure_emissions(recipe, folder, "train"):
+        raise KeyError
+    with measure_emissions(recipe, folder, "train"):
+        sum(range(2_000_000))
+    attempts = [json.loads(line) for line in (folder.logs / "emissions.jsonl").read_text().splitlines()]
+    assert [line["country"] for line in attempts] == ["FRA", "FRA"] and attempts[1]["energy_kwh"] > 0
+    stage, = emissions_of(folder)
+    assert stage["energy_kwh"] == pytest.approx(sum(line["energy_kwh"] for line in attempts))
+    card = ModelCard.load(write_model_card(recipe, folder))
+    assert card.data.co2_eq_emissions["emissions"] == pytest.approx(1000 * stage["co2_kg"])
+    assert f"| train | 0.00 | {stage['energy_kwh']:.3g} |" in card.text
+
+
+def test_a_country_that_there_is_not_is_refused(tmp_path):
+    recipe = small_recipe(tmp_path, tracking={"codecarbon": "XQX"})
+    with pytest.raises(RecipeError, match="ISO 3166"), measure_emissions(recipe, RunFolder(tmp_path), "train"):
+        pass
 
 
 def test_without_trackers_in_the_recipe_nothing_is_written(tmp_path):
