@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import Miner, resolve_model
+from distill.config import Miner, Train, resolve_model
 from distill.errors import RecipeError
 from distill.recipe_file import dump_recipe, load_recipe, parse_recipe
 
@@ -88,6 +88,15 @@ def test_a_miner_that_would_sample_from_no_rank_is_refused():
     assert Miner(**fields, depth=6).sample == 1
     with pytest.raises(ValueError, match="ranks 6 to `depth`, which is 5"):
         Miner(**fields, depth=5)
+
+
+def test_a_regularizer_setting_without_effect_is_refused():
+    common = {"kind": "df-flops", "weight": 0.1, "alpha": 0.05}
+    assert Train(batch_size=4, negatives=7, passage_regularizers=[common]).passage_regularizers[0].alpha == 0.05
+    with pytest.raises(ValueError, match=r"query_regularizers: df-flops .* the 4 texts of a batch"):
+        Train(batch_size=4, negatives=7, query_regularizers=[common])
+    with pytest.raises(ValueError, match="group_size belongs to flops"):
+        Train(passage_regularizers=[{"kind": "l1", "weight": 0.1, "group_size": 8}])
 
 
 def test_package_models_resolve_to_their_folder():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distill.config.base import Positive, Section
 
@@ -79,6 +79,12 @@ class Regularizer(Section):
     ramp_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps
     group_size: Positive | None = None  # flops: texts a mean is taken over; None: the global batch
     threshold: Annotated[int, Field(ge=0)] | None = None  # texts with at most so many active terms go free
+
+    @model_validator(mode="after")
+    def _every_field_counts(self) -> Regularizer:
+        if self.group_size is not None and self.kind != "flops":
+            raise ValueError("group_size belongs to flops")
+        return self
 
 
 class DfFlopsRegularizer(Section):

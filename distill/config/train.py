@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from distill.config.base import Fraction, Positive, Section
-from distill.config.losses import AnyRegularizer, KlLoss, Loss
+from distill.config.losses import AnyRegularizer, DfFlopsRegularizer, KlLoss, Loss
 from distill.config.student import Prompts
 
 
@@ -121,4 +121,16 @@ class Train(Section):
             raise ValueError("mixing has no effect without datasets")
         if len({cap.k for cap in self.top_ks}) < len(self.top_ks):
             raise ValueError("top_ks has a cap twice")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_tells_common_terms_apart(self) -> Train:
+        """In fewer texts, one alone would make a term common: every term would count, as in plain FLOPS."""
+        for side, texts, terms in (("query", self.batch_size, self.query_regularizers),
+                                   ("passage", self.batch_size * (1 + self.negatives), self.passage_regularizers)):
+            for term in terms:
+                if isinstance(term, DfFlopsRegularizer) and term.alpha * texts <= 1:
+                    raise ValueError(f"{side}_regularizers: df-flops tells terms apart by their frequency in the "
+                                     f"{texts} texts of a batch, where alpha {term.alpha:g} is no more than one text; "
+                                     "raise alpha, batch_size or negatives")
         return self
