@@ -164,7 +164,8 @@ def status(
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its checksum.")] = False,
 ) -> None:
     """Say which stages of a recipe are done, why others must run (again), and where jobs of Slurm stand."""
-    from distill.pipeline import print_status, stage_states
+    from distill.pipeline import stage_states
+    from distill.status import print_status
 
     states = stage_states(load_recipe(recipe, overrides or ()), limit=limit, verify=verify)
     if as_json:

@@ -14,7 +14,7 @@ from distill.data.inspect import sizes_of
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
 from distill.errors import RecipeError
-from distill.estimate.models import student_shape, weights
+from distill.shapes import student_shape, weights
 
 CHARACTERS_PER_TOKEN = 4.5  # English text, WordPiece
 BYTES_PER_PAIR = 16  # candidates: row 8, rank 4, flags 2; and list offsets

@@ -18,9 +18,9 @@ from distill.errors import RecipeError
 from distill.estimate.estimate import estimate
 from distill.estimate.hardware import device
 from distill.estimate.memory import training_memory
-from distill.estimate.models import forward_flops, shape_of
 from distill.pipeline import run
 from distill.recipe_file import load_recipe
+from distill.shapes import forward_flops, shape_of
 
 SPLADE_V3 = "configs/splade-v3.yaml"
 

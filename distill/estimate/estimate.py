@@ -16,11 +16,11 @@ from pathlib import Path
 from distill.config import Miner, ModelShape, Recipe, Teacher
 from distill.estimate.hardware import Device, device
 from distill.estimate.memory import Memory, graph_bytes_per_token, training_memory
-from distill.estimate.models import forward_flops, head_flops, shape_of, student_shape, teacher_shape, weights
 from distill.estimate.probe import Probe, find_probe
 from distill.pipeline import stages_of
 from distill.plan import Counts, Planned, Volumes, plan
 from distill.rounds import all_rounds
+from distill.shapes import forward_flops, head_flops, shape_of, student_shape, teacher_shape, weights
 from distill.submit import plan_jobs
 
 # Assumed shares of a device's peak, until a rehearsal has measured the real ones.

@@ -12,9 +12,7 @@ from sentence_transformers import SentenceTransformer
 from distill.config import Miner, resolve_model
 from distill.data.texts import TextStore
 from distill.errors import RecipeError
-from distill.mining.chunks import Chunks
 from distill.mining.encode import Precision
-from distill.mining.search import search_dense
 from distill.progress import progress
 
 _SLAB = 8192  # passages embedded at a time; sorted by length inside a slab
@@ -52,19 +50,6 @@ class DenseModel:
                             enabled=self._precision != "float32"):
             return encode(texts, batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=True,
                           normalize_embeddings=self.model.similarity_fn_name == "cosine").astype(np.float32, copy=False)
-
-
-class DenseIndex:
-    """The embeddings of the collection, memory-mapped."""
-
-    def __init__(self, chunks: Chunks):
-        self._chunks = chunks
-        columns = [batch.column("vector") for batch in chunks.open()]
-        self.blocks = [column.values.to_numpy().reshape(len(column), -1) for column in columns]
-
-    def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32. Threads are BLAS's own."""
-        return search_dense(self._chunks.model.queries(queries), self.blocks, k)
 
 
 def load_dense(model: str, revision: str | None, device: str | None = None) -> SentenceTransformer:

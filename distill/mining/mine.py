@@ -36,6 +36,7 @@ from distill.data.texts import TextStore
 from distill.errors import DataError, StorageError
 from distill.mining.bm25 import build_index, open_index
 from distill.mining.chunks import Chunks
+from distill.mining.indexes import DenseIndex, SpladeIndex
 from distill.progress import progress
 
 log = logging.getLogger(__name__)
@@ -170,13 +171,7 @@ def open_searcher(miner: Miner, passages: TextStore, folder: RunFolder, mine: Mi
     if miner.kind == "bm25":
         return open_index(passages, folder.index("bm25")) or build_index(passages)
     chunks = Chunks(miner, passages, folder, mine or Mine(), device)
-    if miner.kind == "dense":
-        from distill.mining.dense import DenseIndex
-
-        return DenseIndex(chunks)
-    from distill.mining.splade import SpladeIndex
-
-    return SpladeIndex(chunks)
+    return DenseIndex(chunks) if miner.kind == "dense" else SpladeIndex(chunks)
 
 
 def _unfinished(recipe: Recipe, folder: RunFolder) -> list[str]:

@@ -13,9 +13,7 @@ from distill.config import Miner
 from distill.data.candidates import csr_column
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
-from distill.mining.chunks import Chunks
 from distill.mining.encode import Precision, encode_store, encode_texts, token_store
-from distill.mining.search import search_blocks
 from distill.student.checkpoint import load_checkpoint
 
 
@@ -39,22 +37,3 @@ class SpladeModel:
     def queries(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """float32 [n, vocabulary]."""
         return encode_texts(self.student, texts, "query", precision=self._precision)
-
-
-class SpladeIndex:
-    """The posting lists of the collection, memory-mapped."""
-
-    def __init__(self, chunks: Chunks):
-        self._chunks = chunks
-        self.blocks = [_matrix(batch, len(chunks.rows(number))) for number, batch in enumerate(chunks.open())]
-
-    def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best `k` passages of each query: rows int64 [n, min(k, N)], -1 where none shares a term; scores."""
-        return search_blocks(self._chunks.model.queries(queries), self.blocks, k, threads)
-
-
-def _matrix(batch: pa.RecordBatch, size: int) -> sparse.csr_matrix:
-    """A chunk as [vocabulary, size], its arrays in the mapped file."""
-    passages, weights = batch.column("passages"), batch.column("weights")
-    arrays = (weights.values.to_numpy(), passages.values.to_numpy(), passages.offsets.to_numpy())
-    return sparse.csr_matrix(arrays, shape=(len(passages), size))
