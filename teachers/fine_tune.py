@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -112,6 +113,18 @@ def training_lists(folder: RunFolder, tuning: FineTune, seed: int) -> list[Train
     return lists
 
 
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """Without LOCAL_RANK, which student training leaves behind: accelerate takes whoever has it for one of several."""
+    rank = os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        if rank is not None:
+            os.environ["LOCAL_RANK"] = rank
+
+
+@_one_process()
 def _train_fold(name: str, cfg: Teacher, folder: RunFolder, lists: list[TrainingList], seed: int,
                 fields: dict[str, Any], path: Path) -> None:
     # heavy imports: seconds, and the fields of a finished stage are read without them

@@ -159,9 +159,8 @@ class Engine:
         offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
         optimizer = _optimizer(train, parameter_groups(student, train), offload)
         try:
-            with _local_rank():
-                self._ds, *_ = deepspeed.initialize(model=_Autocast(student, precision, world.device),
-                                                    optimizer=optimizer, config=ds_config)
+            self._ds, *_ = deepspeed.initialize(model=_Autocast(student, precision, world.device), optimizer=optimizer,
+                                                config=ds_config)
         except (ValueError, AssertionError) as error:  # pydantic's and DeepSpeed's own checks of its configuration
             raise RecipeError(f"train.deepspeed: DeepSpeed refuses the configuration: {error}") from error
         self._ds.train()
@@ -306,19 +305,6 @@ class Engine:
 
     def close(self) -> None:
         self._ds.destroy()
-
-
-@contextlib.contextmanager
-def _local_rank() -> Iterator[None]:
-    """LOCAL_RANK, which DeepSpeed insists on, also where no launcher has set it; left there, it would tell what runs in
-    this process later, fine-tuning say, that it is one of several."""
-    given = "LOCAL_RANK" in os.environ
-    os.environ.setdefault("LOCAL_RANK", "0")
-    try:
-        yield
-    finally:
-        if not given:
-            del os.environ["LOCAL_RANK"]
 
 
 def _optimizer(train: config.Train, groups: list[dict[str, Any]], offload: bool) -> torch.optim.Optimizer:

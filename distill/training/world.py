@@ -63,9 +63,10 @@ class World:
 
 def join() -> World:
     """Join the process group that the environment describes (see `launch.place`), or make one of this process alone."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     cuda = torch.cuda.is_available()
     # a launcher may show each process its own GPU alone
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()) if cuda \
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()) if cuda \
         else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
