@@ -318,10 +318,10 @@ def test_a_chunk_without_memory_halves_the_token_budget(tiny_mlm, run_folder, co
         students.append(weakref.ref(student))
         init(self, student, *arguments)
 
-    def too_large(self, input_ids, attention_mask, cached=None, **more):
+    def too_large(self, input_ids, attention_mask, cached=None, side="passage"):
         if cached is not None and input_ids.numel() > 130:
             raise error("no memory for this")
-        return encode(self, input_ids, attention_mask, cached, **more)
+        return encode(self, input_ids, attention_mask, cached, side)
 
     monkeypatch.setattr(Engine, "__init__", one_at_a_time)
     monkeypatch.setattr(Engine, "encode", too_large)
