@@ -14,7 +14,7 @@ from distill.data.inspect import sizes_of
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
 from distill.errors import RecipeError
-from distill.shapes import student_shape, weights
+from distill.shapes import parameters, student_shape
 
 CHARACTERS_PER_TOKEN = 4.5  # English text, WordPiece
 BYTES_PER_PAIR = 16  # candidates: row 8, rank 4, flags 2; and list offsets
@@ -153,7 +153,7 @@ def _checkpoint_bytes(recipe: Recipe) -> float | None:
 def _parameters(recipe: Recipe) -> float | None:
     """Parameters of the student, embeddings included; None if its shape isn't known."""
     shape = student_shape(recipe)
-    return None if shape is None else weights(shape) + float(shape.vocabulary or 0) * shape.hidden
+    return None if shape is None else parameters(shape)
 
 
 def in_bytes(size: float) -> str:

@@ -46,6 +46,11 @@ def weights(shape: ModelShape) -> float:
                                   + (3 if shape.gated else 2) * shape.hidden * feed_forward)
 
 
+def parameters(shape: ModelShape) -> float:
+    """The layers' weights, and the embeddings'."""
+    return weights(shape) + float(shape.vocabulary or 0) * shape.hidden
+
+
 def forward_flops(shape: ModelShape, length: float) -> float:
     """Operations of the layers for each token of a text of `length` tokens."""
     return 2 * weights(shape) + 4 * length * shape.layers * (shape.attention or shape.hidden)

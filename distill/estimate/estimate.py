@@ -20,7 +20,7 @@ from distill.estimate.probe import Probe, find_probe
 from distill.pipeline import stages_of
 from distill.plan import Counts, Planned, Volumes, plan
 from distill.rounds import all_rounds
-from distill.shapes import forward_flops, head_flops, shape_of, student_shape, teacher_shape, weights
+from distill.shapes import forward_flops, head_flops, parameters, shape_of, student_shape, teacher_shape
 from distill.submit import plan_jobs
 
 # Assumed shares of a device's peak, until a rehearsal has measured the real ones.
@@ -122,7 +122,7 @@ def estimate(recipe: Recipe, gpus: int, gpu_type: str, use_probe: bool = True) -
         sizes_from = sizes_from or size.origin
     ranks = min(gpus, recipe.train.batch_size) if chosen.cuda else gpus * (recipe.train.processes or 1)
     shape = student_shape(recipe)
-    memory = training_memory(recipe, _parameters(shape), shape, ranks) if shape else None
+    memory = training_memory(recipe, parameters(shape), shape, ranks) if shape else None
     return Estimate(gpus, chosen, probe.folder if probe else None, costs, planned, sizes_from, memory, ranks, jobs)
 
 
@@ -162,7 +162,7 @@ def _encoded(case: _Case, stage: str, part: str, model: Miner | None) -> Cost:
 
 
 def _search(case: _Case, stage: str, part: str, queries: int, passages: int) -> Cost:
-    cores = (case.recipe.slurm.cpus or CORES) * case.gpus if case.device.cuda else 2 * case.gpus
+    cores = (case.recipe.slurm.cpus or CORES) * case.gpus if case.device.cuda else (os.cpu_count() or 1) * case.gpus
     seconds = queries * passages * PRODUCTS / PRODUCTS_PER_SECOND / cores
     return case.cost(stage, part, f"assumed: {PRODUCTS:g} products a query and passage, {PRODUCTS_PER_SECOND:,.0f} a "
                      f"second and core, {cores} cores", wall_seconds=seconds)
@@ -253,7 +253,7 @@ def _train(case: _Case) -> Iterator[Cost]:
     else:
         seconds, basis = case.assumed(flops, TRAINING)
     again = f"; {1 - kept:.0%} of the chunks encoded twice" if kept < 1 else ""
-    reduce = _all_reduce_seconds(_parameters(shape), ranks, case.device) * counts.steps
+    reduce = _all_reduce_seconds(parameters(shape), ranks, case.device) * counts.steps
     wall = seconds / ranks + reduce
     bound = ""
     if ranks < case.gpus:
@@ -332,10 +332,6 @@ def _all_reduce_seconds(parameters: float, ranks: int, chosen: Device) -> float:
         return 0.0
     speed = INSIDE if ranks <= PER_MACHINE else BETWEEN
     return 2 * (ranks - 1) / ranks * 4 * parameters / speed
-
-
-def _parameters(shape: ModelShape) -> float:
-    return weights(shape) + float(shape.vocabulary or 0) * shape.hidden
 
 
 def _start(case: _Case) -> float:
