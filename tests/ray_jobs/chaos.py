@@ -138,10 +138,11 @@ def workers(kind: str = "ScoreWorker") -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.cmdline()[:1] and process.cmdline()[0].startswith(f"ray::{kind}"):
-                found.append(process)
+            title = " ".join(process.cmdline())  # read once: a process that dies has none left
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
+        if title.startswith(f"ray::{kind}"):
+            found.append(process)
     return found
 
 
