@@ -44,7 +44,7 @@ FREE, SECOND = "ours, inference-free queries", "ours, self-mining round on top"
 BASE = "ours, bfloat16"  # which the self-mining round goes on from
 STEPS = ("labels", *OURS, *PEERS, SECOND, FREE)
 SELF_MINING = ("{mine: {miners: {student: {kind: splade, model: round:previous, top: 5, sample: 5, depth: 50}}}, "
-               "student: {model: round:previous}, train: {steps: %d, lr: 1.0e-4, "
+               "student: {model: round:previous}, score: {rerank: false}, train: {steps: %d, lr: 1.0e-4, "
                "query_regularizers: [{kind: l1, weight: 0.005, ramp: constant}], "
                "passage_regularizers: [{kind: flops, weight: 0.01, ramp: constant}]}}")
 

@@ -152,6 +152,18 @@ class SlurmCluster:
         with contextlib.suppress(subprocess.CalledProcessError):  # it runs already
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
+    def hold_still(self, job: str, seconds: float) -> None:
+        """Stop the steps of a running job, until it has run for so many seconds or Slurm has awoken and ended it."""
+        self.run("scancel", "--signal=STOP", job)
+        wait_until("the held job's time to pass",
+                   lambda: self.state(job) != "RUNNING" or self._runs_for(job) >= seconds, seconds + 60)
+        if self.state(job) == "RUNNING":
+            self.run("scancel", "--signal=CONT", job)
+
+    def _runs_for(self, job: str) -> int:
+        hours, minutes, seconds = map(int, self._shown(job, "RunTime").split(":"))
+        return 3600 * hours + 60 * minutes + seconds
+
     def wait(self, *jobs: str, seconds: float = 240) -> None:
         """Until all jobs have completed; requeued ones start at once. `AssertionError` where one ends otherwise."""
         def over() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import torch
@@ -50,8 +51,7 @@ def new_training(new_run):
 def runs(new_training):
     """Trainings that run at the same time; those on n3 will be disturbed from outside."""
     return {"undisturbed": new_training("undisturbed", "n1,n2", by_hand=True),
-            "preempted": new_training("preempted", "n2,n3"),
-            "time limit": new_training("time-limit", "n1,n2", time="1", warn=20)}
+            "preempted": new_training("preempted", "n2,n3")}
 
 
 def test_two_machines_train_as_two_ranks(runs, slurm):
@@ -75,9 +75,11 @@ def test_preempted_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm
     assert_same_weights(run, runs["undisturbed"])
 
 
-def test_cut_by_its_time_limit_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm):
-    run = runs["time limit"]
-    run.wait(seconds=420)
+def test_cut_by_its_time_limit_it_requeues_itself_and_ends_with_the_same_weights(runs, new_training, slurm):
+    run = new_training("time-limit", "n1,n2", time="1", warn=20)
+    wait_until("some steps", lambda: steps(run) > 5, seconds=200)
+    slurm.hold_still(*run.ids, seconds=42)  # a fast machine would be done before the limit
+    run.wait(seconds=300)
     assert slurm.restarts(run.ids[0]) >= 1
     runs["undisturbed"].wait()
     assert_same_weights(run, runs["undisturbed"])
@@ -89,10 +91,12 @@ def test_a_machine_that_goes_down_ends_its_peers_and_training_goes_on_when_it_is
     wait_until("a checkpoint", lambda: steps(run) > 25, seconds=200)
     slurm.take_down("n3")
     # Whichever comes first: the script, when srun has ended the peers, or Slurm, when it misses the machine.
-    wait_until("the peers to end", lambda: slurm.restarts(run.ids[0]) == 1, seconds=90)
+    wait_until("the job to be requeued", lambda: slurm.restarts(run.ids[0]) == 1, seconds=90)
+    wait_until("the peers to end", lambda: slurm.node_states()["n2"] == "idle", seconds=60)
     assert steps(run) < STEPS
-    assert "Read error" in run.output() or "Connection" in run.output()  # the peer saw it; it did not wait for ever
+    assert "Connection" in run.output()  # the peer saw it; it did not wait for ever
     slurm.start_node("n3")
+    time.sleep(10)  # Slurm holds a requeued job for two minutes; started within a second, it finds one machine of two
     run.wait()
     assert slurm.restarts(run.ids[0]) >= 1
     runs["undisturbed"].wait()
