@@ -28,8 +28,8 @@ def import_object(path: str) -> Any:
 
 def check_own_code(train: config.Train) -> None:
     """Import the losses and regularisers of one's own; `RecipeError` names the field of one that cannot be."""
-    terms = {field: getattr(train, field) for field in ("losses", "query_regularizers", "passage_regularizers")}
-    terms |= {f"datasets.{name}.losses": dataset.losses or () for name, dataset in train.datasets.items()}
+    terms = {**train.losses_by_field, "query_regularizers": train.query_regularizers,
+             "passage_regularizers": train.passage_regularizers}
     for field, of_field in terms.items():
         for number, term in enumerate(of_field):
             if term.kind == "custom":

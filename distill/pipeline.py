@@ -155,6 +155,10 @@ def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
     from distill.evaluation.metrics import parse_measures
 
     check_own_code(recipe.train)
+    if any(loss.kind == "embedding-mse" for losses in recipe.train.losses_by_field.values() for loss in losses):
+        from distill.training.targets import check_targets
+
+        check_targets(recipe, folder)
     parse_measures(recipe.evaluate.metrics)
     split = recipe.evaluate.split
     if not folder.judgements(split).exists():

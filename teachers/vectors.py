@@ -4,7 +4,7 @@ A passage is a candidate of many queries, in many shards and splits; encoding it
 job. Which texts form a chunk is planned once and frozen on disk, so vectors, and the scores made of them, repeat to
 the byte: a split's chunks hold its queries, and the passages that no split planned before it needs. Whoever needs a
 chunk that is not there, or is damaged, makes it, those first that nobody else has in hand; committing is exclusive. The
-chunks are a cache: once all is scored they can go.
+chunks are a cache: once all is scored, and trained on where a loss takes the vectors themselves, they can go.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 CHUNK = 512  # texts
 STORES = ("queries", "passages")
 _PAIRS = 8192  # whose vectors are in memory at once
+
+Chunk = tuple[str, str, int]  # the split that it was planned for, the store, its number
 
 
 class Encoder(Protocol):
@@ -89,6 +91,13 @@ def _needed_rows(folder: RunFolder, split: str) -> dict[str, np.ndarray]:
     return {store: np.flatnonzero(mask) for store, mask in needed.items()}
 
 
+def planned_for(name: str, folder: RunFolder, split: str, model: dict[str, Any], candidates: str) -> bool:
+    """Whether the vectors planned are those of this model (its identity), for these candidates (their fingerprint)."""
+    path = _plan_path(_home(folder, name))
+    plan = read_json(path) if path.exists() else {"model": None, "candidates": {}}
+    return plan["model"] == model and plan["candidates"].get(split) == candidates
+
+
 def vector_chunks(name: str, folder: RunFolder, split: str) -> list[tuple[str, int]]:
     """(store, chunk number) of every chunk that a split adds; `plan_vectors` must have run."""
     home = _home(folder, name)
@@ -99,13 +108,63 @@ def chunk_done(name: str, folder: RunFolder, split: str, store: str, chunk: int)
     return _chunk_path(_home(folder, name), split, store, chunk).exists()
 
 
+class ChunkPlan:
+    """Where the vectors of texts lie: a split's own chunks, and those of the splits planned before it."""
+
+    def __init__(self, name: str, folder: RunFolder):
+        self._home = _home(folder, name)
+        self._rows: dict[tuple[str, str], np.ndarray] = {}
+        self._planned: dict[str, list[str]] = {}  # a split -> those planned up to it
+
+    def path(self, chunk: Chunk) -> Path:
+        return _chunk_path(self._home, *chunk)
+
+    def rows(self, chunk: Chunk) -> np.ndarray:
+        """int64, ascending: the rows of the store whose vectors a chunk has, in its order."""
+        split, store, number = chunk
+        return self._added(split, store)[number * CHUNK:(number + 1) * CHUNK]
+
+    def of(self, split: str) -> Iterator[Chunk]:
+        """All that a split's texts may lie in."""
+        for store in STORES:
+            for owner in self._owners(split, store):
+                for start in range(0, len(self._added(owner, store)), CHUNK):
+                    yield owner, store, start // CHUNK
+
+    def places(self, split: str, store: str, rows: np.ndarray) -> Iterator[tuple[Chunk, np.ndarray, np.ndarray]]:
+        """For distinct rows, ascending: each chunk that has some, the places of these in `rows` and in the chunk."""
+        for owner in self._owners(split, store):
+            added = self._added(owner, store)
+            at = np.searchsorted(added, rows)
+            there = np.flatnonzero(at < len(added))
+            there = there[added[at[there]] == rows[there]]
+            numbers = at[there] // CHUNK
+            for number in np.unique(numbers).tolist():
+                here = there[numbers == number]
+                yield (owner, store, number), here, at[here] - number * CHUNK
+
+    def _owners(self, split: str, store: str) -> list[str]:
+        """The splits among whose chunks a split's texts are, itself the last."""
+        if store == "queries":
+            return [split]
+        if split not in self._planned:
+            planned = list(read_json(_plan_path(self._home))["candidates"])
+            self._planned[split] = planned[:planned.index(split) + 1]
+        return self._planned[split]
+
+    def _added(self, split: str, store: str) -> np.ndarray:
+        if (split, store) not in self._rows:
+            self._rows[split, store] = _rows(self._home, split, store)
+        return self._rows[split, store]
+
+
 class VectorTeacher:
     """Scores pairs by the similarity of their texts' vectors."""
 
     def __init__(self, name: str, encoder: Encoder, folder: RunFolder, execution: Execution):
         self.name, self.execution, self.max_length = name, execution, encoder.max_length
         self._encoder, self._folder, self.work = encoder, folder, Work()
-        self._rows: dict[tuple[str, str], np.ndarray] = {}
+        self._chunks = ChunkPlan(name, folder)
         self._readers: dict[Path, RowReader] = {}
 
     def score(self, pairs: Pairs) -> np.ndarray:
@@ -122,13 +181,13 @@ class VectorTeacher:
 
         Raises `TeacherError` for a vector that is not finite.
         """
-        path = self._path(split, store, chunk)
+        path = self._chunks.path((split, store, chunk))
         if path.exists():
             return
         with _in_hand(path) as alone:
             if path.exists() or not (alone or even_if_busy):
                 return
-            rows = self._added(split, store)[chunk * CHUNK:(chunk + 1) * CHUNK]
+            rows = self._chunks.rows((split, store, chunk))
             texts = TextStore.open(self._folder.passages if store == "passages" else self._folder.queries(split))
             batch = self._encode(store, texts.texts(rows))
             if not all(np.isfinite(column.values.to_numpy()).all() for column in batch.columns):
@@ -149,56 +208,32 @@ class VectorTeacher:
     def _take(self, split: str, store: str, rows: np.ndarray) -> pa.RecordBatch:
         """Vectors of the given rows, in their order, repeats allowed."""
         distinct, back = np.unique(rows, return_inverse=True)
-        chunks: list[tuple[str, str, int]] = []
-        places: list[tuple[np.ndarray, np.ndarray]] = []  # of each chunk's vectors in `distinct`, and in the chunk
-        for owner in self._owners(split) if store == "passages" else (split,):
-            added = self._added(owner, store)
-            at = np.searchsorted(added, distinct)
-            there = np.flatnonzero(at < len(added))
-            there = there[added[at[there]] == distinct[there]]
-            numbers = at[there] // CHUNK
-            for number in np.unique(numbers).tolist():
-                here = there[numbers == number]
-                chunks.append((owner, store, number))
-                places.append((here, at[here] - number * CHUNK))
-        self._encode_missing(chunks)
-        pieces = [self._reader(*chunk).take(inside) for chunk, (_, inside) in zip(chunks, places, strict=True)]
-        order = np.argsort(np.concatenate([here for here, _ in places]))
+        placed = list(self._chunks.places(split, store, distinct))
+        self._encode_missing([chunk for chunk, *_ in placed])
+        pieces = [self._reader(*chunk).take(inside) for chunk, _, inside in placed]
+        order = np.argsort(np.concatenate([here for _, here, _ in placed]))
         return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0].take(pa.array(order[back]))
 
-    def _encode_missing(self, chunks: list[tuple[str, str, int]]) -> None:
+    def _encode_missing(self, chunks: list[Chunk]) -> None:
         """Encode those that are not there, each process in an order of its own; what others have in hand is left."""
-        missing = [chunk for chunk in chunks if not self._path(*chunk).exists()]
+        missing = [chunk for chunk in chunks if not self._chunks.path(chunk).exists()]
         for i in np.random.default_rng().permutation(len(missing)):
             self.encode_chunk(*missing[i])
 
     def _reader(self, split: str, store: str, chunk: int) -> RowReader:
         """A chunk's vectors; encoded first where they are not there, and again where they are damaged."""
-        path = self._path(split, store, chunk)
+        path = self._chunks.path((split, store, chunk))
         if path not in self._readers:
             self.encode_chunk(split, store, chunk, even_if_busy=True)
             try:
-                self._readers[path] = _open_chunk(path)
+                self._readers[path] = open_chunk(path)
             except StorageError as error:
                 log.warning("%s; its texts are encoded again", error)
                 with contextlib.suppress(FileNotFoundError):  # another process may have done it
                     path.replace(path.with_name(f"{path.name}.damaged"))
                 self.encode_chunk(split, store, chunk, even_if_busy=True)
-                self._readers[path] = _open_chunk(path)
+                self._readers[path] = open_chunk(path)
         return self._readers[path]
-
-    def _owners(self, split: str) -> list[str]:
-        """The splits among whose chunks a split's passages are, itself the last."""
-        planned = list(read_json(_plan_path(_home(self._folder, self.name)))["candidates"])
-        return planned[:planned.index(split) + 1]
-
-    def _added(self, split: str, store: str) -> np.ndarray:
-        if (split, store) not in self._rows:
-            self._rows[split, store] = _rows(_home(self._folder, self.name), split, store)
-        return self._rows[split, store]
-
-    def _path(self, split: str, store: str, chunk: int) -> Path:
-        return _chunk_path(_home(self._folder, self.name), split, store, chunk)
 
 
 @contextlib.contextmanager
@@ -213,7 +248,7 @@ def _in_hand(path: Path) -> Iterator[bool]:
         yield alone
 
 
-def _open_chunk(path: Path) -> RowReader:
+def open_chunk(path: Path) -> RowReader:
     """Raises `StorageError` where the vectors are not those that were written."""
     try:
         reader = RowReader(path)

@@ -59,6 +59,17 @@ class CosentLoss(Section):
     scale: Annotated[float, Field(gt=0)] = 20.0
 
 
+class EmbeddingMseLoss(Section):
+    kind: Literal["embedding-mse"]
+    weight: float = 1.0
+    teacher: str  # of kind splade, with the student's vocabulary (in `datasets`: a teacher of that run)
+    of: Literal["both", "query", "passage"] = "both"  # the texts whose vectors are learnt
+
+    @property
+    def sides(self) -> tuple[Literal["query", "passage"], ...]:
+        return ("query", "passage") if self.of == "both" else (self.of,)
+
+
 class CustomLoss(Section):
     """`cls`: import path of a function (scores [b, 1+n], labels [b, 1+n], **options) -> mean over the b queries."""
 
@@ -69,7 +80,7 @@ class CustomLoss(Section):
 
 
 Loss = Annotated[KlLoss | MarginMseLoss | InfoNceLoss | RankNetLoss | AdrMseLoss | TripletLoss | CosineLoss | CosentLoss
-                 | CustomLoss, Field(discriminator="kind")]
+                 | EmbeddingMseLoss | CustomLoss, Field(discriminator="kind")]
 
 
 class Regularizer(Section):

@@ -11,6 +11,7 @@ from distill.config.base import Section
 from distill.config.cluster import Cluster, Slurm
 from distill.config.data import Data
 from distill.config.evaluation import Evaluate, Tracking
+from distill.config.losses import EmbeddingMseLoss
 from distill.config.ranking import Label, Mine, Score, Teacher
 from distill.config.rounds import PREVIOUS, SHARED, Follows
 from distill.config.student import Student
@@ -78,6 +79,25 @@ class Recipe(Section):
         if self.label.map_to is not None and self.label.map_to not in self.teachers:
             raise ValueError(f"label.map_to names {self.label.map_to!r}, which is not among the teachers "
                              f"({', '.join(self.teachers)})")
+        return self
+
+    @model_validator(mode="after")
+    def _vectors_can_be_learnt(self) -> Recipe:
+        for loss in self.train.losses:
+            if not isinstance(loss, EmbeddingMseLoss):
+                continue
+            teacher = self.teachers.get(loss.teacher)
+            if teacher is None:
+                raise ValueError(f"train.losses: embedding-mse names {loss.teacher!r}, which is not among the teachers "
+                                 f"({', '.join(self.teachers)})")
+            if teacher.kind != "splade":
+                raise ValueError(f"train.losses: embedding-mse names {loss.teacher!r}, a {teacher.kind} teacher: only "
+                                 "those of kind splade have vectors over a vocabulary")
+        for field, losses in self.train.losses_by_field.items():
+            if self.student.query.kind in ("binary", "idf") and any(
+                    isinstance(loss, EmbeddingMseLoss) and "query" in loss.sides for loss in losses):
+                raise ValueError(f"train.{field}: embedding-mse has no effect on queries: student.query is "
+                                 f"{self.student.query.kind}, which is not trained; set its `of` to passage")
         return self
 
     @model_validator(mode="after")

@@ -96,6 +96,12 @@ class Train(Section):
     # passed through, as a section or the path of a JSON file; what contradicts the recipe is refused
     deepspeed: dict[str, Any] = {}
 
+    @property
+    def losses_by_field(self) -> dict[str, tuple[Loss, ...]]:
+        """The run's own losses, and those that datasets have instead."""
+        return {"losses": self.losses,
+                **{f"datasets.{name}.losses": other.losses for name, other in self.datasets.items() if other.losses}}
+
     @field_validator("deepspeed", mode="before")
     @classmethod
     def _from_file(cls, value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -10,9 +12,12 @@ from torch import Tensor
 from distill import config
 from distill.losses import listwise, ranking, regularizers, similarity, top_k
 from distill.losses.collective import gather, sum_over_processes
+from distill.losses.embedding import embedding_mse
 from distill.losses.sparse_products import all_scores, list_scores
 from distill.own_code import import_object
 from distill.student.head import SparseReps
+
+Targets = Mapping[tuple[str, str], SparseReps]  # by teacher and side: its vectors of this process's texts
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,11 @@ class Place:
 
 
 def objective(train: config.Train, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place, step: int,
-              also_positive: Tensor | None = None) -> Objective:
+              also_positive: Tensor | None = None, targets: Targets = MappingProxyType({})) -> Objective:
     """Representations of this process's queries [b] and their passages [b * (1+n)], positive first; labels [b, 1+n].
 
     `also_positive` int64 [2, k]: queries here, and passages of the global batch that are positives of theirs without
-    standing first in their list: in-batch negatives leave them out.
+    standing first in their list: in-batch negatives leave them out. `targets`: what embedding-mse needs.
 
     The value is that of the global batch, the same on every process, and so is the gradient with respect to each
     representation. `step` counts optimizer steps from 1, for the ramps.
@@ -47,7 +52,7 @@ def objective(train: config.Train, queries: SparseReps, passages: SparseReps, la
     for of_cap, *kept in top_k.capped(train.top_ks, queries, passages):
         scores = list_scores(*kept)  # [b, 1+n]
         for loss in train.losses:
-            value = _loss(loss, scores, *kept, labels, place, also_positive) * (share * of_cap)
+            value = _loss(loss, scores, *kept, labels, place, also_positive, targets) * (share * of_cap)
             _add(parts, loss.kind, sum_over_processes(value) * loss.weight)
     for side, reps, per_query, terms in (("query", queries, 1, train.query_regularizers),
                                          ("passage", passages, lists, train.passage_regularizers)):
@@ -59,8 +64,8 @@ def objective(train: config.Train, queries: SparseReps, passages: SparseReps, la
 
 
 def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place,
-          also_positive: Tensor | None) -> Tensor:
-    """Mean over the queries here."""
+          also_positive: Tensor | None, targets: Targets) -> Tensor:
+    """Mean over the queries here (or over texts, as many of each query)."""
     match loss:
         case config.KlLoss():
             return listwise.kl(scores, labels, loss.student_temperature, loss.teacher_temperature)
@@ -85,6 +90,9 @@ def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: Spar
         case config.CosentLoss():
             measure = similarity.angles if loss.kind == "angle" else similarity.cosines
             return similarity.cosent(measure(queries, passages), labels, loss.scale)
+        case config.EmbeddingMseLoss():
+            sides = {"query": queries, "passage": passages}
+            return embedding_mse([(sides[side], targets[loss.teacher, side]) for side in loss.sides])
         case config.CustomLoss():
             return import_object(loss.cls)(scores, labels, **loss.options)
 

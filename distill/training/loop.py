@@ -27,7 +27,7 @@ from distill.data.texts import TextStore
 from distill.errors import Preempted, RecipeError, TrainingError
 from distill.evaluation.collection import open_collection
 from distill.evaluation.evaluate import evaluate_student
-from distill.losses.objective import Place, objective
+from distill.losses.objective import Place, Targets, objective
 from distill.losses.sparse_products import list_scores
 from distill.progress import progress
 from distill.student.checkpoint import load_checkpoint, save_student
@@ -39,6 +39,7 @@ from distill.training.opening import open_student, prepare, training_fields
 from distill.training.rng import rng_state, set_rng_state
 from distill.training.schedules import lr_factor
 from distill.training.step import SIDES, Step, Texts, cached_step, plan, ran_out_of_memory
+from distill.training.targets import DatasetTargets
 from distill.training.world import World, join
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ class Run:
         self.flops_per_token = measure.flops_per_token(self.student)
         self.datasets = datasets(recipe, folder)
         self.texts = {name: open_tokens(self.student, dataset) for name, dataset in self.datasets.items()}
+        self.targets = {name: DatasetTargets(dataset, self.student.vocab_size)
+                        for name, dataset in self.datasets.items()}
         saved = checkpoints.latest(folder, self.fields)
         self.standing = self._standing(saved)
         self.engine = self._engine(saved)
@@ -231,12 +234,12 @@ class Run:
         number = standing.step + 1
         name, batch = self.sampler.next_batch(cfg.batch_size)
         train = self.datasets[name].train
-        place, sides, labels, also_positive = self._mine(batch, name)
+        place, sides, labels, also_positive, targets = self._mine(batch, name)
         kept_tokens = cfg.activation_budget * 2**30 / standing.graph_bytes if standing.graph_bytes else 0.0
         try:
             step = cached_step(self.engine, sides, plan(sides, standing.chunk_tokens, self.world, kept_tokens),
                                lambda queries, passages: objective(train, queries, passages, labels, place, number,
-                                                                   also_positive), self._check)
+                                                                   also_positive, targets), self._check)
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
@@ -255,18 +258,19 @@ class Run:
         if number % self.recipe.tracking.log_every == 0 or number in (1, self.total_steps):
             self._log(step, name, update, labels, seconds)
 
-    def _mine(self, batch: Batch, name: str) -> tuple[Place, tuple[Texts, Texts], torch.Tensor, torch.Tensor]:
-        """This rank's slice of the global batch, and what in it is a positive of its queries, too."""
+    def _mine(self, batch: Batch, name: str) -> tuple[Place, tuple[Texts, Texts], torch.Tensor, torch.Tensor, Targets]:
+        """This rank's slice of the global batch, what in it is a positive of its queries, too, and its targets."""
         student = self.student
         first, last = batch.bounds(self.world.rank, self.world.size)
         here = batch.rows(first, last)
+        rows = here.query_rows, here.passage_rows.reshape(-1)  # of each side
         queries, passages = (
-            Texts(tokens.take(rows), student.max_length(side), student.special_tokens(side))
-            for side, tokens, rows in zip(SIDES, self.texts[name], (here.query_rows, here.passage_rows.reshape(-1)),
-                                          strict=True))
+            Texts(tokens.take(of_side), student.max_length(side), student.special_tokens(side))
+            for side, tokens, of_side in zip(SIDES, self.texts[name], rows, strict=True))
         labels, also_positive = (torch.from_numpy(array).to(self.world.device)
                                  for array in (here.labels, batch.also_positive(first, last)))
-        return Place(first, len(batch)), (queries, passages), labels, also_positive
+        targets = self.targets[name].take(*rows, self.world.device)
+        return Place(first, len(batch)), (queries, passages), labels, also_positive, targets
 
     def _check(self, out_of_memory: bool = False) -> None:
         """Between chunks: leave the step if any rank has to."""

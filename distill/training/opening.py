@@ -1,4 +1,5 @@
-"""What a training starts from, made once whatever the number of processes: the untrained student and the token stores.
+"""What a training starts from, made once whatever the number of processes: the untrained student, the token stores,
+and those of the teachers' vectors that are needed and gone.
 
 All of it may take longer than processes wait for one another, so it is made before they join, under a file lock: one
 process works, the others find it done.
@@ -24,6 +25,7 @@ from distill.student.checkpoint import load_checkpoint, save_student
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent, load_student
 from distill.training.datasets import build_tokens, dataset_fields, datasets
+from distill.training.targets import build_targets
 
 FORMAT = 1
 # fields of `train` that decide how a run is carried out, not what it learns
@@ -56,7 +58,7 @@ def _student_fields(recipe: Recipe) -> dict[str, Any]:
 
 
 def prepare(recipe: Recipe, folder: RunFolder) -> None:
-    """Make what `open_student` and `datasets.open_tokens` open, unless it is there.
+    """Make what `open_student`, `datasets.open_tokens` and `targets.DatasetTargets` open, unless it is there.
 
     Raises `FingerprintError` where the folder holds the beginnings of another recipe's training.
     """
@@ -69,6 +71,7 @@ def prepare(recipe: Recipe, folder: RunFolder) -> None:
     student = open_student(recipe, folder)
     for dataset in datasets(recipe, folder).values():
         build_tokens(student, dataset)
+    build_targets(recipe, folder)
 
 
 def open_student(recipe: Recipe, folder: RunFolder) -> SpladeStudent:

@@ -126,8 +126,9 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
     value.total.backward()
     gradients: list[Tensor] = []  # [nnz] of each chunk, in the order of `encoded`
     for side, (order, _) in enumerate(places):
-        grad = torch.empty_like(gathered[side].values)
-        grad[order] = gathered[side].values.grad
+        grad = torch.zeros_like(gathered[side].values)
+        if gathered[side].values.grad is not None:  # else nothing looks at this side
+            grad[order] = gathered[side].values.grad
         pieces = [piece for piece in encoded if piece.plan.side == side]
         sizes = [0 if piece.plan.chunk.idle else piece.reps.terms.numel() for piece in pieces]
         gradients += [part if not piece.plan.chunk.idle else torch.zeros_like(piece.reps.values)

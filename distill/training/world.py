@@ -61,15 +61,21 @@ class World:
             self.agree(0)
 
 
+def own_device() -> torch.device:
+    """The CPU, or this process's GPU among those that it sees; that is torch's current one then."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # a launcher may show each process its own GPU alone
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 def join() -> World:
     """Join the process group that the environment describes (see `launch.place`), or make one of this process alone."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
-    cuda = torch.cuda.is_available()
-    # a launcher may show each process its own GPU alone
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count()) if cuda \
-        else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    device = own_device()
+    cuda = device.type == "cuda"
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
