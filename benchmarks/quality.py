@@ -80,7 +80,7 @@ def step(name: str, args: argparse.Namespace) -> dict[str, Any]:
         link(RunFolder.of(first).root, args.work / "start", model="start")
         return quality(recipe_of(args, "start"))
     recipe = recipe_of(args, BASE if name == SECOND else name, *changes(name, first))
-    link(RunFolder.of(first).root, recipe.folder)
+    link(RunFolder.of(first).root, recipe.folder, **({} if name == FREE else {"start": "start"}))
     if name == SECOND:
         recipe = round_of(recipe, 2)
         label(recipe, "mine")
@@ -204,7 +204,7 @@ def train_peer(recipe: Recipe, cost: dict[str, float], bf16: bool) -> None:
     train = recipe.train
     (kl, margin), (l1,), (flops,) = train.losses, train.query_regularizers, train.passage_regularizers
     folder = RunFolder.of(recipe)
-    encoder = SparseEncoder(str(folder.labels().resolve().parents[1] / "start"), device="cpu")
+    encoder = SparseEncoder(str(folder.start), device="cpu")
     set_dropout(encoder, train.dropout)
     loss = losses.SpladeLoss(encoder, Both(encoder, kl.weight, margin.weight),
                              document_regularizer_weight=flops.weight, query_regularizer_weight=l1.weight,

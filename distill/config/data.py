@@ -17,6 +17,7 @@ class PythonDocs(Section):
     min_words: Positive = 15  # words a docstring's body must have
     test_queries: Positive = 300
     dev_queries: Positive = 100
+    documents_only: bool = False  # as if nobody had asked them anything: test queries alone, for `data.generate`
 
 
 class Beir(Section):

@@ -59,6 +59,12 @@ def test_splits_share_no_module(collection):
     assert modules["dev"].isdisjoint(modules["train"])
 
 
+def test_documents_only_keeps_the_test_queries_and_nothing_else(collection):
+    alone = python_docs(SOURCE.model_copy(update={"documents_only": True}), seed=17)
+    assert set(alone.queries) == set(alone.judgements) == {"test"}
+    assert (rows(alone.queries["test"]), rows(alone.passages)) == (collection[1]["test"], collection[0])
+
+
 def test_the_seed_decides_the_splits_and_only_them(collection):
     other = python_docs(SOURCE, seed=18)
     assert rows(other.passages) == collection[0]

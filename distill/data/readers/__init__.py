@@ -76,6 +76,8 @@ def source_fields(source: config.Source) -> dict[str, Any]:
         options["files"] = {_short_name(path, source): _checksum(path) for path in files}
     if isinstance(source, config.PythonDocs):
         options["python"] = platform.python_version()
+        if not source.documents_only:  # a later field: without it, what was imported before stays valid
+            del options["documents_only"]
     if isinstance(source, config.NaverScores):
         options["collection"] = source.collection.model_dump(mode="json", exclude={"path"})
     return options

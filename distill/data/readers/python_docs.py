@@ -43,7 +43,8 @@ def python_docs(source: config.PythonDocs, seed: int) -> Collection:
 
     Of passages with the same body (copied between classes) the first is kept. A summary of 3 to 40 words is a query
     if no other docstring of the library has the same: else its answer would be ambiguous. Passages whose summary is
-    no query stay in the collection. A query has the id of its passage.
+    no query stay in the collection. A query has the id of its passage. With `source.documents_only` there are no train
+    and dev queries; the test queries are the same.
 
     Raises `DataError` where the library's sources are missing, or the splits ask for more than half of the queries.
     """
@@ -57,6 +58,8 @@ def python_docs(source: config.PythonDocs, seed: int) -> Collection:
                         f"more), test_queries and dev_queries ask for {source.test_queries} + {source.dev_queries}, "
                         "more than half; are the library's .py files installed?", path=root)
     splits = split_by_module(asked, {"test": source.test_queries, "dev": source.dev_queries}, seed)
+    if source.documents_only:
+        splits = {"test": splits["test"]}
     return Collection(
         passages=iter([_strings(id=[doc.name for doc in passages], title=[doc.name for doc in passages],
                                 text=[doc.body for doc in passages])]),
