@@ -91,8 +91,9 @@ def step(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def changes(name: str, first: Recipe) -> list[str]:
-    if name == FREE:  # a query has only its own tokens, so nothing holds it back
-        return ["train.precision=bf16", "student.query.kind=idf", "train.query_regularizers=[]"]
+    if name == FREE:  # a query has only its own tokens: nothing holds it back, and passages must say more
+        return ["train.precision=bf16", "student.query.kind=idf", "train.query_regularizers=[]",
+                "train.passage_regularizers.0.weight=0.001"]
     if name == SECOND:
         return ["train.precision=bf16", f"rounds=[{SELF_MINING % (first.train.steps // 2)}]"]
     return [f"train.precision={OURS[name]}"] if name in OURS else []

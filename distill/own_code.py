@@ -1,4 +1,4 @@
-"""Own code by import path: losses, regularisers and teachers that a recipe names as `package.module:name`."""
+"""Own code by import path: students, losses, regularisers and teachers that a recipe names as `package.module:name`."""
 
 from __future__ import annotations
 
@@ -26,14 +26,21 @@ def import_object(path: str) -> Any:
         raise RecipeError(f"cannot import {path!r}: {error}") from error
 
 
-def check_own_code(train: config.Train) -> None:
-    """Import the losses and regularisers of one's own; `RecipeError` names the field of one that cannot be."""
+def check_own_code(recipe: config.Recipe) -> None:
+    """Import the student, losses and regularisers of one's own; `RecipeError` names the field of one that cannot be."""
+    if isinstance(recipe.student, config.CustomStudent):
+        _check("student.cls", recipe.student.cls)
+    train = recipe.train
     terms = {**train.losses_by_field, "query_regularizers": train.query_regularizers,
              "passage_regularizers": train.passage_regularizers}
     for field, of_field in terms.items():
         for number, term in enumerate(of_field):
             if term.kind == "custom":
-                try:
-                    import_object(term.cls)
-                except RecipeError as error:
-                    raise RecipeError(f"train.{field}.{number}.cls: {error}") from error
+                _check(f"train.{field}.{number}.cls", term.cls)
+
+
+def _check(field: str, path: str) -> None:
+    try:
+        import_object(path)
+    except RecipeError as error:
+        raise RecipeError(f"{field}: {error}") from error

@@ -154,7 +154,7 @@ def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
     """Refuse, once the data is there, what evaluation would refuse hours later."""
     from distill.evaluation.metrics import parse_measures
 
-    check_own_code(recipe.train)
+    check_own_code(recipe)
     if any(loss.kind == "embedding-mse" for losses in recipe.train.losses_by_field.values() for loss in losses):
         from distill.training.targets import check_targets
 

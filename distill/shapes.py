@@ -39,6 +39,11 @@ def student_shape(recipe: Recipe) -> ModelShape | None:
     return shape.model_copy(update={"layers": layers}) if shape and layers else shape
 
 
+def student_head_flops(recipe: Recipe, shape: ModelShape) -> float:
+    """`head_flops` of a SPLADE student; others have no product over the vocabulary."""
+    return head_flops(shape) if recipe.student.kind == "splade" else 0.0
+
+
 def weights(shape: ModelShape) -> float:
     """Weights of the layers' matrices."""
     attention, feed_forward = shape.attention or shape.hidden, shape.feed_forward or 4 * shape.hidden

@@ -2,9 +2,9 @@
 
 import pytest
 
-from distill.config import Train
 from distill.errors import RecipeError
 from distill.own_code import check_own_code, import_object
+from distill.recipe_file import parse_recipe
 
 
 def test_a_name_in_the_working_folder_is_found(tmp_path, monkeypatch):
@@ -13,10 +13,13 @@ def test_a_name_in_the_working_folder_is_found(tmp_path, monkeypatch):
     assert import_object("losses_of_mine:zero").__name__ == "zero"
 
 
-@pytest.mark.parametrize(("section", "field"), [
-    ({"losses": [{"kind": "kl"}, {"kind": "custom", "cls": "nowhere:loss"}]}, "train.losses.1.cls: cannot import"),
-    ({"passage_regularizers": [{"kind": "custom", "cls": "math:nothing", "weight": 1}]},
+@pytest.mark.parametrize(("sections", "field"), [
+    ({"student": {"kind": "custom", "cls": "nowhere:Student", "model": "m"}}, "student.cls: cannot import"),
+    ({"train": {"losses": [{"kind": "kl"}, {"kind": "custom", "cls": "nowhere:loss"}]}}, "train.losses.1.cls: cannot import"),
+    ({"train": {"passage_regularizers": [{"kind": "custom", "cls": "math:nothing", "weight": 1}]}},
      "train.passage_regularizers.0.cls: cannot import 'math:nothing'")])
-def test_what_cannot_be_imported_is_refused_with_its_field(section, field):
+def test_what_cannot_be_imported_is_refused_with_its_field(sections, field):
+    recipe = parse_recipe({"name": "r", "data": {"source": {"kind": "jsonl", "path": "x"}},
+                           "teachers": {"t": {"kind": "imported"}}, "student": {"model": "m"}, **sections})
     with pytest.raises(RecipeError, match=field):
-        check_own_code(Train.model_validate(section))
+        check_own_code(recipe)

@@ -37,19 +37,32 @@ from distill.config.losses import (
     Loss,
     MarginMseLoss,
     RankNetLoss,
+    Reconstruction,
     Regularizer,
     TripletLoss,
 )
 from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
 from distill.config.rounds import Follows
-from distill.config.student import BinaryQuery, CalibratedStart, IdfQuery, ModelQuery, Prompts, Query, Student
+from distill.config.student import (
+    AnyStudent,
+    BinaryQuery,
+    CalibratedStart,
+    CsrStudent,
+    CustomStudent,
+    IdfQuery,
+    ModelQuery,
+    Prompts,
+    Query,
+    Student,
+)
 from distill.config.train import OWN, Checkpoints, Dataset, Mixing, Sampling, TopK, Train
 
 __all__ = [
     "OWN",
     "AdrMseLoss",
     "AnyRegularizer",
+    "AnyStudent",
     "Beir",
     "BinaryQuery",
     "CalibratedStart",
@@ -57,8 +70,10 @@ __all__ = [
     "Cluster",
     "CosentLoss",
     "CosineLoss",
+    "CsrStudent",
     "CustomLoss",
     "CustomRegularizer",
+    "CustomStudent",
     "Data",
     "Dataset",
     "DfFlopsRegularizer",
@@ -91,6 +106,7 @@ __all__ = [
     "Query",
     "RankNetLoss",
     "Recipe",
+    "Reconstruction",
     "Regularizer",
     "Sampling",
     "Score",

@@ -120,3 +120,10 @@ class CustomRegularizer(Section):
 
 
 AnyRegularizer = Annotated[Regularizer | DfFlopsRegularizer | CustomRegularizer, Field(discriminator="kind")]
+
+
+class Reconstruction(Section):
+    """What an autoencoder loses (`CSRReconstructionLoss`), for students of kind csr."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    beta: Annotated[float, Field(ge=0)] = 0.1  # of what dead latents make of the rest

@@ -14,7 +14,7 @@ from distill.config.evaluation import Evaluate, Tracking
 from distill.config.losses import EmbeddingMseLoss
 from distill.config.ranking import Label, Mine, Score, Teacher
 from distill.config.rounds import PREVIOUS, SHARED, Follows
-from distill.config.student import Student
+from distill.config.student import AnyStudent
 from distill.config.train import Train
 
 
@@ -29,7 +29,7 @@ class Recipe(Section):
     teachers: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Teacher]
     score: Score = Score()
     label: Label = Label()
-    student: Student
+    student: AnyStudent
     train: Train = Train()
     evaluate: Evaluate = Evaluate()
     cluster: Cluster = Cluster()
@@ -83,6 +83,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _vectors_can_be_learnt(self) -> Recipe:
+        if self.student.kind != "splade":
+            for field, losses in self.train.losses_by_field.items():
+                if any(isinstance(loss, EmbeddingMseLoss) for loss in losses):
+                    raise ValueError(f"train.{field}: embedding-mse needs a student of kind splade: the terms of "
+                                     f"others ({self.student.kind}) are not a teacher's words")
         for loss in self.train.losses:
             if not isinstance(loss, EmbeddingMseLoss):
                 continue
@@ -98,6 +103,15 @@ class Recipe(Section):
                     isinstance(loss, EmbeddingMseLoss) and "query" in loss.sides for loss in losses):
                 raise ValueError(f"train.{field}: embedding-mse has no effect on queries: student.query is "
                                  f"{self.student.query.kind}, which is not trained; set its `of` to passage")
+        return self
+
+    @model_validator(mode="after")
+    def _training_fits_the_student(self) -> Recipe:
+        kind = self.student.kind
+        if self.train.reconstruction is not None and kind != "csr":
+            raise ValueError(f"train.reconstruction is of an autoencoder's loss, and student.kind is {kind}")
+        if kind == "csr" and self.train.head_lr is not None:
+            raise ValueError("train.head_lr: a student of kind csr has no MLM head")
         return self
 
     @model_validator(mode="after")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from distill.config.base import Positive, Section
 
@@ -44,6 +44,7 @@ class Prompts(Section):
 
 
 class Student(Section):
+    kind: Literal["splade"] = "splade"
     model: str
     revision: str | None = None
     layers: Positive | None = None  # keep only the lower layers
@@ -64,3 +65,48 @@ class Student(Section):
             raise ValueError(f"prompts.query: with `query: {{kind: {self.query.kind}}}` its words would be terms of "
                              "every query; leave it out")
         return self
+
+
+class CsrStudent(Section):
+    """A dense model, and an autoencoder that makes its vectors sparse (CSR, arXiv 2503.01776)."""
+
+    kind: Literal["csr"]
+    model: str  # a dense model of sentence-transformers, or an earlier CSR checkpoint
+    revision: str | None = None
+    latents: Positive | None = None  # terms there are; None: four times the dense vector's dimensions
+    k: Positive = 64  # terms a text keeps
+    dead_after: Positive = 30  # updates in a row without a latent, after which it is put to use (`reconstruction`)
+    frozen: bool = False  # the dense model stays as it is, as in the paper
+    query_max_length: Positive = 64
+    passage_max_length: Positive = 128
+    prompts: Prompts = Prompts()
+
+    query: ClassVar[ModelQuery] = ModelQuery(kind="model")
+    layers: ClassVar[None] = None
+    top_k: ClassVar[None] = None
+
+
+class CustomStudent(Section):
+    """`cls`: import path of a class derived from `distill.student.base.Student`; its `start` gets this section."""
+
+    kind: Literal["custom"]
+    cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    options: dict[str, Any] = {}
+    model: str  # what it starts from
+    revision: str | None = None
+    query_max_length: Positive = 64
+    passage_max_length: Positive = 128
+    prompts: Prompts = Prompts()
+
+    query: ClassVar[ModelQuery] = ModelQuery(kind="model")
+    layers: ClassVar[None] = None
+    top_k: ClassVar[None] = None
+
+
+def _kind(student: Any) -> Any:
+    return student.get("kind", "splade") if isinstance(student, dict) else getattr(student, "kind", "splade")
+
+
+AnyStudent = Annotated[
+    Annotated[Student, Tag("splade")] | Annotated[CsrStudent, Tag("csr")] | Annotated[CustomStudent, Tag("custom")],
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="kind is splade, csr or custom")]

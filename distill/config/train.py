@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from distill.config.base import Fraction, Positive, Section
-from distill.config.losses import AnyRegularizer, DfFlopsRegularizer, KlLoss, Loss
+from distill.config.losses import AnyRegularizer, DfFlopsRegularizer, KlLoss, Loss, Reconstruction
 from distill.config.student import Prompts
 
 
@@ -83,6 +83,7 @@ class Train(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     losses: tuple[Loss, ...] = (KlLoss(kind="kl"),)
     top_ks: tuple[TopK, ...] = ()  # the losses are averaged over these caps, so that one student serves all of them
+    reconstruction: Reconstruction | None = None  # beside the losses, for students of kind csr
     query_regularizers: tuple[AnyRegularizer, ...] = ()
     passage_regularizers: tuple[AnyRegularizer, ...] = ()
     chunk_tokens: Positive = 8192  # padded tokens encoded at a time

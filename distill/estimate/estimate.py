@@ -20,7 +20,15 @@ from distill.estimate.probe import Probe, find_probe
 from distill.pipeline import stages_of
 from distill.plan import Counts, Planned, Volumes, plan
 from distill.rounds import all_rounds
-from distill.shapes import forward_flops, head_flops, parameters, shape_of, student_shape, teacher_shape
+from distill.shapes import (
+    forward_flops,
+    head_flops,
+    parameters,
+    shape_of,
+    student_head_flops,
+    student_shape,
+    teacher_shape,
+)
 from distill.submit import plan_jobs
 
 # Assumed shares of a device's peak, until a rehearsal has measured the real ones.
@@ -154,7 +162,8 @@ def _encoded(case: _Case, stage: str, part: str, model: Miner | None) -> Cost:
     if shape is None:
         return case.unknown(stage, part, case.recipe.student.model if model is None else model.model)
     tokens = case.counts.text_tokens + 2 * (case.size.passages + sum(case.size.queries.values()))
-    head = head_flops(shape) if model is None or model.kind == "splade" else 0.0
+    head = student_head_flops(case.recipe, shape) if model is None else (
+        head_flops(shape) if model.kind == "splade" else 0.0)
     flops = tokens * (forward_flops(shape, case.size.passage_tokens) + head)
     seconds, basis = case.assumed(flops, ENCODING)
     return case.cost(stage, part, basis, tokens=tokens, flops=flops, device_seconds=seconds,
@@ -245,7 +254,7 @@ def _train(case: _Case) -> Iterator[Cost]:
         return
     kept = _kept_share(recipe, shape, counts, ranks)
     layers = forward_flops(shape, case.size.passage_tokens)
-    flops = tokens * ((3 + (1 - kept)) * layers + head_flops(shape))
+    flops = tokens * ((3 + (1 - kept)) * layers + student_head_flops(recipe, shape))
     probe = case.probe
     if probe and probe.train_tokens_per_second and probe.train_cuda == case.device.cuda:
         seconds = tokens / probe.train_tokens_per_second
@@ -272,7 +281,7 @@ def _development(case: _Case, shape: ModelShape) -> Cost:
     times = case.counts.steps // case.recipe.train.evaluate_every
     tokens = times * (passages * (case.size.passage_tokens + 2)
                       + case.size.queries["dev"] * (case.size.query_tokens + 2))
-    flops = tokens * (forward_flops(shape, case.size.passage_tokens) + head_flops(shape))
+    flops = tokens * (forward_flops(shape, case.size.passage_tokens) + student_head_flops(case.recipe, shape))
     seconds, basis = case.assumed(flops, ENCODING)
     return case.cost("train", f"{times} evaluations", basis, tokens=tokens, flops=flops,
                      device_seconds=seconds * case.gpus, wall_seconds=seconds, bound="one device; the others wait")

@@ -34,8 +34,8 @@ from distill.mining.bm25 import build_index
 from distill.mining.encode import Precision, encode_store, token_store
 from distill.mining.search import search_sparse
 from distill.mining.seismic import build_seismic, search_seismic
+from distill.student.base import Student
 from distill.student.checkpoint import load_checkpoint
-from distill.student.model import SpladeStudent
 from teachers.execution import fastest_precision
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _other_students(recipe: Recipe, folder: RunFolder) -> dict[str, tuple[str, P
     return {name: (title, path) for name, (title, path) in found.items() if path.exists()}
 
 
-def evaluate_student(student: SpladeStudent, folder: RunFolder, split: str, recipe: Recipe) -> dict[str, float]:
+def evaluate_student(student: Student, folder: RunFolder, split: str, recipe: Recipe) -> dict[str, float]:
     """The metrics and costs of a student in memory, as flat names: for a look during training.
 
     It is searched among at most `evaluate.dev_passages` passages: judged ones first, then candidates by rank.
@@ -204,7 +204,7 @@ def _search(recipe: Recipe, collection: Collection, queries: sparse.csr_matrix, 
     return _ranking(collection, found), metrics.costs(queries, passages)
 
 
-def _encode(student: SpladeStudent, recipe: Recipe, folder: RunFolder, collection: Collection, rows: np.ndarray,
+def _encode(student: Student, recipe: Recipe, folder: RunFolder, collection: Collection, rows: np.ndarray,
             progress: bool) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Vectors of the judged queries and of the passages `rows`."""
     queries = token_store(student, collection.queries, folder, f"queries.{collection.split}")

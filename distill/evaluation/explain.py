@@ -18,8 +18,8 @@ from distill.data.texts import TextStore
 from distill.errors import StudentError
 from distill.mining.encode import encode_store, encode_texts, token_store
 from distill.mining.search import search_sparse
+from distill.student.base import Side, Student
 from distill.student.checkpoint import load_checkpoint
-from distill.student.model import Side, SpladeStudent
 
 
 @dataclass(frozen=True)
@@ -39,19 +39,19 @@ class Hit:
     matches: tuple[Term, ...]
 
 
-def open_model(checkpoint: str | Path) -> SpladeStudent:
+def open_model(checkpoint: str | Path) -> Student:
     """A checkpoint (a folder, or a name on the hub), ready to encode, on the GPU where there is one."""
     if not Path(checkpoint).exists() and (Path(checkpoint).is_absolute() or len(Path(checkpoint).parts) > 2):
         raise StudentError(f"{checkpoint}: no such folder, and not a name on the hub")
     return load_checkpoint(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def explain(model: SpladeStudent, text: str, side: Side = "passage") -> list[Term]:
+def explain(model: Student, text: str, side: Side = "passage") -> list[Term]:
     """All active terms of a text, strongest first."""
     return _terms(model, encode_texts(model, [text], side))
 
 
-def encode_collection(model: SpladeStudent, passages: RunFolder | Sequence[str]) -> sparse.csr_matrix:
+def encode_collection(model: Student, passages: RunFolder | Sequence[str]) -> sparse.csr_matrix:
     """Vectors of a run folder's searchable passages, or of texts at hand: float32 [n, vocabulary]."""
     if not isinstance(passages, RunFolder):
         return encode_texts(model, passages, "passage", "encode passages")
@@ -60,7 +60,7 @@ def encode_collection(model: SpladeStudent, passages: RunFolder | Sequence[str])
     return encode_store(model, tokens, np.arange(store.collection_size), "passage", "encode passages")
 
 
-def search_and_explain(model: SpladeStudent, vectors: sparse.csr_matrix, query: str, k: int = 5) -> list[Hit]:
+def search_and_explain(model: Student, vectors: sparse.csr_matrix, query: str, k: int = 5) -> list[Hit]:
     """The `k` best of the encoded passages (`encode_collection`) for a query, and why each was found."""
     query_vector = encode_texts(model, [query], "query")
     rows, scores = search_sparse(query_vector, vectors, k)
@@ -70,7 +70,8 @@ def search_and_explain(model: SpladeStudent, vectors: sparse.csr_matrix, query: 
     ]
 
 
-def _terms(model: SpladeStudent, vector: sparse.csr_matrix) -> list[Term]:
+def _terms(model: Student, vector: sparse.csr_matrix) -> list[Term]:
     order = np.lexsort((vector.indices, -vector.data))
-    names = model.tokenizer.convert_ids_to_tokens(vector.indices[order].tolist())
-    return [Term(name, float(weight)) for name, weight in zip(names, vector.data[order], strict=True)]
+    names = model.term_names()
+    return [Term(names[term] or f"term-{term}", float(weight))
+            for term, weight in zip(vector.indices[order].tolist(), vector.data[order], strict=True)]

@@ -25,7 +25,7 @@ from distill.errors import DataError
 from distill.evaluation.explain import open_model
 from distill.evaluation.index_formats import FORMATS, SCALE, Format, Text, term_names
 from distill.mining.encode import encode_texts
-from distill.student.model import Side, SpladeStudent
+from distill.student.base import Side, Student
 
 log = logging.getLogger(__name__)
 _SLAB = 16_384  # texts encoded together
@@ -45,7 +45,7 @@ def export_index(checkpoint: Path, data: Path, output: Path, *, format: str, spl
     if split is not None and split not in SPLITS:
         raise DataError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
     student, chosen = open_model(checkpoint), FORMATS[format]
-    names = term_names(student.tokenizer, student.vocab_size, chosen.refused)
+    names = term_names(student.term_names(), chosen.refused)
     with tempfile.TemporaryDirectory() as spool:
         passages, queries = _streams(data, split, Path(spool))
         with new_folder(output) as folder:
@@ -56,7 +56,7 @@ def export_index(checkpoint: Path, data: Path, output: Path, *, format: str, spl
                 with _open(folder / chosen.queries.format(split=split)) as file:
                     for text in _vectors(student, queries, "query"):
                         file.write(chosen.query(text, names))
-            _write_facts(folder, format, checkpoint, written, names, student.tokenizer)
+            _write_facts(folder, format, checkpoint, written, names, student.term_names())
     return f"{output}: {written:,} passages" + (f", the {split} queries" if split else "")
 
 
@@ -74,18 +74,18 @@ def _write_passages(folder: Path, chosen: Format, names: list[str], texts: Itera
     return written
 
 
-def _write_facts(folder: Path, format: str, checkpoint: Path, passages: int, names: list[str], tokenizer: Any) -> None:
+def _write_facts(folder: Path, format: str, checkpoint: Path, passages: int, names: list[str],
+                 tokens: list[str | None]) -> None:
     """What was exported, and the tokens that have another name there."""
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     facts: dict[str, Any] = {"format": format, "model": Path(checkpoint).resolve().name, "passages": passages,
-                             "renamed": {name: token for name, token in zip(names, tokens, strict=False)
-                                         if name != token}}
+                             "renamed": {name: token for name, token in zip(names, tokens, strict=True)
+                                         if token is not None and name != token}}
     if format == "anserini":
         facts["scale"] = SCALE
     write_json(folder / "export.json", facts)
 
 
-def _vectors(student: SpladeStudent, stream: Stream, side: Side) -> Iterator[Text]:
+def _vectors(student: Student, stream: Stream, side: Side) -> Iterator[Text]:
     row = 0
     for ids, texts in _slabs(stream):
         vectors = encode_texts(student, texts, side)

@@ -45,13 +45,11 @@ class Format:
     setup: tuple[str, dict[str, Any]] | None = None
 
 
-def term_names(tokenizer: Any, vocab_size: int, refused: re.Pattern[str] | None) -> list[str]:
-    """A name a term, each its own [vocab_size]."""
-    tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    tokens += [None] * (vocab_size - len(tokens))  # rows of the embedding that no token has
+def term_names(tokens: Sequence[str | None], refused: re.Pattern[str] | None) -> list[str]:
+    """A name a term, each its own; `tokens`: a student's own names for them."""
     own = set(tokens)
     names = []
-    for i, token in enumerate(tokens[:vocab_size]):
+    for i, token in enumerate(tokens):
         if token is None or not token or (refused is not None and refused.search(token)):
             token = f"term-{i}"
             while token in own:

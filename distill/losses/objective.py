@@ -13,6 +13,7 @@ from distill import config
 from distill.losses import listwise, ranking, regularizers, similarity, top_k
 from distill.losses.collective import gather, sum_over_processes
 from distill.losses.embedding import embedding_mse
+from distill.losses.reconstruction import reconstruction
 from distill.losses.sparse_products import all_scores, list_scores
 from distill.own_code import import_object
 from distill.student.head import SparseReps
@@ -54,6 +55,9 @@ def objective(train: config.Train, queries: SparseReps, passages: SparseReps, la
         for loss in train.losses:
             value = _loss(loss, scores, *kept, labels, place, also_positive, targets) * (share * of_cap)
             _add(parts, loss.kind, sum_over_processes(value) * loss.weight)
+    if train.reconstruction is not None:
+        value = reconstruction(queries, passages, place.total, train.reconstruction.beta)
+        _add(parts, "reconstruction", value * train.reconstruction.weight)
     for side, reps, per_query, terms in (("query", queries, 1, train.query_regularizers),
                                          ("passage", passages, lists, train.passage_regularizers)):
         for term in terms:

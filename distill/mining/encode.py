@@ -18,7 +18,7 @@ from distill.data.texts import TextStore
 from distill.data.token_batches import token_batches
 from distill.data.tokens import TokenStore, build_token_store, token_key
 from distill.progress import progress
-from distill.student.model import Side, SpladeStudent
+from distill.student.base import Side, Student
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _SLAB = 65_536  # texts sorted by length together
@@ -26,7 +26,7 @@ _CPU_BATCH_TOKENS = 4096  # measured best: activations of a batch stay near the 
 _GPU_BATCH_TOKENS = 65_536
 
 
-def token_store(student: SpladeStudent, texts: TextStore, folder: RunFolder, name: str) -> TokenStore:
+def token_store(student: Student, texts: TextStore, folder: RunFolder, name: str) -> TokenStore:
     """The run folder's token store of `texts` for this student, built where it is missing.
 
     `name`: "passages" or "queries.<split>", as in `RunFolder.tokens`; it also decides the prompt and the length.
@@ -37,7 +37,7 @@ def token_store(student: SpladeStudent, texts: TextStore, folder: RunFolder, nam
     return build_token_store(texts, student.tokenizer, path, max_length, prefix)
 
 
-def encode_store(student: SpladeStudent, tokens: TokenStore, rows: np.ndarray, side: Side, description: str = "",
+def encode_store(student: Student, tokens: TokenStore, rows: np.ndarray, side: Side, description: str = "",
                  batch_tokens: int | None = None, precision: Precision = "float32") -> sparse.csr_matrix:
     """Vectors of the given rows of a token store: float32 [len(rows), vocabulary].
 
@@ -51,7 +51,7 @@ def encode_store(student: SpladeStudent, tokens: TokenStore, rows: np.ndarray, s
     return _encode(student, lambda at: tokens.take(rows[at]), lengths, side, description, batch_tokens, precision)
 
 
-def encode_texts(student: SpladeStudent, texts: Sequence[str], side: Side, description: str = "",
+def encode_texts(student: Student, texts: Sequence[str], side: Side, description: str = "",
                  batch_tokens: int | None = None, precision: Precision = "float32") -> sparse.csr_matrix:
     """Vectors of texts at hand, prompt included: float32 [len(texts), vocabulary]; else as `encode_store`."""
     prefix, max_length = _conventions(student, side)
@@ -62,7 +62,7 @@ def encode_texts(student: SpladeStudent, texts: Sequence[str], side: Side, descr
     return _encode(student, lambda at: [arrays[i] for i in at], lengths, side, description, batch_tokens, precision)
 
 
-def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray]], lengths: np.ndarray,
+def _encode(student: Student, take: Callable[[np.ndarray], list[np.ndarray]], lengths: np.ndarray,
             side: Side, description: str, batch_tokens: int | None, precision: Precision) -> sparse.csr_matrix:
     _, max_length = _conventions(student, side)
     device = next(student.parameters()).device
@@ -95,6 +95,6 @@ def _encode(student: SpladeStudent, take: Callable[[np.ndarray], list[np.ndarray
     return slabs[0] if len(slabs) == 1 else sparse.vstack(slabs, format="csr")
 
 
-def _conventions(student: SpladeStudent, side: Side) -> tuple[str, int]:
+def _conventions(student: Student, side: Side) -> tuple[str, int]:
     """The prompt put before texts of a side, and their greatest length in tokens."""
     return student.prompts.get("query" if side == "query" else "document", ""), student.max_length(side)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from distill import __version__
-from distill.config import Loss, Recipe, Student, Teacher, TopK
+from distill.config import AnyStudent, Loss, Recipe, Teacher, TopK
 from distill.data.files import read_json, read_json_lines
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import read_manifest
@@ -91,12 +91,16 @@ def _top_ks(caps: tuple[TopK, ...]) -> str:
     return f"; averaged over the strongest terms of a text: {said}" if caps else ""
 
 
-def student_sentence(student: Student) -> str:
+def student_sentence(student: AnyStudent) -> str:
+    lengths = f"queries of at most {student.query_max_length} tokens, passages of {student.passage_max_length}"
+    if student.kind == "csr":
+        return f"{model_name(student.model)}, its vectors as at most {student.k} latents (CSR); {lengths}"
+    if student.kind == "custom":
+        return f"{student.cls} on {model_name(student.model)}; {lengths}"
     layers = f", its lower {student.layers} layers" if student.layers else ""
     kind = student.query.kind
     query = {"model": "", "lexical": "; queries without expansion"}.get(kind, f"; inference-free queries ({kind})")
-    return (f"{model_name(student.model)}{layers}; {student.pooling} pooling{query}; queries of at most "
-            f"{student.query_max_length} tokens, passages of {student.passage_max_length}")
+    return (f"{model_name(student.model)}{layers}; {student.pooling} pooling{query}; {lengths}")
 
 
 def model_name(name: str) -> str:

@@ -9,38 +9,59 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
 
+from distill import config
 from distill.config import resolve_model
 from distill.data.files import new_folder, write_json
 from distill.errors import StudentError
+from distill.own_code import import_object
+from distill.student.base import Student
+from distill.student.csr import CsrStudent
 from distill.student.layout import inside, load_table, read_json, read_parts
-from distill.student.model import SpladeStudent, load_mlm, load_tokenizer, longest_input
+from distill.student.model import (
+    DocumentFrequencies,
+    SpladeStudent,
+    load_mlm,
+    load_student,
+    load_tokenizer,
+    longest_input,
+)
 from distill.student.query_table import QueryTable
 
+OWN_CLASS = "student.json"  # names the class of a student of one's own
 TABLE_FOLDER = "query_0_SparseStaticEmbedding"
 
 
-def save_student(student: SpladeStudent, path: str | Path) -> None:
+def save_student(student: Student, path: str | Path) -> None:
     """Write `path`, whole or not at all (a folder already there is replaced), for `SparseEncoder(path)`.
 
     `encode_query` and `encode_document` then cut at the student's two lengths, `encode` at the passages'.
     """
-    path = Path(path)
-    with new_folder(path) as folder:
-        student.mlm.save_pretrained(folder)
-        student.tokenizer.save_pretrained(folder)
-        transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=student.passage_max_length,
-                                  query_length=student.query_max_length, document_length=student.passage_max_length)
-        pooling = SpladePooling(student.head.pooling, student.head.activation, student.vocab_size)
-        encoder = SparseEncoder(modules=[transformer, pooling], device="cpu", similarity_fn_name="dot",
-                                prompts=dict(student.prompts) or None, max_active_dims=student.top_k)
-        encoder.save(str(folder), create_model_card=False)
-        if student.table is not None:
-            _put_router_over(folder, student)
+    with new_folder(Path(path)) as folder:
+        if type(student) is SpladeStudent:
+            _save_splade(student, folder)
+        else:
+            student.save(folder)
+        if type(student) not in (SpladeStudent, CsrStudent):
+            write_json(folder / OWN_CLASS, {"cls": f"{type(student).__module__}:{type(student).__qualname__}"})
+
+
+def _save_splade(student: SpladeStudent, folder: Path) -> None:
+    student.mlm.save_pretrained(folder)
+    student.tokenizer.save_pretrained(folder)
+    transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=student.passage_max_length,
+                              query_length=student.query_max_length, document_length=student.passage_max_length)
+    pooling = SpladePooling(student.head.pooling, student.head.activation, student.vocab_size)
+    encoder = SparseEncoder(modules=[transformer, pooling], device="cpu", similarity_fn_name="dot",
+                            prompts=dict(student.prompts) or None, max_active_dims=student.top_k)
+    encoder.save(str(folder), create_model_card=False)
+    if student.table is not None:
+        _put_router_over(folder, student)
 
 
 def _put_router_over(folder: Path, student: SpladeStudent) -> None:
@@ -61,12 +82,43 @@ def _put_router_over(folder: Path, student: SpladeStudent) -> None:
     write_json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": router}])
 
 
-def load_checkpoint(path: str | Path, revision: str | None = None) -> SpladeStudent:
+def load_checkpoint(path: str | Path, revision: str | None = None) -> Student:
     """A student from a folder, a hub name or `package:<module>/<folder>`, in float32, with its lengths and prompts.
 
-    Raises `StudentError` for what is no SPLADE checkpoint of the layouts above.
+    Raises `StudentError` for what is no checkpoint of the layouts above.
     """
     name = resolve_model(str(path))
+    if (own := Path(name) / OWN_CLASS).is_file():
+        return _own_class(read_json(name, OWN_CLASS, None)["cls"], own).load(Path(name))
+    modules = read_json(name, "modules.json", revision) or ()
+    if modules and modules[-1]["type"].endswith(".SparseAutoEncoder"):
+        return CsrStudent.load(name, revision)
+    return _load_splade(path, name, revision)
+
+
+def start_student(cfg: config.AnyStudent, texts: Sequence[str], document_frequencies: DocumentFrequencies) -> Student:
+    """The untrained student of the recipe's section; what the latter two are for, `load_student` says."""
+    match cfg:
+        case config.CsrStudent():
+            return CsrStudent.start(cfg)
+        case config.CustomStudent():
+            student = _own_class(cfg.cls, "student.cls").start(cfg, texts)
+            if f"{type(student).__module__}:{type(student).__qualname__}" != cfg.cls:
+                raise StudentError(f"student.cls: name the class where it is defined, as "
+                                   f"{type(student).__module__}:{type(student).__qualname__}")
+            return student
+        case config.Student():
+            return load_student(cfg, texts, document_frequencies)
+
+
+def _own_class(path: str, where: str | Path) -> type[Student]:
+    found = import_object(path)
+    if not (isinstance(found, type) and issubclass(found, Student)):
+        raise StudentError(f"{where}: {path} is no class derived from distill.student.base.Student")
+    return found
+
+
+def _load_splade(path: str | Path, name: str, revision: str | None) -> SpladeStudent:
     parts = read_parts(name, revision)
     settings = read_json(name, "config_sentence_transformers.json", revision) or {}
     pooling = read_json(name, f"{parts.pooling}/config.json", revision) or {} if parts.pooling else {}

@@ -27,13 +27,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SparseReps:
-    """Sparse representations of a batch of texts, in CSR form. Only `values` may carry gradient."""
+    """Sparse representations of a batch of texts, in CSR form. Only `values` and `vectors` may carry gradient."""
 
     indptr: Tensor  # int64 [B+1]
     terms: Tensor  # int64 [nnz], ascending in each text
     values: Tensor  # float32 [nnz], above zero
     argmax: Tensor | None  # int64 [nnz]: position of the token that gave the value; None with sum pooling
     vocab_size: int
+    vectors: Tensor | None = None  # float32 [B, E], of students with losses of their own on them; may carry gradient
 
     def __len__(self) -> int:
         return self.indptr.numel() - 1
@@ -55,14 +56,20 @@ class SparseReps:
         return dense.index_put((self.texts, self.terms), self.values)
 
     def detach(self) -> SparseReps:
-        return replace(self, values=self.values.detach())
+        vectors = None if self.vectors is None else self.vectors.detach()
+        return replace(self, values=self.values.detach(), vectors=vectors)
+
+    def surrogate(self, grad_values: Tensor, grad_vectors: Tensor | None = None) -> Tensor:
+        """A scalar whose gradient with respect to values and vectors is the one given."""
+        value = (self.values * grad_values).sum()
+        return value if grad_vectors is None else value + (self.vectors * grad_vectors).sum()
 
     def rows(self, start: int, end: int) -> SparseReps:
         """Texts `start` to `end`; a view, through which gradient flows."""
         first, last = int(self.indptr[start]), int(self.indptr[end])
         argmax = None if self.argmax is None else self.argmax[first:last]
         return SparseReps(self.indptr[start:end + 1] - first, self.terms[first:last], self.values[first:last],
-                          argmax, self.vocab_size)
+                          argmax, self.vocab_size, None if self.vectors is None else self.vectors[start:end])
 
     def positions(self, texts: Tensor) -> Tensor:
         """Where the entries of `texts` (int64 [n]), text by text, stand among all: int64 [nnz of these texts]."""
@@ -77,14 +84,15 @@ class SparseReps:
         at = self.positions(texts)
         argmax = None if self.argmax is None else self.argmax[at]
         return SparseReps(F.pad(self.active[texts].cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax,
-                          self.vocab_size)
+                          self.vocab_size, None if self.vectors is None else self.vectors[texts])
 
     def keep(self, entries: Tensor) -> SparseReps:
         """The entries marked in `entries` (bool [nnz]); gradient flows."""
         at = entries.nonzero()[:, 0]
         active = torch.bincount(self.texts[at], minlength=len(self))
         argmax = None if self.argmax is None else self.argmax[at]
-        return SparseReps(F.pad(active.cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax, self.vocab_size)
+        return SparseReps(F.pad(active.cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax, self.vocab_size,
+                          self.vectors)
 
     @property
     def rank(self) -> Tensor:
@@ -107,8 +115,10 @@ class SparseReps:
         indptr = F.pad(torch.cat([part.active for part in parts]).cumsum(0), (1, 0))
         argmaxes = [part.argmax for part in parts]
         argmax = None if any(part is None for part in argmaxes) else torch.cat(argmaxes)  # type: ignore[arg-type]
+        vectors = [part.vectors for part in parts]
         return SparseReps(indptr, torch.cat([part.terms for part in parts]),
-                          torch.cat([part.values for part in parts]), argmax, parts[0].vocab_size)
+                          torch.cat([part.values for part in parts]), argmax, parts[0].vocab_size,
+                          None if any(part is None for part in vectors) else torch.cat(vectors))
 
 
 class SpladeHead(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,42 +22,35 @@ from transformers.utils import logging as transformers_logging
 
 from distill import config
 from distill.errors import StudentError
+from distill.student.base import Cached, Side, Student
 from distill.student.calibrate import calibrate_head
 from distill.student.head import SparseReps, SpladeHead
 from distill.student.layout import Parts, load_table, router_parts
 from distill.student.query_table import QueryTable, binary_weights, idf_weights, own_terms, weights_from_file
 
-Side = Literal["query", "passage"]
 # A tokenizer, and the tokens that are read of a text, to the passages that have each term, int64 [V], and their number
 DocumentFrequencies = Callable[[Any, int], tuple[np.ndarray, int]]
 
 
-class SpladeStudent(nn.Module):
+class SpladeStudent(Student):
     """A masked language model with the sparse head in its decoder's place, and its tokenizer.
 
     `mlm` keeps its class; its output layer is replaced in place. With a `table`, queries have their own tokens' terms
     only: weighted by the table alone (`inference_free`; no special tokens are read), or by model and table.
-    `query_max_length`, `passage_max_length` (tokens, special ones counted), `top_k` (terms that encoding keeps of a
-    text) and `prompts` (prefixes of `query` and `document`) are what encoding with this student goes by; they are
-    saved and loaded with it.
     """
 
     def __init__(self, mlm: nn.Module, tokenizer: Any, pooling: str = "max", activation: str = "relu", *,
                  query_max_length: int, passage_max_length: int, top_k: int | None = None,
                  prompts: Mapping[str, str] = MappingProxyType({}), table: QueryTable | None = None,
                  inference_free: bool = False):
-        super().__init__()
+        super().__init__(tokenizer, query_max_length=query_max_length, passage_max_length=passage_max_length,
+                         top_k=top_k, prompts=prompts)
         decoder = mlm.get_output_embeddings()
         if decoder is None or not hasattr(decoder, "weight"):
             raise StudentError(f"{type(mlm).__name__} has no output embedding layer to put the SPLADE head in")
         mlm.set_output_embeddings(SpladeHead(decoder.weight, decoder.bias, pooling, activation))
         self.mlm = mlm
-        self.tokenizer = tokenizer
-        self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
-        self.top_k = top_k
-        self.prompts = dict(prompts)
         self.table, self.inference_free = table, inference_free
-        self._prefix, self._suffix = _special_tokens(tokenizer)
 
     @property
     def head(self) -> SpladeHead:
@@ -67,31 +60,34 @@ class SpladeStudent(nn.Module):
     def vocab_size(self) -> int:
         return self.head.vocab_size
 
+    @property
+    def backbone(self) -> nn.Module:
+        return self.mlm
+
+    def rate(self, name: str, train: config.Train) -> float:
+        """The MLM head's and the table's own where the recipe has them."""
+        body = name.startswith(f"mlm.{self.mlm.base_model_prefix}.")
+        own = train.table_lr if name.startswith("table.") else None if body else train.head_lr
+        return train.lr if own is None else own
+
+    @property
+    def forward_weights(self) -> int:
+        return self.head.weight.numel()
+
     def trains(self, side: Side) -> bool:
         """Whether the representations of a side carry gradient: not those of a frozen table."""
         return side == "passage" or not self.inference_free or self.table.learned
 
-    def max_length(self, side: Side) -> int:
-        return self.query_max_length if side == "query" else self.passage_max_length
-
-    def special_tokens(self, side: Side) -> int:
-        """How many special tokens `assemble` adds to a text."""
-        return sum(map(len, self._frame(side)))
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None = None,
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None,
                 side: Side = "passage") -> SparseReps | Tensor:
-        """Token ids and mask [B, L] to representations.
-
-        With `cached` (detached representations of this very batch, and dL/dvalues [nnz]) the scalar
-        sum(dL/dvalues · values) instead, whose backward is the loss's (`SpladeHead.surrogate`): the second pass of
-        the cached step.
-        """
+        """With `cached`, the scalar whose backward is the loss's (`SpladeHead.surrogate`), without the product over the
+        vocabulary."""
         if side == "query" and self.table is not None:
             encode = self._look_up if self.inference_free else self._encode_lexical
             return encode(input_ids, attention_mask, cached)
         return self._encode(input_ids, attention_mask, cached)
 
-    def _encode(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None
                 ) -> SparseReps | Tensor:
         with self.head.called_with(attention_mask, cached) as call:
             output = self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits
@@ -99,7 +95,7 @@ class SpladeStudent(nn.Module):
             return output
         return SparseReps(call.reps.indptr, call.reps.terms, output, call.reps.argmax, call.reps.vocab_size)
 
-    def _look_up(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None
+    def _look_up(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None
                  ) -> SparseReps | Tensor:
         if cached is not None:
             reps, grad_values = cached
@@ -108,7 +104,7 @@ class SpladeStudent(nn.Module):
         own = SparseReps(indptr, terms, self.table(terms), None, self.table.vocab_size)
         return own.keep(own.values.detach() > 0)
 
-    def _encode_lexical(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None
+    def _encode_lexical(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None
                         ) -> SparseReps | Tensor:
         if cached is not None:  # back to the model's own values and their gradients
             reps, grad_values = cached
@@ -127,25 +123,6 @@ class SpladeStudent(nn.Module):
         if side == "query" and self.inference_free:
             return np.empty(0, np.int64), np.empty(0, np.int64)
         return self._prefix, self._suffix
-
-    def assemble(self, ids: Sequence[np.ndarray], max_length: int, side: Side = "passage") -> tuple[Tensor, Tensor]:
-        """Token ids of texts, without special tokens, to `input_ids` and `attention_mask` int64 [B, L].
-
-        Special tokens are added as the tokenizer does (none for a table to look up), texts cut to `max_length` tokens
-        with them, and padded on the right to the longest.
-        """
-        prefix, suffix = self._frame(side)
-        room = max_length - len(prefix) - len(suffix)
-        if room < 0:
-            raise StudentError(f"a maximum length of {max_length} leaves no room for the special tokens")
-        rows = [np.concatenate([prefix, text[:room], suffix]) for text in ids]
-        length = max(map(len, rows), default=0)
-        input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
-        attention_mask = np.zeros_like(input_ids)
-        for i, row in enumerate(rows):
-            input_ids[i, :len(row)] = row
-            attention_mask[i, :len(row)] = 1
-        return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
 def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = None,
@@ -267,14 +244,3 @@ def _keep_layers(model_config: Any, layers: int) -> None:
     for field, value in list(vars(model_config).items()):
         if isinstance(value, list) and len(value) == present:
             setattr(model_config, field, value[:layers])
-
-
-def _special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What the tokenizer puts before and after a text, found by encoding one."""
-    with_special = tokenizer("a")["input_ids"]
-    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
-    for start in range(len(with_special) - len(plain) + 1):
-        if with_special[start:start + len(plain)] == plain:
-            return (np.array(with_special[:start], dtype=np.int64),
-                    np.array(with_special[start + len(plain):], dtype=np.int64))
-    raise StudentError(f"cannot tell which special tokens {type(tokenizer).__name__} adds")

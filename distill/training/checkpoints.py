@@ -20,7 +20,7 @@ from distill.data.files import read_json, remove_leftovers, storage_errors, sync
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
 from distill.errors import TrainingError
-from distill.student.model import SpladeStudent
+from distill.student.base import Student
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -117,8 +117,8 @@ def _finished(folder: RunFolder) -> list[Path]:
     return [path for _, path in sorted(found.items())]
 
 
-def load_parameters(student: SpladeStudent, parameters: dict[str, torch.Tensor]) -> None:
-    """Copy whole parameters, by name, into a student whose own are whole."""
+def load_parameters(student: Student, parameters: dict[str, torch.Tensor]) -> None:
+    """Copy whole parameters and counters, by name, into a student whose own are whole."""
     with torch.no_grad():
-        for name, parameter in student.named_parameters():
-            parameter.copy_(parameters[name])
+        for name, tensor in (*student.named_parameters(), *student.counters().items()):
+            tensor.copy_(parameters[name])

@@ -19,7 +19,7 @@ from distill.data.mixing import MixedSampler
 from distill.data.texts import TextStore
 from distill.data.tokens import TokenStore, build_token_store, token_key
 from distill.errors import TrainingError
-from distill.student.model import SpladeStudent
+from distill.student.base import Student
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,19 @@ def open_sampler(recipe: Recipe, folder: RunFolder) -> tuple[MixedSampler, int]:
     return MixedSampler(samplers, train.mixing, recipe.seed), sum(sampler.queries for sampler in samplers.values())
 
 
-def build_tokens(student: SpladeStudent, dataset: Dataset) -> None:
+def build_tokens(student: Student, dataset: Dataset) -> None:
     """Make what `open_tokens` opens, unless it is there."""
     for texts, tokens, max_length, prefix in _token_plans(student, dataset):
         build_token_store(TextStore.open(texts), student.tokenizer, tokens, max_length, prefix)
 
 
-def open_tokens(student: SpladeStudent, dataset: Dataset) -> tuple[TokenStore, TokenStore]:
+def open_tokens(student: Student, dataset: Dataset) -> tuple[TokenStore, TokenStore]:
     """Token ids of a dataset's training queries and of its passages."""
     queries, passages = (TokenStore.open(tokens) for _, tokens, *_ in _token_plans(student, dataset))
     return queries, passages
 
 
-def _token_plans(student: SpladeStudent, dataset: Dataset) -> Iterator[tuple[Path, Path, int, str]]:
+def _token_plans(student: Student, dataset: Dataset) -> Iterator[tuple[Path, Path, int, str]]:
     """For queries and passages: text store, token store, maximum length, prefix."""
     folder = dataset.folder
     prompts = student.prompts if dataset.prompts is None else dataset.prompts.model_dump()

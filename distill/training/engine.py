@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from distill import config
 from distill.errors import RecipeError, TrainingError
 from distill.student import dropout
+from distill.student.base import Cached, Side, Student
 from distill.student.head import SparseReps
-from distill.student.model import Side, SpladeStudent
+from distill.student.model import SpladeStudent
 from distill.training.allocator import keep_freed_memory
 from distill.training.world import World
 from teachers.execution import fastest_precision
@@ -81,20 +82,14 @@ def deepspeed_config(train: config.Train, world_size: int, precision: str) -> di
     }
 
 
-def parameter_groups(student: SpladeStudent, train: config.Train) -> list[dict[str, Any]]:
-    """Weight decay for matrices only (not biases, norms and a query table); the MLM head's and the table's own rates
-    where the recipe has them."""
-    body = f"{student.mlm.base_model_prefix}."
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in student.mlm.named_parameters():
-        key = (parameter.dim() > 1, train.head_lr is not None and not name.startswith(body))
-        groups.setdefault(key, []).append(parameter)
-    described = [{"params": parameters, "weight_decay": train.weight_decay if decays else 0.0,
-                  "peak_lr": train.head_lr if head else train.lr} for (decays, head), parameters in groups.items()]
-    if student.table is not None and student.table.learned:
-        described.append({"params": list(student.table.parameters()), "weight_decay": 0.0,
-                          "peak_lr": train.lr if train.table_lr is None else train.table_lr})
-    return described
+def parameter_groups(student: Student, train: config.Train) -> list[dict[str, Any]]:
+    """Weight decay for matrices only (not biases, norms and a query table)."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.dim() > 1, student.rate(name, train)), []).append(parameter)
+    return [{"params": parameters, "weight_decay": train.weight_decay if decays else 0.0, "peak_lr": rate}
+            for (decays, rate), parameters in groups.items()]
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
@@ -133,7 +128,7 @@ class Update:
 class _Autocast(nn.Module):
     """The student in half precision; DeepSpeed switches off any autocast around its engine, so it sits inside."""
 
-    def __init__(self, student: SpladeStudent, precision: str, device: torch.device):
+    def __init__(self, student: Student, precision: str, device: torch.device):
         super().__init__()
         self.student = student
         self.dtype, self.device_type = HALF.get(precision), device.type
@@ -146,16 +141,19 @@ class _Autocast(nn.Module):
 class Engine:
     """A student that trains. `student` is the module that was given; under ZeRO-3 its parameters are elsewhere."""
 
-    def __init__(self, student: SpladeStudent, train: config.Train, world: World, precision: str):
+    def __init__(self, student: Student, train: config.Train, world: World, precision: str):
         self.world, self.precision, self.student = world, precision, student
         ds_config = deepspeed_config(train, world.size, precision)
         self.stage = ds_config["zero_optimization"]["stage"]
+        if self.stage == 3 and not isinstance(student, SpladeStudent):
+            raise RecipeError("train.deepspeed.zero_optimization.stage: 3 takes students of kind splade alone, whose "
+                              "weights are used where they lie; use at most 2")
         self.loss_scale = LossScale() if precision == "fp16" else None
         if train.activation_checkpointing:
-            student.mlm.gradient_checkpointing_enable({"use_reentrant": False})
+            student.backbone.gradient_checkpointing_enable({"use_reentrant": False})
         if world.device.type == "cpu":
             keep_freed_memory()
-            dropout.use_kernel(student.mlm)
+            dropout.use_kernel(student.backbone)
         offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
         optimizer = _optimizer(train, parameter_groups(student, train), offload)
         try:
@@ -167,9 +165,9 @@ class Engine:
 
     # ---------------------------------------------------------------------------------- forward, backward, update
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, cached: tuple[SparseReps, Tensor] | None = None,
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None,
                side: Side = "passage") -> SparseReps | Tensor:
-        """As `SpladeStudent.forward`."""
+        """As `Student.forward`."""
         return self._ds(input_ids, attention_mask, cached, side)
 
     @contextlib.contextmanager
@@ -232,18 +230,20 @@ class Engine:
     # ---------------------------------------------------------------------------------------------- whole state
 
     def parameters(self) -> dict[str, Tensor]:
-        """Every parameter, whole, on the CPU. A collective: every rank must call it; rank 0 gets them, others {}."""
+        """Every parameter and counter, whole, on the CPU; collective, and on rank 0 only: others get {}."""
         state = {}
         for name, parameter in self.student.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.stage == 3):
                 if self.world.rank == 0:
                     state[name] = parameter.detach().to("cpu", copy=True)
+        if self.world.rank == 0:  # the same on all
+            state |= {name: counter.to("cpu", copy=True) for name, counter in self.student.counters().items()}
         return state
 
     def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
         """The optimizer's tensors by parameter name, whole, on the CPU; collective, and on rank 0 only."""
         state: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in self._trained():
             tensors = {key: self._gathered_state(parameter, key) for key in self._state_keys()}
             if self.world.rank == 0:
                 state[name] = {key: tensor.to("cpu", copy=True) for key, tensor in tensors.items()}
@@ -266,9 +266,12 @@ class Engine:
                                 **{key: torch.zeros_like(flat) for key in keys}}
         if self.stage in (1, 2):
             self._ds.optimizer._lazy_init_hp_params_optimizer_state()  # so that the states can be reached by parameter
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in self._trained():
             for key in keys:
                 self._set_state(parameter, key, state[name][key])
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, parameter) for name, parameter in self.student.named_parameters() if parameter.requires_grad)
 
     @property
     def _base_optimizer(self) -> torch.optim.Optimizer:

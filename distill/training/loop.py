@@ -249,6 +249,8 @@ class Run:
             raise _Abandoned(OUT_OF_MEMORY) from error
         warmup = math.ceil(cfg.warmup_ratio * self.total_steps)
         update = self.engine.step(lr_factor(cfg.schedule, number, self.total_steps, warmup)) if step.finite else None
+        if update is not None and update.applied:
+            self.student.count(metrics.texts_with(step.sides))
         standing.step = number
         seconds = time.perf_counter() - began
         standing.seconds += seconds

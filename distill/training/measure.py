@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.training.rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:
-    from distill.student.model import SpladeStudent
+    from distill.student.base import Student
     from distill.training.engine import Engine
 
 
@@ -40,11 +40,11 @@ def graph_bytes_per_token(engine: Engine, max_length: int, tokens: int) -> float
     return sum(held.values()) / input_ids.numel()
 
 
-def flops_per_token(student: SpladeStudent) -> float:
+def flops_per_token(student: Student) -> float:
     """Operations of a plain forward and backward for each token: two per weight forward, four backward; the head's
     product over the vocabulary counts once, forward, since its backward is sparse. Attention's own are left out."""
     weights = sum(module.weight.numel() for module in student.modules() if isinstance(module, nn.Linear))
-    return 6.0 * weights + 2.0 * student.head.weight.numel()
+    return 6.0 * weights + 2.0 * student.forward_weights
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

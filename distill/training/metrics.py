@@ -55,6 +55,12 @@ def sparsity(queries: SparseReps, passages: SparseReps) -> dict[str, float]:
     return measured
 
 
+def texts_with(sides: tuple[SparseReps, SparseReps]) -> Tensor:
+    """How many texts of all processes have each term: [V]."""
+    counts = sum(torch.bincount(reps.terms, minlength=reps.vocab_size).double() for reps in sides)
+    return sum_over_processes(counts)
+
+
 def total(value: float, device: torch.device) -> float:
     """The sum over processes."""
     return float(sum_over_processes(torch.tensor(value, dtype=torch.float64, device=device)))

@@ -11,8 +11,9 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+import torch
 
-from distill.config import Recipe, Section
+from distill.config import CalibratedStart, CsrStudent, Recipe, Section
 from distill.data.checkpoints import model_field
 from distill.data.files import locked
 from distill.data.fingerprint import check_same
@@ -21,9 +22,9 @@ from distill.data.manifest import Manifest, claim, read_manifest, require_manife
 from distill.data.texts import TextStore
 from distill.data.tokens import build_token_store, token_key
 from distill.errors import TrainingError
-from distill.student.checkpoint import load_checkpoint, save_student
+from distill.student.base import Student
+from distill.student.checkpoint import load_checkpoint, save_student, start_student
 from distill.student.dropout import set_dropout
-from distill.student.model import SpladeStudent, load_student
 from distill.training.datasets import build_tokens, dataset_fields, datasets
 from distill.training.targets import build_targets
 
@@ -32,7 +33,7 @@ FORMAT = 1
 EXECUTION = {"chunk_tokens", "activation_budget", "processes", "checkpoints", "max_bad_steps",
              "activation_checkpointing", "precision", "deepspeed"}
 # fields of `student` and `train` that the first version had not
-LATER = {"datasets", "mixing", "prompts", "query", "sampling", "table_lr", "top_ks"}
+LATER = {"datasets", "kind", "mixing", "prompts", "query", "reconstruction", "sampling", "table_lr", "top_ks"}
 
 
 def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
@@ -74,11 +75,13 @@ def prepare(recipe: Recipe, folder: RunFolder) -> None:
     build_targets(recipe, folder)
 
 
-def open_student(recipe: Recipe, folder: RunFolder) -> SpladeStudent:
-    """The untrained student, with the recipe's dropout."""
+def open_student(recipe: Recipe, folder: RunFolder) -> Student:
+    """The untrained student, with the recipe's dropout, and frozen where it asks for it."""
     student = load_checkpoint(folder.start)
     if recipe.train.dropout is not None:
         set_dropout(student, recipe.train.dropout)
+    if isinstance(recipe.student, CsrStudent) and recipe.student.frozen:
+        student.freeze_dense()
     return student
 
 
@@ -91,7 +94,7 @@ def _make_start(recipe: Recipe, folder: RunFolder) -> None:
         check_same(folder.start, done.fields, fields)
         return
     passages = TextStore.open(folder.passages)
-    size = min(recipe.student.calibration.passages, passages.collection_size)
+    size = min(getattr(recipe.student, "calibration", CalibratedStart()).passages, passages.collection_size)
     rows = np.random.default_rng(recipe.seed).choice(passages.collection_size, size, replace=False)
 
     def document_frequencies(tokenizer: Any, max_length: int) -> tuple[np.ndarray, int]:
@@ -99,5 +102,6 @@ def _make_start(recipe: Recipe, folder: RunFolder) -> None:
         size = passages.collection_size
         return tokens.document_frequencies(len(tokenizer.get_vocab()), size, max_length), size
 
-    save_student(load_student(recipe.student, passages.texts(np.sort(rows)), document_frequencies), folder.start)
+    torch.manual_seed(recipe.seed)  # an autoencoder begins with random weights
+    save_student(start_student(recipe.student, passages.texts(np.sort(rows)), document_frequencies), folder.start)
     write_manifest(folder.start, Manifest(fields))

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from distill.data.token_batches import padded_tokens
 from distill.losses.objective import Objective
+from distill.student.base import Side
 from distill.student.head import SparseReps
-from distill.student.model import Side
 from distill.training.chunks import Chunk, cut, stretch
 from distill.training.engine import Engine
 from distill.training.rng import rng_state, set_rng_state
@@ -56,7 +56,7 @@ class Encoded:
     inputs: tuple[Tensor, Tensor]  # input_ids, attention_mask [b, L]
     rng: list[Tensor]  # before the forward
     reps: SparseReps  # detached
-    values: Tensor | None  # with the graph, where it was kept
+    graph: SparseReps | None  # the same with the graph, where it was kept
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
         rng = rng_state(device)
         with _Memory() as memory, torch.set_grad_enabled(planned.keep):
             reps = engine.encode(*inputs, side=side)
-            encoded.append(Encoded(planned, inputs, rng, reps.detach(), reps.values if planned.keep else None))
+            encoded.append(Encoded(planned, inputs, rng, reps.detach(), reps if planned.keep else None))
             del reps
         between_chunks(memory.ran_out)
 
     # 2. objective, and its gradient with respect to the values
     places = [_entries_in_text_order([piece for piece in encoded if piece.plan.side == side]) for side in (0, 1)]
-    gathered = [replace(reps, values=reps.values.requires_grad_()) for _, reps in places]
+    gathered = [_leaves(reps) for _, reps in places]
     with torch.enable_grad():
         value = objective(*gathered)
     step = Step(replace(value, total=value.total.detach()), bool(torch.isfinite(value.total)),
@@ -124,15 +124,9 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
     if not step.finite:
         return step
     value.total.backward()
-    gradients: list[Tensor] = []  # [nnz] of each chunk, in the order of `encoded`
+    gradients: list[tuple[Tensor, ...] | None] = []  # of each chunk, in the order of `encoded`
     for side, (order, _) in enumerate(places):
-        grad = torch.zeros_like(gathered[side].values)
-        if gathered[side].values.grad is not None:  # else nothing looks at this side
-            grad[order] = gathered[side].values.grad
-        pieces = [piece for piece in encoded if piece.plan.side == side]
-        sizes = [0 if piece.plan.chunk.idle else piece.reps.terms.numel() for piece in pieces]
-        gradients += [part if not piece.plan.chunk.idle else torch.zeros_like(piece.reps.values)
-                      for piece, part in zip(pieces, grad.split(sizes), strict=True)]
+        gradients += _gradients([piece for piece in encoded if piece.plan.side == side], order, gathered[side])
     share = engine.world.size  # the engine divides by it
     del places, gathered, value
 
@@ -141,11 +135,13 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
     for i, piece in enumerate(encoded):
         if not engine.student.trains(SIDES[piece.plan.side]):
             gradients[i] = encoded[i] = None  # type: ignore[call-overload]
+        else:
+            gradients[i] = tuple(part * share for part in gradients[i])
     with engine.accumulating():
-        kept = [i for i, piece in enumerate(encoded) if piece is not None and piece.values is not None]
+        kept = [i for i, piece in enumerate(encoded) if piece is not None and piece.graph is not None]
         if kept:  # all at once
             with _Memory() as memory:
-                engine.backward(sum((encoded[i].values * (gradients[i] * share)).sum() for i in kept))
+                engine.backward(sum(encoded[i].graph.surrogate(*gradients[i]) for i in kept))
             for i in kept:
                 gradients[i] = encoded[i] = None  # type: ignore[call-overload]
             between_chunks(memory.ran_out)
@@ -154,8 +150,7 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
                 continue
             with _Memory() as memory:
                 set_rng_state(piece.rng, device)
-                engine.backward(engine.encode(*piece.inputs, (piece.reps, gradients[i] * share),
-                                              SIDES[piece.plan.side]))
+                engine.backward(engine.encode(*piece.inputs, (piece.reps, *gradients[i]), SIDES[piece.plan.side]))
             gradients[i] = encoded[i] = None  # type: ignore[call-overload]
             del piece
             between_chunks(memory.ran_out)
@@ -179,6 +174,32 @@ class _Memory:
     def __exit__(self, kind, error, _) -> bool:
         self.ran_out = error is not None and ran_out_of_memory(error)
         return self.ran_out
+
+
+def _leaves(reps: SparseReps) -> SparseReps:
+    """The same, from which a gradient can be asked."""
+    vectors = None if reps.vectors is None else reps.vectors.requires_grad_()
+    return replace(reps, values=reps.values.requires_grad_(), vectors=vectors)
+
+
+def _gradients(pieces: list[Encoded], order: Tensor, whole: SparseReps) -> list[tuple[Tensor, ...]]:
+    """The gradient of one side's values, and of its vectors if it has any, cut into that of each chunk.
+
+    `order` as `_entries_in_text_order` gives it; zeros where nothing looks at the side, and for idle chunks.
+    """
+    values = torch.zeros_like(whole.values)
+    if whole.values.grad is not None:
+        values[order] = whole.values.grad
+    sizes = [0 if piece.plan.chunk.idle else piece.reps.terms.numel() for piece in pieces]
+    parts = []
+    for piece, part in zip(pieces, values.split(sizes), strict=True):
+        idle, vectors = piece.plan.chunk.idle, ()
+        if whole.vectors is not None:
+            rows = torch.from_numpy(piece.plan.chunk.rows).to(order.device)
+            unused = idle or whole.vectors.grad is None
+            vectors = (torch.zeros_like(piece.reps.vectors) if unused else whole.vectors.grad[rows],)
+        parts.append((torch.zeros_like(piece.reps.values) if idle else part, *vectors))
+    return parts
 
 
 def _entries_in_text_order(pieces: list[Encoded]) -> tuple[Tensor, SparseReps]:

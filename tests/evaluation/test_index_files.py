@@ -112,7 +112,7 @@ def test_seismic_builds_an_index_of_the_file_and_finds_the_exact_best(checkpoint
 def test_a_term_that_an_engine_refuses_has_a_name_of_its_own(tiny_mlm):
     tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    names = term_names(tokenizer, len(tokens) + 2, re.compile("a"))
+    names = term_names([*tokens, None, None], re.compile("a"))
     assert len(set(names)) == len(names) == len(tokens) + 2
     assert [name for name, token in zip(names, tokens, strict=False) if "a" not in token] == \
         [token for token in tokens if "a" not in token]
