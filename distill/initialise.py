@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import yaml
@@ -43,29 +44,35 @@ train:
     - {{kind: kl, weight: 1.0}}
     - {{kind: margin-mse, weight: 0.05}}
   query_regularizers:
-    - {{kind: l1, weight: 0.01, ramp: quadratic, ramp_steps: 1000}}
+    - {{kind: l1, weight: 0.01, ramp: quadratic, ramp_steps: {ramp}}}
   passage_regularizers:
-    - {{kind: flops, weight: 0.02, ramp: quadratic, ramp_steps: 1000}}
+    - {{kind: flops, weight: 0.02, ramp: quadratic, ramp_steps: {ramp}}}
 """
 
 
 def write_recipe_for(data: Path, output: Path | None, *, force: bool = False) -> str:
     """Write a recipe for `data`; returns what to tell the person. Refuses to overwrite a file unless `force`."""
     found = sniff(data)
-    name = _name(data)
+    name = _name(data if output is None else output)
     output = output or Path(f"{name}.yaml")
     if output.exists() and not force:
         raise RecipeError(f"{output} exists; name another with -o, or add --force")
     plain = name[0].isalpha() and isinstance(yaml.safe_load(name), str)
     text = _TEMPLATE.format(path=data, output=output, quoted=name if plain else f"'{name}'",
                             data=_data_section(found), evaluate=_evaluate_section(found),
-                            found="\n".join(f"#   {line}" for line in found.lines))
+                            found="\n".join(f"#   {line}" for line in found.lines), ramp=_ramp_steps(found))
     parse_recipe(yaml.safe_load(text), origin=str(output))
     with write_atomic(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
     lines = [f"{data} holds", *(f"  {line}" for line in found.lines), f"wrote {output}; next:",
              f"  distill run {output} --dry-run"]
     return "\n".join(lines)
+
+
+def _ramp_steps(found: Found) -> int:
+    """A third of the template's steps: three epochs of batches of 64."""
+    queries = found.data.sizes.queries if found.data.sizes else None
+    return max(1, math.ceil(queries / 64)) if queries else 1000
 
 
 def _name(data: Path) -> str:

@@ -12,9 +12,12 @@ put in order, compared with what lies on disk, and run:
 
 from __future__ import annotations
 
+import gc
 import logging
+import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -142,12 +145,23 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> b
     began = time.monotonic()
     with measure_emissions(recipe, folder, stage.name):
         stage.run(recipe, folder)
+    _free_gpu()
     _write_recipe(recipe, folder)
     seconds = time.monotonic() - began
     append_json_line(folder.stage_log,
                      {"stage": stage.name, "seconds": round(seconds, 3), "host": socket.gethostname()})
     log.info("%-9s done in %.0f s", stage.name, seconds)
     return True
+
+
+def _free_gpu() -> None:
+    """Give back what PyTorch keeps of the GPU's memory: the next stage's work may be in other processes."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_initialized():
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
@@ -174,14 +188,19 @@ def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
 
 
 def rehearsal(recipe: Recipe, limit: int | None) -> Recipe:
-    """The recipe on `limit` queries of every split, in a run folder of its own; None: the recipe as it is."""
+    """The recipe on `limit` queries of every split, and as many steps as these make an epoch of, in a run folder of its
+    own; all passages stay. None: the recipe as it is."""
     if limit is None:
         return recipe
     if recipe.follows is not None:
         raise RecipeError(f"{recipe.name} is a further round of {recipe.follows.run}, with its data; rehearse "
                           "the whole recipe (--limit, with --round)")
     folder = recipe.folder.with_name(f"{recipe.folder.name}-limit-{limit}")
-    return recipe.model_copy(update={"run_dir": folder, "data": recipe.data.model_copy(update={"limit": limit})})
+    data, train = recipe.data.model_copy(update={"limit": limit}), recipe.train
+    if train.steps is not None:  # an epoch of so few queries
+        steps = min(train.steps, math.ceil(limit / train.batch_size))
+        train = train.model_copy(update={"steps": steps})
+    return recipe.model_copy(update={"run_dir": folder, "data": data, "train": train})
 
 
 def stage_states(recipe: Recipe, *, limit: int | None = None, verify: bool = False) -> list[StageState]:

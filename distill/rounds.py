@@ -26,7 +26,8 @@ def all_rounds(recipe: Recipe) -> list[Recipe]:
         own = {**with_previous(merged(tree, changes), checkpoint),
                "name": f"{recipe.name}-round-{index + 2}", "run_dir": str(first.round(index + 2)),
                "follows": {"run": str(first.root), "checkpoint": checkpoint}}
-        if own["student"]["model"] == checkpoint and own["student"].get("start") == "calibrated":
+        if isinstance(own["student"], dict) and own["student"].get("model") == checkpoint and \
+                own["student"].get("start") == "calibrated":
             own["student"] = {**own["student"], "start": "mlm"}  # the checkpoint has a head already, a trained one
         found.append(parse_recipe(own, origin=f"recipe {recipe.name!r}: rounds.{index}"))
         _refuse_other_fine_tuning(recipe, found[-1], f"recipe {recipe.name!r}: rounds.{index}")

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -227,7 +229,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         options = {"address": cluster.address, "runtime_env": {"py_modules": modules, "env_vars": _WORKER_ENVIRONMENT}}
     try:
         # a local Ray inherits the environment: cheaper than a runtime_env, which starts its workers anew
-        with _environment(worker_environment()):
+        with _environment(worker_environment()), _own_sigterm():
             ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise RecipeError(f"cluster: cannot start or reach Ray (address {cluster.address!r}): {error}") from error
@@ -236,7 +238,8 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
             _await_nodes(cluster.nodes)
         yield
     finally:
-        ray.shutdown()
+        with _own_sigterm():
+            ray.shutdown()
 
 
 def worker_environment() -> dict[str, str]:
@@ -251,6 +254,19 @@ def _await_nodes(wanted: int) -> None:
             raise RecipeError(f"cluster: {there} of {wanted} machines (cluster.nodes) joined in {JOIN_SECONDS:g} s; "
                               "look at what Ray says on the others, or ask for fewer")
         time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Ray puts its own handler in place, which ends the process with status 15; whoever requeues jobs knows ours."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

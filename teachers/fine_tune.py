@@ -26,7 +26,7 @@ from distill.data.candidates import iterate_candidates
 from distill.data.files import read_json, storage_errors, sync, write_json, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
-from distill.data.manifest import FORMAT, Manifest, Shard, read_manifest, require_manifest, write_manifest
+from distill.data.manifest import FORMAT, Manifest, Shard, claim, read_manifest, require_manifest, write_manifest
 from distill.data.texts import TextStore
 from distill.errors import TeacherError
 from distill.progress import progress
@@ -65,6 +65,7 @@ def fine_tune(recipe: Recipe, folder: RunFolder, name: str) -> Manifest:
     if done is not None:
         check_same(home, done.fields, fields)
         return done
+    claim(home, fields)
     folds = query_folds(folder, cfg.fine_tune.folds)
     lists = training_lists(folder, cfg.fine_tune, recipe.seed)
     counts: dict[str, Any] = {}

@@ -112,7 +112,7 @@ def shrunk(tree: dict[str, Any], tiny: dict[str, Path], root: Path) -> dict[str,
                 replace_model(teacher, tiny)
         if "train" in part:  # fp16 needs a GPU
             part["train"].update(precision="fp32", lr=1e-3)
-    sentence_encoder = "MiniLM" in tree["student"]["model"] or "minilm" in tree["student"]["model"]
+    sentence_encoder = "minilm" in tree["student"]["model"].lower() or tree["student"]["kind"] == "csr"
     tree["student"].update(model=str(tiny["bi-encoder" if sentence_encoder else "mlm"]), revision=None)
     tree["train"]["steps"] = MAX["steps"]
     return {**limited(tree), "run_dir": str(root / "run")}

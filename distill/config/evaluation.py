@@ -23,7 +23,7 @@ class Seismic(Section):
 
 class Evaluate(Section):
     split: Split = "test"
-    metrics: tuple[str, ...] = ("nDCG@10", "RR@10", "R@100")  # names of ir-measures
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("nDCG@10", "RR@10", "R@100")  # names of ir-measures
     depth: Positive = 1000  # of the ranking
     dev_passages: Positive = 20_000  # searched in during training: judged ones, then candidates by rank
     batch_tokens: Positive | None = None  # padded tokens a batch; None: what suits the device

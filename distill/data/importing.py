@@ -82,7 +82,8 @@ def import_data(recipe: Recipe, folder: RunFolder) -> Manifest:
     if done is not None:
         check_same(folder.data, done.fields, fields)
         return done
-    folder.data.mkdir(parents=True, exist_ok=True)
+    with storage_errors(folder.data):
+        folder.data.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder.data, ".import-*")
     with storage_errors(folder.data), tempfile.TemporaryDirectory(prefix=".import-", dir=folder.data) as temporary:
         staged = RunFolder(Path(temporary) / "run")

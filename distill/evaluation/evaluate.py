@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """What the evaluation depends on: the hashed part of its manifest."""
     cfg = recipe.evaluate
+    require_manifest(folder.model, "train")
     fields = {"stage": "evaluate", "format": FORMAT, "split": cfg.split, "metrics": list(cfg.metrics),
               "depth": cfg.depth, "baselines": cfg.baselines, "model": checkpoint_digest(folder.model),
               "data": require_manifest(folder.data, "import").fingerprint}

@@ -69,6 +69,10 @@ def deepspeed_config(train: config.Train, world_size: int, precision: str) -> di
         if section.get("enabled") is True and PRECISION_SECTIONS.get(key) != precision:
             raise RecipeError(f"train.deepspeed.{key} is enabled, but train.precision is {precision}; set "
                               "train.precision and remove the section")
+    offload = given.get("zero_optimization", {}).get("offload_optimizer") or {}
+    if not isinstance(offload, dict):
+        raise RecipeError(f"train.deepspeed.zero_optimization.offload_optimizer is a section of fields "
+                          f"({{device: cpu}}), not {offload!r}")
     zero = {"stage": 0, "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000,
             **given.pop("zero_optimization", {})}
     if zero.get("compute_grad_norm") is False:
@@ -97,7 +101,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if fastest_precision("cpu") == "bfloat16" else "fp32"
 
 

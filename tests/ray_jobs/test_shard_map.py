@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from job_workers import Doubler, Item, Stillborn, Unborn
 
@@ -68,3 +71,16 @@ def test_actors_keep_to_their_group_while_it_lasts(cluster, tmp_path):
     results, _ = run(items, tmp_path)
     first = {group: {results[f"{i}-{group}"][1] for i in range(4)} for group in "ab"}
     assert not first["a"] & first["b"]
+
+
+def test_a_signal_is_answered_by_our_own_handler_during_a_job_and_after_it():
+    program = ("import os, signal, sys\n"
+               "from distill.config import Cluster\n"
+               "from ray_jobs.shard_map import ray_cluster\n"
+               "asked = []\n"
+               "signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))\n"
+               "with ray_cluster(Cluster(cpus=1)):\n"
+               "    os.kill(os.getpid(), signal.SIGTERM)\n"
+               "os.kill(os.getpid(), signal.SIGTERM)\n"
+               "sys.exit(75 if len(asked) == 2 else 1)\n")
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 75

@@ -143,7 +143,7 @@ def test_a_student_of_ones_own_is_trained_and_found_again(tiny_sentence, run_fol
     train(recipe, folder)
     found = load_checkpoint(folder.model)
     assert (type(found).__name__, found.vocab_size) == ("Halved", 32)
-    assert SparseEncoder(str(folder.model), device="cpu").encode(["about"], convert_to_sparse_tensor=False).shape[1] == 32
+    assert SparseEncoder(str(folder.model), device="cpu").encode(["about"]).shape[1] == 32
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -102,10 +102,13 @@ def _qrels(source: config.HuggingFace) -> dict[str, datasets.Dataset]:
         everything = _load(source, "qrels", None, whole=True)
     else:
         # mteb keeps judgements in the default configuration, BeIR in a dataset of its own
-        available = datasets.get_dataset_config_names(source.dataset, revision=source.revision)
-        name = next((name for name in ("qrels", "default") if name in available), None)
-        everything = (datasets.load_dataset(source.dataset, name, revision=source.revision) if name
-                      else datasets.load_dataset(f"{source.dataset}-qrels"))
+        try:
+            available = datasets.get_dataset_config_names(source.dataset, revision=source.revision)
+            name = next((name for name in ("qrels", "default") if name in available), None)
+            everything = (datasets.load_dataset(source.dataset, name, revision=source.revision) if name
+                          else datasets.load_dataset(f"{source.dataset}-qrels"))
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise DataError(f"its judgements cannot be loaded: {error}", path=source.dataset) from error
     if isinstance(everything, datasets.Dataset):
         return {"test": everything}
     found = {ours: everything[name] for ours, names in _SPLITS.items() for name in names if name in everything}
