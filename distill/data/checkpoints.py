@@ -18,11 +18,13 @@ def checkpoint_digest(path: Path) -> str:
 
 
 def model_field(recipe: Recipe, model: str | None) -> str | dict[str, str] | None:
-    """A model as a fingerprint names it: as the recipe does, but the checkpoint of the round before by its content.
+    """A model as a fingerprint names it: as the recipe does, but a folder, the checkpoint of the round before among
+    them, by its content.
 
     Raises `StorageError` while the round before has no checkpoint.
     """
-    if recipe.follows is None or model != str(recipe.follows.checkpoint):
+    if recipe.follows is not None and model == str(recipe.follows.checkpoint):
+        require_manifest(recipe.follows.checkpoint, "train")
+    elif model is None or not Path(model).is_dir():
         return model
-    require_manifest(recipe.follows.checkpoint, "train")
-    return {"checkpoint": checkpoint_digest(recipe.follows.checkpoint)}
+    return {"checkpoint": checkpoint_digest(Path(model))}
