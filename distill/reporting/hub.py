@@ -13,6 +13,7 @@ from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
 from distill.errors import HubError
 from distill.reporting.model_card import write_model_card
+from distill.reporting.run_facts import recipe_yaml
 
 
 def require_finished(folder: RunFolder) -> None:
@@ -53,7 +54,9 @@ def push(recipe: Recipe, folder: RunFolder, repo: str, *, private: bool = False,
         address = api.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
-        api.create_commit(repo, [CommitOperationAdd(name, str(path)) for name, path in files.items()],
+        api.create_commit(repo, [
+            CommitOperationAdd(name, recipe_yaml(recipe).encode() if path == folder.recipe else str(path))
+            for name, path in files.items()],
                           commit_message=f"{recipe.name}, distilled with splade-distill", revision=revision)
     except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise HubError(f"{repo} could not be pushed to {constants.ENDPOINT}: {error}") from None

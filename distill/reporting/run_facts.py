@@ -11,8 +11,9 @@ import yaml
 from distill import __version__
 from distill.config import AnyStudent, Loss, Recipe, Teacher, TopK
 from distill.data.files import read_json, read_json_lines
-from distill.data.layout import SPLITS, RunFolder
+from distill.data.layout import SPLITS, RunFolder, run_at
 from distill.data.manifest import read_manifest
+from distill.recipe_file import load_recipe
 
 _SOURCES = {
     "python-docs": "docstrings of the Python standard library (query: summary line, passage: name and body)",
@@ -109,8 +110,10 @@ def model_name(name: str) -> str:
 
 
 def recipe_yaml(recipe: Recipe) -> str:
-    """The resolved recipe, without where its run folder lies."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude={"run_dir"}), sort_keys=False, allow_unicode=True)
+    """The resolved recipe with all its rounds, without where it was run: another machine makes the same of it."""
+    whole = recipe if recipe.follows is None else load_recipe(run_at(recipe.follows.run).recipe)
+    tree = whole.model_dump(mode="json", exclude={"run_dir", "follows", "slurm", "cluster"})
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 def training_log(folder: RunFolder) -> list[dict[str, Any]]:
