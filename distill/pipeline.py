@@ -75,7 +75,8 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, re
     """Run the stages that are not done, of all rounds (or the one called `only`, of the first); the last one's folder.
 
     A stage whose output was made from other inputs raises `FingerprintError` naming the field that differs, or, with
-    `redo`, is set aside under <run>/replaced/ and made again. `limit`: see `rehearsal`.
+    `redo`, is set aside under <run>/replaced/ and made again; one stage alone raises it for the stages before it, too.
+    `limit`: see `rehearsal`.
     """
     rounds = all_rounds(rehearsal(recipe, limit))
     if only is not None:
@@ -90,6 +91,8 @@ def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, re
         for stage in stages_of(recipe) if only is None else [_stage(recipe, only)]:
             if only is None and stage.name == "mine":
                 _refuse_early(recipe, folder)
+            if only is not None:
+                _refuse_stale_before(stage, recipe, folder)
             worked |= _run_stage(stage, recipe, folder, redo)
         if worked and only in (None, "evaluate"):
             _write_pages(recipe, folder)
@@ -122,8 +125,22 @@ def score_part(recipe: Recipe, part: tuple[int, int], *, limit: int | None = Non
     recipe = rehearsal(recipe, limit)
     folder = RunFolder.of(recipe)
     part_of_it = replace(_stage(recipe, "score"), run=lambda recipe, folder: score_local(recipe, folder, part=part))
+    _refuse_stale_before(part_of_it, recipe, folder, but="import")  # not every task need read the source
     _run_stage(part_of_it, recipe, folder, redo)
     return folder
+
+
+def _refuse_stale_before(stage: Stage, recipe: Recipe, folder: RunFolder, but: str = "") -> None:
+    """Refuse to build on what the recipe no longer means. What cannot be compared, for a source or a model that is
+    not at hand here, counts as it lies."""
+    for earlier in stages_of(recipe):
+        if earlier.name == stage.name:
+            return
+        state = None if earlier.name == but else _state_or_reason(earlier, recipe, folder, check=False)
+        if state is not None and state.state == "stale":
+            raise FingerprintError(
+                f"stage {stage.name!r} would build on stage {earlier.name!r}, which must run again: {state.reason}\n"
+                f"Choose another run_dir (or name), or run `distill {earlier.name} --redo` and the stages after it")
 
 
 def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> bool:

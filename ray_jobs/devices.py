@@ -5,9 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterator
 
 import ray
+
+from distill.data.files import append_json_line, read_json_lines
+from distill.data.layout import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +25,26 @@ def given_device() -> str | None:
 
 
 @contextlib.contextmanager
-def ending_with_the_device(task: str) -> Iterator[None]:
-    """End this process on a CUDA error: the device is lost to it, and another worker takes over."""
+def ending_with_the_device(task: str, folder: RunFolder) -> Iterator[None]:
+    """End this process on a CUDA error: the device is lost to it, and another worker takes over. What the error was
+    stands in the run folder, where the driver looks."""
     try:
         yield
     except RuntimeError as error:
         if "CUDA error" not in str(error):
             raise
         log.error("%s: %s", task, error)
+        append_json_line(folder.lost_devices, {
+            "task": task, "host": socket.gethostname(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+            "time": round(time.time(), 3), "error": str(error)})
         os._exit(70)
+
+
+def lost_device(task: str, folder: RunFolder, since: float) -> str | None:
+    """What the worker that last ran a task wrote, `since` that time, of the device it lost; for people."""
+    lines = [line for line in read_json_lines(folder.lost_devices) if line["task"] == task and line["time"] >= since]
+    if not lines:
+        return None
+    last = lines[-1]
+    gpu = f", GPU {last['gpus']}" if last["gpus"] else ""
+    return f"on {last['host']}{gpu}: {last['error'].splitlines()[0]} (the whole message is in {folder.lost_devices})"

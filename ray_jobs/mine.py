@@ -8,6 +8,7 @@ one chunk (`mine.shard_passages`) is mined in this process, which is faster than
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class MineWorker:
     def run(self, task: ChunkTask | ShardTask) -> None:
         from ray_jobs.devices import ending_with_the_device, given_device
 
-        with ending_with_the_device(task.name):
+        with ending_with_the_device(task.name, self._folder):
             if isinstance(task, ChunkTask):
                 if task.miner not in self._chunks:
                     self._chunks.clear()  # frees the last model's memory first
@@ -116,14 +117,17 @@ def mine(recipe: Recipe, folder: RunFolder) -> Manifest:
 
 
 def _map(recipe: Recipe, folder: RunFolder, tasks: Sequence[Any], title: str, unit: str, resources: Any) -> None:
+    from ray_jobs.devices import lost_device
     from ray_jobs.shard_map import shard_map
 
     if not tasks:
         return
+    began = time.time()
     size = Counter({task.name: task.passages if isinstance(task, ChunkTask) else task.shard.queries for task in tasks})
     with progress(title, size.total(), unit) as advance:
         shard_map(MineWorker, (recipe, folder, max(1, int(recipe.mine.cpus))), tasks, resources=resources,
-                  max_tries=recipe.mine.max_tries, done=lambda task, _: advance(size[task.name], task.name))
+                  max_tries=recipe.mine.max_tries, done=lambda task, _: advance(size[task.name], task.name),
+                  why=lambda task: lost_device(task.name, folder, began))
 
 
 def _chunks(recipe: Recipe, folder: RunFolder, miner: str, device: str | None = None) -> Chunks:
@@ -145,7 +149,7 @@ def _make_bm25_index(passages: TextStore, folder: RunFolder) -> None:
     home = folder.index("bm25")
     with locked(home):
         if open_index(passages, home) is None:
-            save_index(build_index(passages), home)
+            save_index(build_index(passages), home, postings=True)
 
 
 def _use_threads(threads: int) -> None:

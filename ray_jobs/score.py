@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -37,6 +38,7 @@ from distill.data.manifest import (
 from distill.data.scores import read_score_shard
 from distill.errors import DistillError, FingerprintError, RecipeError, StorageError
 from distill.progress import progress
+from ray_jobs.devices import lost_device
 from ray_jobs.joblog import JobLog
 from ray_jobs.score_worker import Result, ScoreTask, ScoreWorker
 from ray_jobs.shard_map import Resources, named, ray_cluster, shard_map
@@ -80,7 +82,7 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
     after any failure, the job finishes what is left. Raises `TeacherError`, `StorageError`, `FingerprintError`, and
     `JobFailed` for an exception in a worker's code.
     """
-    job = _Job(recipe, folder, teachers, splits)
+    job, began = _Job(recipe, folder, teachers, splits), time.time()
     tasks = job.plan()
     if tasks:
         with ray_cluster(recipe.cluster), job.progress(tasks) as done:
@@ -90,7 +92,8 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
                 some = [task for task in tasks if gpus[task.teacher] == need]
                 resources = Resources(recipe.score.cpus, need, recipe.score.actors)
                 shard_map(ScoreWorker, arguments, some, resources=resources, max_tries=recipe.score.max_tries,
-                          done=done, handed=job.handed, died=job.died)
+                          done=done, handed=job.handed, died=job.died,
+                          why=lambda task: lost_device(task.name, folder, began))
     job.finish()
     return job.counters
 

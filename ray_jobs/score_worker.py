@@ -57,7 +57,7 @@ class ScoreWorker:
         return os.getpid()
 
     def run(self, task: ScoreTask) -> Result:
-        with ending_with_the_device(task.name):
+        with ending_with_the_device(task.name, self._folder):
             teacher = self._open(task.teacher)
             if task.store is None:
                 return score_shard(task, teacher, self._folder)

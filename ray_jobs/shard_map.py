@@ -63,15 +63,16 @@ class Resources:
 
 def shard_map(worker: type, arguments: tuple[Any, ...], tasks: Sequence[Task], *, resources: Resources, max_tries: int,
               done: Callable[[Task, Any], None], handed: Callable[[Task], None] = lambda task: None,
-              died: Callable[[list[Task]], None] = lambda tasks: None) -> None:
+              died: Callable[[list[Task]], None] = lambda tasks: None,
+              why: Callable[[Task], str | None] = lambda task: None) -> None:
     """Run `worker(*arguments).run(task)` for every task; `done(task, result)` is called in the driver as they finish.
 
     A task whose worker dies is tried again, at most `max_tries` times in all; only the task that was running counts a
     try. `handed` hears of each task given to an actor, `died` of each death and the tasks it leaves, the running one
-    first. Raises `DistillError` as the worker raised it, with the task's name before it, and
-    `JobFailed` for anything else. Ray must be running.
+    first; `why` may know more of a death than Ray does. Raises `DistillError` as the worker raised it, with the
+    task's name before it, and `JobFailed` for anything else. Ray must be running.
     """
-    state = _Map(ray.remote(worker), arguments, tasks, resources, max_tries, handed, died)
+    state = _Map(ray.remote(worker), arguments, tasks, resources, max_tries, handed, died, why)
     try:
         while state.left:
             state.resize()
@@ -87,7 +88,8 @@ class _Map:
     """The driver's bookkeeping: who runs what, and what is still to be handed out."""
 
     def __init__(self, worker: Any, arguments: tuple[Any, ...], tasks: Sequence[Task], resources: Resources,
-                 max_tries: int, handed: Callable[[Task], None], died: Callable[[list[Task]], None]):
+                 max_tries: int, handed: Callable[[Task], None], died: Callable[[list[Task]], None],
+                 why: Callable[[Task], str | None]):
         options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
         self._create = lambda: worker.options(**options).remote(*arguments)
         self._queues: dict[str, deque[Task]] = {}
@@ -96,6 +98,7 @@ class _Map:
         self.left = len(tasks)
         self.actors: list[_Actor] = []
         self._resources, self._max_tries, self._handed, self._died = resources, max_tries, handed, died
+        self._why = why
         self._tries: Counter[str] = Counter()
         self._deaths_in_a_row = 0  # without any task finished in between
         self._next_look = self._silent_since = time.monotonic()
@@ -165,14 +168,16 @@ class _Map:
         lost = [task for _, task in actor.tasks]
         self._died(lost)
         self._deaths_in_a_row += 1
-        log.warning("a worker died%s; its work is handed out again", f" in {lost[0].name}" if lost else "")
+        reason = (self._why(lost[0]) if lost else None) or error
+        log.warning("a worker died%s; its work is handed out again",
+                    f" in {lost[0].name}{'' if reason is error else f' {reason}'}" if lost else "")
         if self._deaths_in_a_row > 3 * max(1, self._largest):  # a cluster may be losing its nodes one by one
             raise JobFailed(f"{self._deaths_in_a_row} workers died one after the other without finishing anything; "
-                            f"the last: {error}")
+                            f"the last: {reason}")
         if lost:
             self._tries[lost[0].name] += 1
             if self._tries[lost[0].name] >= self._max_tries:
-                raise JobFailed(f"{lost[0].name}: its worker died {self._max_tries} times; the last: {error}")
+                raise JobFailed(f"{lost[0].name}: its worker died {self._max_tries} times; the last: {reason}")
         for task in reversed(lost):
             self._queues[task.group].appendleft(task)
 

@@ -122,8 +122,11 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(tmp_path, beir
     assert again.returncode == 2 and "--force" in again.stderr
 
 
-def test_init_without_judgements_evaluates_on_development_queries_made_from_the_passages(tmp_path, beir):
+@pytest.mark.parametrize("queries", [True, False])
+def test_init_without_judgements_evaluates_on_development_queries_made_from_the_passages(tmp_path, beir, queries):
     shutil.rmtree(beir / "qrels")
+    if not queries:
+        (beir / "queries.jsonl").unlink()
     made = tmp_path / "2024.yaml"
     assert distill("init", beir.rename(tmp_path / "2024"), "-o", made).returncode == 0
     recipe = load_recipe(made)

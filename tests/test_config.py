@@ -51,6 +51,21 @@ def test_missing_and_impossible_values_are_named():
     assert "Input should be a list (given: 'kl')" in refused(train={"losses": "kl"})
 
 
+@pytest.mark.parametrize("kind, model, field, value", [
+    ("bm25", None, "model", "m"), ("bm25", None, "dtype", "float16"), ("custom", None, "max_length", 64),
+    ("bi-encoder", "m", "template", "{query} {passage}"), ("splade", "m", "fine_tune", {}),
+    ("cross-encoder", "m", "options", {"yes": "true"}), ("imported", None, "batch_tokens", 4096),
+])
+def test_what_a_kind_of_teacher_does_not_read_is_refused(kind, model, field, value):
+    teacher = {"kind": kind, **({"model": model} if model else {}), **({"cls": "a:B"} if kind == "custom" else {})}
+    parse_recipe({**MINIMAL, "teachers": {"t": teacher}})
+    assert f"`{field}` has no effect with kind: {kind}" in refused(teachers={"t": {**teacher, field: value}})
+
+
+def test_bm25_mines_without_a_model():
+    assert "`model` has no effect with kind: bm25" in refused(mine={"miners": {"a": {"kind": "bm25", "model": "m"}}})
+
+
 def test_overrides_reach_any_depth_and_are_checked(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))

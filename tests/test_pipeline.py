@@ -9,7 +9,7 @@ import torch
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
 from distill.errors import FingerprintError
-from distill.pipeline import run, stage_states
+from distill.pipeline import run, score_part, stage_states
 
 
 def test_the_table_has_every_system_and_the_run_every_file(finished):
@@ -54,3 +54,15 @@ def test_a_changed_recipe_is_refused_at_the_stage_it_changes_and_names_the_field
     with pytest.raises(FingerprintError, match=r"stage 'train' must run again: .*train\.lr 0\.001 -> 0\.0005"):
         run(finished.model_copy(update={"train": weights}))
 
+
+def test_one_stage_alone_does_not_build_on_what_the_recipe_no_longer_means(finished):
+    before = RunFolder(finished.folder).recipe.read_text()
+    changed = finished.model_copy(update={"label": finished.label.model_copy(update={"normalise": "z-score"})})
+    for stage in ("train", "evaluate"):
+        with pytest.raises(FingerprintError, match=rf"(?s)'{stage}' would build on stage 'label', which must run "
+                                                   r"again: .*normalise .*run `distill label --redo`"):
+            run(changed, only=stage)
+    other = finished.model_copy(update={"mine": finished.mine.model_copy(update={"rerank_depth": 7})})
+    with pytest.raises(FingerprintError, match="'score' would build on stage 'mine'"):
+        score_part(other, (0, 1))
+    assert RunFolder(finished.folder).recipe.read_text() == before

@@ -35,7 +35,7 @@ def whole_recipe(root: Path, mlm: Path, sentence: Path) -> Recipe:
             "tuned": {"kind": "cross-encoder", "model": str(sentence), "max_length": 32, "dtype": "float32",
                       "fine_tune": {"folds": 2, "negatives": 2, "batch_size": 16, "lr": 1e-3}},
             "bi-encoder": {"kind": "bi-encoder", "model": str(sentence), "dtype": "float32"},
-            "bm25": {"kind": "bm25", "dtype": "float32"}},
+            "bm25": {"kind": "bm25"}},
         "label": {"map_to": "tuned"},
         "student": {"model": str(mlm), "query_max_length": 16, "passage_max_length": 24},
         "train": {"batch_size": 8, "negatives": 3, "steps": 6, "lr": 1e-3, "precision": "fp32", "evaluate_every": 3,

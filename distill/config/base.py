@@ -22,6 +22,13 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
 
 
+def refuse_unread(section: Section, kind: str, read: set[str]) -> None:
+    """Raise `ValueError` for a field that is set and that nothing reads in a section of this kind."""
+    for name, field in type(section).model_fields.items():
+        if name not in read and getattr(section, name) != field.get_default(call_default_factory=True):
+            raise ValueError(f"`{name}` has no effect with kind: {kind}")
+
+
 def resolve_model(name: str) -> str:
     """Turn `package:<module>/<folder>` (a model that an installed package carries) into a path; others pass through."""
     if not name.startswith("package:"):

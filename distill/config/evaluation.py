@@ -29,6 +29,7 @@ class Evaluate(Section):
     batch_tokens: Positive | None = None  # padded tokens a batch; None: what suits the device
     precision: Dtype = "auto"  # of the encoder's products; auto: bfloat16 where this machine has it and it is faster
     baselines: bool = True  # BM25, the student's start, each teacher and the ensemble reranking
+    start: bool = True  # among the baselines; false spares a large collection's encoding, with a start far from sparse
     search: Literal["exact", "seismic"] = "exact"  # for the student and its start; seismic: large collections
     seismic: Seismic = Seismic()
     top_ks: tuple[Positive, ...] = ()  # measure the student once more with each cap on the active terms of a text
@@ -39,6 +40,8 @@ class Evaluate(Section):
     def _no_option_without_effect(self) -> Evaluate:
         if self.search == "exact" and self.seismic != Seismic() and not self.top_ks:
             raise ValueError("the settings of `seismic` have no effect on exact search: set search: seismic")
+        if not self.start and not self.baselines:
+            raise ValueError("`start` has no effect without `baselines`")
         return self
 
     @model_validator(mode="after")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill.config.base import Dtype, Fraction, Positive, Section
+from distill.config.base import Dtype, Fraction, Positive, Section, refuse_unread
 
 
 class Miner(Section):
@@ -24,6 +24,8 @@ class Miner(Section):
     def _model_where_needed(self) -> Miner:
         if self.kind != "bm25" and self.model is None:
             raise ValueError(f"a {self.kind} miner needs a model")
+        if self.kind == "bm25":
+            refuse_unread(self, self.kind, {"kind", "top", "sample", "depth", "skip"})
         if self.sample and self.depth <= self.skip + self.top:
             raise ValueError(f"`sample` draws from ranks {self.skip + self.top + 1} to `depth`, which is {self.depth}: "
                              "there are none; raise depth")
@@ -72,6 +74,11 @@ class FineTune(Section):
     warmup_ratio: Fraction = 0.1
 
 
+_MODEL = {"model", "revision", "dtype", "max_length", "batch_tokens"}
+_READ_BY = {"cross-encoder": _MODEL | {"fine_tune"}, "llm": _MODEL | {"template", "options"}, "bm25": set(),
+            "imported": {"model"}, "custom": {"cls", "options"}}
+
+
 class Teacher(Section):
     """Who scores; kind `imported`: the source's own scores, nothing runs.
 
@@ -96,8 +103,7 @@ class Teacher(Section):
             raise ValueError("a custom teacher needs cls (package.module:Class)")
         if self.kind not in ("bm25", "imported", "custom") and self.model is None:
             raise ValueError(f"a {self.kind} teacher needs a model")
-        if self.fine_tune is not None and self.kind != "cross-encoder":
-            raise ValueError("fine_tune is for cross-encoders")
+        refuse_unread(self, self.kind, {"kind", "weight"} | _READ_BY.get(self.kind, _MODEL))
         return self
 
 

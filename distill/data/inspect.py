@@ -66,9 +66,9 @@ def _beir(path: Path) -> Found:
     splits = {split: name for split, options in _SPLIT_NAMES.items()
               for name in itertools.islice((option for option in options if option in names), 1)}
     corpus, queries = find_file(path, "corpus.jsonl"), find_file(path, "queries.jsonl")
-    if queries is None:
-        raise DataError("a BEIR folder has queries.jsonl beside corpus.jsonl; it is missing", path=path)
-    lines = [f"BEIR folder: {_rows_in(corpus)} passages, {_rows_in(queries)} queries"]
+    if queries is None and splits:
+        raise DataError("there are judgements in qrels/, but queries.jsonl is missing beside corpus.jsonl", path=path)
+    lines = [f"BEIR folder: {_rows_in(corpus)} passages, {_rows_in(queries) if queries else 'no'} queries"]
     lines += [f"{split}: judgements in qrels/{name}.tsv, {_rows_in(find_file(path / 'qrels', f'{name}.tsv'))} lines"
               for split, name in splits.items()]
     generate = None

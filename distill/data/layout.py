@@ -101,6 +101,10 @@ class RunFolder:
         return self.logs / "train.jsonl"
 
     @property
+    def lost_devices(self) -> Path:
+        return self.logs / "lost-devices.jsonl"
+
+    @property
     def stage_log(self) -> Path:
         return self.logs / "stages.jsonl"
 

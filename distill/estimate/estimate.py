@@ -291,7 +291,8 @@ def _evaluate(case: _Case) -> Iterator[Cost]:
     if cost := _on_one_device(case, "evaluate", lambda of: of.size.passages + sum(of.size.queries.values())):
         yield cost
         return
-    for part in ("student", "its start")[:2 if case.recipe.evaluate.baselines else 1]:
+    compared = case.recipe.evaluate.baselines and case.recipe.evaluate.start
+    for part in ("student", "its start")[:2 if compared else 1]:
         cost = _encoded(case, "evaluate", f"{part}: encode", None)
         if cost.device_seconds is not None:
             cost = replace(cost, wall_seconds=cost.device_seconds + _start(case), bound="one device")

@@ -101,7 +101,7 @@ def _measure(queries: sparse.csr_matrix, passages: sparse.csr_matrix, grades: Gr
     values = metrics.per_query(cfg.metrics, grades, ranking)
     times = _milliseconds(search_one, min(queries.shape[0], _TIMED_QUERIES))
     return {"metrics": {name: float(value.mean()) for name, value in values.items()},
-            **metrics.costs(queries, passages),
+            **metrics.costs(metrics.activation_rates(queries), metrics.activation_rates(passages)),
             "postings": int(passages.nnz),
             "inverted_bytes": passages.nnz * (passages.data.itemsize + passages.indices.itemsize)
                               + (passages.shape[1] + 1) * passages.indptr.itemsize,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,16 @@ from distill.data.files import read_json, write_atomic, write_json, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
 from distill.data.manifest import FORMAT, Manifest, read_manifest, require_manifest, write_manifest
+from distill.errors import StorageError
 from distill.evaluation import metrics
 from distill.evaluation.collection import Collection, open_collection
 from distill.evaluation.curve import cost_curve
 from distill.evaluation.evaluator_data import evaluator_fields
 from distill.evaluation.evaluators import check_evaluators, run_evaluators
 from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank, scored_teachers
-from distill.mining.bm25 import build_index
-from distill.mining.encode import Precision, encode_store, token_store
-from distill.mining.search import search_sparse
+from distill.mining.bm25 import build_index, open_index
+from distill.mining.encode import Precision, encode_blocks, encode_store, token_store
+from distill.mining.search import search_blocks, search_inverted, search_sparse
 from distill.mining.seismic import build_seismic, search_seismic
 from distill.student.base import Student
 from distill.student.checkpoint import load_checkpoint
@@ -40,13 +42,16 @@ from teachers.execution import fastest_precision
 
 log = logging.getLogger(__name__)
 
+Vectors = tuple[sparse.csr_matrix, sparse.csr_matrix]  # of the judged queries and of the collection
+
 
 def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     """What the evaluation depends on: the hashed part of its manifest."""
-    cfg = recipe.evaluate
-    require_manifest(folder.model, "train")
+    cfg, model = recipe.evaluate, checkpoint_digest(folder.model)
+    if not model:
+        raise StorageError(f"{folder.model}: there is no student to evaluate; run `distill train` first")
     fields = {"stage": "evaluate", "format": FORMAT, "split": cfg.split, "metrics": list(cfg.metrics),
-              "depth": cfg.depth, "baselines": cfg.baselines, "model": checkpoint_digest(folder.model),
+              "depth": cfg.depth, "baselines": cfg.baselines, "model": model,
               "data": require_manifest(folder.data, "import").fingerprint}
     if cfg.baselines:
         teachers = scored_teachers(recipe, folder, cfg.split)
@@ -85,15 +90,15 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     table = _Table(recipe, folder, collection)
     bm25 = None
     if cfg.baselines or any(entry.kind == "reciprocal-rank-fusion" for entry in cfg.evaluators):
-        bm25, costs = _bm25(recipe, collection)
+        bm25, costs = _bm25(recipe, folder, collection)
     if cfg.baselines:
         table.add("BM25", "BM25", bm25, costs)
         for name, ranking in rerank(recipe, folder, cfg.split).items():
             table.add(f"rerank-{name}", "ensemble, reranking" if name == ENSEMBLE else f"{name}, reranking", ranking)
         for name, (title, path) in _other_students(recipe, folder).items():
-            table.add(name, title, *_search(recipe, collection, *_checkpoint(path, recipe, folder, collection)))
-    vectors = _checkpoint(folder.model, recipe, folder, collection)
-    ranking, costs = _search(recipe, collection, *vectors)
+            ranking, costs, _ = _search(path, recipe, folder, collection)
+            table.add(name, title, ranking, costs)
+    ranking, costs, vectors = _search(folder.model, recipe, folder, collection, keep=bool(cfg.top_ks))
     table.add("student", "student", ranking, costs)
     result = {
         "split": cfg.split,
@@ -104,7 +109,7 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         "search": cfg.search,
         "rows": table.rows,
         "tests": table.tests(),
-        **({"curve": cost_curve(*vectors, collection.grades, cfg, folder.metrics)} if cfg.top_ks else {}),
+        **({"curve": cost_curve(*vectors, collection.grades, cfg, folder.metrics)} if vectors else {}),
         **({"evaluators": run_evaluators(recipe, folder, collection, ranking, bm25)} if cfg.evaluators else {}),
         "precision": _precision(recipe),
         "seconds": round(time.monotonic() - began, 1),
@@ -119,10 +124,11 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
 def _other_students(recipe: Recipe, folder: RunFolder) -> dict[str, tuple[str, Path]]:
     """The checkpoints to compare with, by name, each with its title: the start, and the last round's student.
 
-    Where the last round's student is the start, it stands once.
+    Where the last round's student is the start, it stands once; where the recipe does without the start, not at all.
     """
     found = {}
-    if recipe.follows is None or recipe.student.model != str(recipe.follows.checkpoint):
+    if recipe.evaluate.start and (
+            recipe.follows is None or recipe.student.model != str(recipe.follows.checkpoint)):
         found["start"] = ("student before training", folder.start)
     if recipe.follows is not None:
         found["previous"] = ("student of the round before", recipe.follows.checkpoint)
@@ -136,11 +142,15 @@ def evaluate_student(student: Student, folder: RunFolder, split: str, recipe: Re
     """
     collection = open_collection(folder, split)
     rows = _development_rows(recipe, folder, collection)
-    vectors = _encode(student, recipe, folder, collection, rows, progress=False)
+    tokens = token_store(student, collection.passages, folder, "passages")
+    vectors = (_encode_queries(student, recipe, folder, collection),
+               encode_store(student, tokens, rows, "passage", batch_tokens=recipe.evaluate.batch_tokens,
+                            precision=_precision(recipe)))
     found, _ = search_sparse(*vectors, metrics.depth_needed(recipe.evaluate.metrics, recipe.evaluate.depth))
     ranking = {query: rows[row[row >= 0]] for query, row in zip(collection.grades, found, strict=True)}
     values = metrics.per_query(recipe.evaluate.metrics, collection.grades, ranking)
-    return {**{name: float(value.mean()) for name, value in values.items()}, **metrics.costs(*vectors)}
+    return {**{name: float(value.mean()) for name, value in values.items()},
+            **metrics.costs(*map(metrics.activation_rates, vectors))}
 
 
 class _Table:
@@ -180,39 +190,46 @@ def write_run(path: Path, ranking: Ranking, collection: Collection, tag: str) ->
                 file.write(f"{name} Q0 {passage} {rank} {len(rows) - rank + 1} {tag}\n")
 
 
-def _bm25(recipe: Recipe, collection: Collection) -> tuple[Ranking, dict[str, float]]:
-    index = build_index(collection.passages)
+def _bm25(recipe: Recipe, folder: RunFolder, collection: Collection) -> tuple[Ranking, dict[str, float]]:
+    index = open_index(collection.passages, folder.index("bm25")) or build_index(collection.passages)
     vectors = index.query_vectors(collection.queries.texts(collection.query_rows))
-    found, _ = search_sparse(vectors, index.weights, recipe.evaluate.depth)
-    return _ranking(collection, found), metrics.costs(vectors, index.weights)
+    found, _ = search_inverted(vectors, index.inverted, recipe.evaluate.depth)
+    return _ranking(collection, found), metrics.costs(*map(metrics.activation_rates, (vectors, index.weights)))
 
 
-def _checkpoint(path: Path, recipe: Recipe, folder: RunFolder, collection: Collection
-                ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Vectors of the judged queries and of the collection under a saved checkpoint."""
-    student = load_checkpoint(path).to("cuda" if torch.cuda.is_available() else "cpu")
-    rows = np.arange(collection.passages.collection_size)
-    return _encode(student, recipe, folder, collection, rows, progress=True)
+def _search(path: Path, recipe: Recipe, folder: RunFolder, collection: Collection, keep: bool = False
+            ) -> tuple[Ranking, dict[str, float], Vectors | None]:
+    """The ranking of the judged queries under a saved checkpoint, its costs, and, to `keep`, the vectors.
 
-
-def _search(recipe: Recipe, collection: Collection, queries: sparse.csr_matrix, passages: sparse.csr_matrix
-            ) -> tuple[Ranking, dict[str, float]]:
-    cfg = recipe.evaluate
-    if cfg.search == "seismic":
-        found, _ = search_seismic(build_seismic(passages, cfg.seismic), queries, cfg.depth, cfg.seismic)
+    Exact search goes through the collection block by block, as it is encoded; Seismic needs the whole.
+    """
+    cfg, student = recipe.evaluate, load_checkpoint(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    queries = _encode_queries(student, recipe, folder, collection)
+    tokens = token_store(student, collection.passages, folder, "passages")
+    blocks = encode_blocks(student, tokens, np.arange(collection.passages.collection_size), "passage",
+                           "encode passages", cfg.batch_tokens, _precision(recipe))
+    if keep or cfg.search == "seismic":
+        passages = sparse.vstack(list(blocks), format="csr")
+        rates = metrics.activation_rates(passages)
+        found, _ = (search_seismic(build_seismic(passages, cfg.seismic), queries, cfg.depth, cfg.seismic)
+                    if cfg.search == "seismic" else search_sparse(queries, passages, cfg.depth))
     else:
-        found, _ = search_sparse(queries, passages, cfg.depth)
-    return _ranking(collection, found), metrics.costs(queries, passages)
+        passages, rates = None, np.zeros(queries.shape[1])
+
+        def inverted() -> Iterator[sparse.csr_matrix]:
+            for block in blocks:
+                rates[:] += metrics.activation_rates(block) * (block.shape[0] / collection.passages.collection_size)
+                yield block.T.tocsr()
+
+        found, _ = search_blocks(queries, inverted(), cfg.depth)
+    return (_ranking(collection, found), metrics.costs(metrics.activation_rates(queries), rates),
+            None if passages is None else (queries, passages))
 
 
-def _encode(student: Student, recipe: Recipe, folder: RunFolder, collection: Collection, rows: np.ndarray,
-            progress: bool) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Vectors of the judged queries and of the passages `rows`."""
-    queries = token_store(student, collection.queries, folder, f"queries.{collection.split}")
-    passages = token_store(student, collection.passages, folder, "passages")
-    budget, precision = recipe.evaluate.batch_tokens, _precision(recipe)
-    return (encode_store(student, queries, collection.query_rows, "query", "", budget, precision),
-            encode_store(student, passages, rows, "passage", "encode passages" if progress else "", budget, precision))
+def _encode_queries(student: Student, recipe: Recipe, folder: RunFolder, collection: Collection) -> sparse.csr_matrix:
+    tokens = token_store(student, collection.queries, folder, f"queries.{collection.split}")
+    return encode_store(student, tokens, collection.query_rows, "query", batch_tokens=recipe.evaluate.batch_tokens,
+                        precision=_precision(recipe))
 
 
 def _precision(recipe: Recipe) -> Precision:

@@ -26,6 +26,8 @@ from distill.mining.search import search_inverted
 from distill.progress import progress
 
 _PAIRS = 200_000  # pairs scored at a time
+_PARTS = ("data", "indices", "indptr")  # of a sparse matrix
+_POSTINGS = "postings-"  # before the names of the posting lists' files
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,12 @@ class Bm25Index:
     mean_length: float  # stems a passage
     k1: float
     b: float
+    saved_postings: sparse.csr_matrix | None = None  # `inverted`, where it lies on disk
 
     @cached_property
     def inverted(self) -> sparse.csr_matrix:
         """The posting lists: float32 [stems, collection_size]."""
-        return self.weights.T.tocsr()
+        return self.weights.T.tocsr() if self.saved_postings is None else self.saved_postings
 
     def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32.
@@ -108,11 +111,12 @@ def build_index(store: TextStore, k1: float = 1.5, b: float = 0.75) -> Bm25Index
     return Bm25Index(store, tokenizer, weights, idf, mean_length, k1, b)
 
 
-def save_index(index: Bm25Index, folder: Path) -> None:
-    """Write an index into `folder` for `open_index`; one that is there is replaced."""
+def save_index(index: Bm25Index, folder: Path, postings: bool = False) -> None:
+    """Write an index into `folder` for `open_index`; one that is there is replaced. `postings`: for searching, too."""
     (folder / "index.json").unlink(missing_ok=True)  # written last: without it the arrays are nothing
-    arrays = {"data": index.weights.data, "indices": index.weights.indices, "indptr": index.weights.indptr,
-              "idf": index.idf}
+    arrays = {**_arrays("", index.weights), "idf": index.idf}
+    if postings:
+        arrays |= _arrays(_POSTINGS, index.inverted)
     for name, array in arrays.items():
         with write_atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, array)
@@ -135,11 +139,21 @@ def open_index(store: TextStore, folder: Path, k1: float = 1.5, b: float = 0.75,
             return None
     except (FileNotFoundError, StorageError):
         return None
-    data, indices, indptr, idf = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in saved["checksums"])
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in saved["checksums"]}
     tokenizer = _tokenizer()
     tokenizer.stem_to_sid = {stem: number for number, stem in enumerate(saved["stems"])}
-    weights = sparse.csr_matrix((data, indices, indptr), shape=(store.collection_size, len(idf)))
-    return Bm25Index(store, tokenizer, weights, idf, saved["mean_length"], k1, b)
+    passages, stems = store.collection_size, len(saved["stems"])
+    postings = _matrix(_POSTINGS, arrays, (stems, passages)) if f"{_POSTINGS}data" in arrays else None
+    return Bm25Index(store, tokenizer, _matrix("", arrays, (passages, stems)), arrays["idf"], saved["mean_length"], k1,
+                     b, postings)
+
+
+def _arrays(prefix: str, matrix: sparse.csr_matrix) -> dict[str, np.ndarray]:
+    return {f"{prefix}{part}": getattr(matrix, part) for part in _PARTS}
+
+
+def _matrix(prefix: str, arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> sparse.csr_matrix:
+    return sparse.csr_matrix(tuple(arrays[f"{prefix}{part}"] for part in _PARTS), shape=shape)
 
 
 def _tokenizer() -> Tokenizer:

@@ -5,8 +5,8 @@ Only active terms are kept, so what is held is 8 bytes a term and never [texts, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from distill.student.base import Side, Student
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _SLAB = 65_536  # texts sorted by length together
+_BLOCK_BYTES = 1 << 30  # of a block of `encode_blocks`, but for its last slab
 _CPU_BATCH_TOKENS = 4096  # measured best: activations of a batch stay near the caches
 _GPU_BATCH_TOKENS = 65_536
 
@@ -46,9 +47,27 @@ def encode_store(student: Student, tokens: TokenStore, rows: np.ndarray, side: S
     that of the encoder's products (autocast), not of the vectors. The student is in evaluation mode meanwhile, and
     stays on the device where it is.
     """
+    slabs = list(encode_blocks(student, tokens, rows, side, description, batch_tokens, precision, block_bytes=0))
+    return _stack(slabs, student)
+
+
+def encode_blocks(student: Student, tokens: TokenStore, rows: np.ndarray, side: Side, description: str = "",
+                  batch_tokens: int | None = None, precision: Precision = "float32", block_bytes: int = _BLOCK_BYTES
+                  ) -> Iterator[sparse.csr_matrix]:
+    """As `encode_store`, one block of consecutive rows after the other, for collections that memory does not hold."""
     rows = np.asarray(rows, dtype=np.int64)
     lengths = np.asarray(tokens.lengths)[rows]
-    return _encode(student, lambda at: tokens.take(rows[at]), lengths, side, description, batch_tokens, precision)
+    slabs: list[sparse.csr_matrix] = []
+    with _shown(description, len(rows)) as advance:
+        for first in range(0, len(rows), _SLAB):
+            at = rows[first : first + _SLAB]
+            slabs.append(_encode(student, lambda batch, at=at: tokens.take(at[batch]),
+                                 lengths[first : first + _SLAB], side, batch_tokens, precision, advance))
+            if sum(_bytes(slab) for slab in slabs) >= block_bytes:
+                yield _stack(slabs, student)
+                slabs = []
+    if slabs:
+        yield _stack(slabs, student)
 
 
 def encode_texts(student: Student, texts: Sequence[str], side: Side, description: str = "",
@@ -59,40 +78,51 @@ def encode_texts(student: Student, texts: Sequence[str], side: Side, description
     ids = student.tokenizer(prompted, add_special_tokens=False, verbose=False)["input_ids"] if prompted else []
     arrays = [np.asarray(text[:max_length], dtype=np.int32) for text in ids]
     lengths = np.array([len(text) for text in arrays], dtype=np.int64)
-    return _encode(student, lambda at: [arrays[i] for i in at], lengths, side, description, batch_tokens, precision)
+    with _shown(description, len(texts)) as advance:
+        return _encode(student, lambda batch: [arrays[i] for i in batch], lengths, side, batch_tokens, precision,
+                       advance)
 
 
-def _encode(student: Student, take: Callable[[np.ndarray], list[np.ndarray]], lengths: np.ndarray,
-            side: Side, description: str, batch_tokens: int | None, precision: Precision) -> sparse.csr_matrix:
+def _encode(student: Student, take: Callable[[np.ndarray], list[np.ndarray]], lengths: np.ndarray, side: Side,
+            batch_tokens: int | None, precision: Precision, advance: Callable[[int], object]) -> sparse.csr_matrix:
+    """Texts sorted by length together; `take` gives the tokens of some of them, by number."""
     _, max_length = _conventions(student, side)
     device = next(student.parameters()).device
     batch_tokens = batch_tokens or (_CPU_BATCH_TOKENS if device.type == "cpu" else _GPU_BATCH_TOKENS)
     autocast = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
-    padded = np.minimum(lengths.astype(np.int64) + student.special_tokens(side), max_length)
-    slabs = []
+    batches = token_batches(np.minimum(lengths.astype(np.int64) + student.special_tokens(side), max_length),
+                            batch_tokens)
+    parts = []
     training = student.training
     student.eval()
     try:
-        shown = progress(description, len(lengths), "texts") if description else nullcontext(lambda n: None)
-        with torch.no_grad(), autocast, shown as advance:
-            for first in range(0, len(lengths), _SLAB):
-                batches = token_batches(padded[first : first + _SLAB], batch_tokens)
-                parts = []
-                for batch in batches:
-                    input_ids, mask = student.assemble(take(first + batch), max_length, side)
-                    reps = student(input_ids.to(device), mask.to(device), side=side)
-                    reps = reps if student.top_k is None else reps.top_k(student.top_k)
-                    parts.append(sparse.csr_matrix(
-                        (reps.values.float().cpu().numpy(), reps.terms.cpu().numpy().astype(np.int32),
-                         reps.indptr.cpu().numpy()), shape=(len(batch), reps.vocab_size)))
-                    advance(len(batch))
-                back = np.argsort(np.concatenate(batches))  # from the order of lengths to the order of rows
-                slabs.append(sparse.vstack(parts, format="csr")[back])
+        with torch.no_grad(), autocast:
+            for batch in batches:
+                input_ids, mask = student.assemble(take(batch), max_length, side)
+                reps = student(input_ids.to(device), mask.to(device), side=side)
+                reps = reps if student.top_k is None else reps.top_k(student.top_k)
+                parts.append(sparse.csr_matrix(
+                    (reps.values.float().cpu().numpy(), reps.terms.cpu().numpy().astype(np.int32),
+                     reps.indptr.cpu().numpy()), shape=(len(batch), reps.vocab_size)))
+                advance(len(batch))
     finally:
         student.train(training)
-    if not slabs:
+    stacked = _stack(parts, student)
+    return stacked[np.argsort(np.concatenate(batches))] if parts else stacked  # back from the order of lengths
+
+
+def _shown(description: str, texts: int) -> AbstractContextManager[Callable[..., object]]:
+    return progress(description, texts, "texts") if description else nullcontext(lambda n: None)
+
+
+def _stack(parts: list[sparse.csr_matrix], student: Student) -> sparse.csr_matrix:
+    if not parts:
         return sparse.csr_matrix((0, student.vocab_size), dtype=np.float32)
-    return slabs[0] if len(slabs) == 1 else sparse.vstack(slabs, format="csr")
+    return parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
+
+
+def _bytes(vectors: sparse.csr_matrix) -> int:
+    return vectors.data.nbytes + vectors.indices.nbytes
 
 
 def _conventions(student: Student, side: Side) -> tuple[str, int]:

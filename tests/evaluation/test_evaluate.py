@@ -1,6 +1,7 @@
 """The evaluate stage on a small run: figures against SparseEncoder and ir-measures, reruns, refusals."""
 
 import json
+from functools import partial
 
 import ir_measures
 import numpy as np
@@ -13,9 +14,12 @@ from distill.data.labels import normalise
 from distill.data.manifest import Manifest, write_manifest
 from distill.data.scores import write_scores
 from distill.errors import FingerprintError, RecipeError
+from distill.evaluation import evaluate as evaluation
 from distill.evaluation.collection import open_collection
 from distill.evaluation.evaluate import evaluate, evaluate_student
 from distill.evaluation.rerank import rerank
+from distill.mining import encode
+from distill.mining.encode import encode_blocks
 from distill.mining.mine import mine
 from distill.student.checkpoint import load_checkpoint
 
@@ -60,7 +64,10 @@ def read_run(path) -> dict[str, list[str]]:
     return found
 
 
-def test_every_system_has_a_row_and_the_students_figures_are_sparse_encoders(run):
+@pytest.mark.parametrize("block_bytes", [1, 1 << 30])  # block by block, and all at once
+def test_every_system_has_a_row_and_the_students_figures_are_sparse_encoders(run, block_bytes, monkeypatch):
+    monkeypatch.setattr(encode, "_SLAB", 3)
+    monkeypatch.setattr(evaluation, "encode_blocks", partial(encode_blocks, block_bytes=block_bytes))
     recipe, folder = run
     result = evaluate(recipe, folder)
     assert [row["name"] for row in result["rows"]] == ["BM25", "rerank-one", "rerank-two", "rerank-ensemble", "start",
@@ -122,6 +129,13 @@ def test_a_second_evaluation_reads_the_first_and_another_model_is_refused(run, t
     save_checkpoint(tiny_mlm, folder.model, activation="log1p_relu")
     with pytest.raises(FingerprintError, match="model"):
         evaluate(recipe, folder)
+
+
+def test_without_the_start_it_is_not_encoded(run):
+    recipe, folder = run
+    recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"start": False})})
+    assert [row["name"] for row in evaluate(recipe, folder)["rows"]] == ["BM25", "rerank-one", "rerank-two",
+                                                                          "rerank-ensemble", "student"]
 
 
 def test_without_baselines_there_is_the_student_alone(run):

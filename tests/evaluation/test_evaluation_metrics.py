@@ -8,9 +8,9 @@ from scipy import sparse, stats
 
 from distill.errors import RecipeError
 from distill.evaluation.metrics import (
-    active_dimensions,
+    activation_rates,
+    costs,
     depth_needed,
-    flops,
     paired_test,
     parse_measures,
     per_query,
@@ -53,9 +53,10 @@ def test_costs_equal_the_dense_formulas():
     rng = np.random.default_rng(0)
     queries, passages = sparse.random(20, 40, 0.2, "csr", rng=rng), sparse.random(30, 40, 0.4, "csr", rng=rng)
     pairs = (queries.toarray() != 0).astype(float) @ (passages.toarray() != 0).astype(float).T
-    assert flops(queries, passages) == pytest.approx(pairs.mean())
-    assert active_dimensions(passages) == pytest.approx((passages.toarray() != 0).sum(axis=1).mean())
-    assert flops(queries[:0], passages) == 0 and active_dimensions(queries[:0]) == 0
+    assert costs(activation_rates(queries), activation_rates(passages)) == pytest.approx({
+        "query_terms": (queries.toarray() != 0).sum(axis=1).mean(),
+        "passage_terms": (passages.toarray() != 0).sum(axis=1).mean(), "flops": pairs.mean()})
+    assert not activation_rates(queries[:0]).any()
 
 
 def test_the_paired_test_is_scipys():

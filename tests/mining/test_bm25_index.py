@@ -92,12 +92,14 @@ def test_cranfield_gives_the_published_figures(tmp_path):
 def test_a_saved_index_is_the_built_one_and_one_of_other_texts_or_damaged_is_none(store, tmp_path):
     built, home = build_index(store), tmp_path / "index"
     assert open_index(store, home) is None
-    save_index(built, home)
+    save_index(built, home, postings=True)
     opened = open_index(store, home, verify=True)
     queries, rows = ["cat on the mats", "winds", "unheard of"], [np.arange(len(store))] * 3
     for one, other in zip(built.score_pairs(queries, rows), opened.score_pairs(queries, rows), strict=True):
         assert one.tobytes() == other.tobytes()
-    assert not opened.weights.data.flags.owndata  # mapped
+    for one, other in zip(built.search(queries, 5), opened.search(queries, 5), strict=True):
+        assert (one == other).all()
+    assert not opened.weights.data.flags.owndata and not opened.inverted.data.flags.owndata  # mapped
     assert open_index(store, home, k1=1.2) is None
     assert open_index(write_passages(tmp_path / "others.arrow", ["one passage"]), home) is None
     content = bytearray((home / "data.npy").read_bytes())

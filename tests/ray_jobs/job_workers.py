@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from distill.data.layout import RunFolder
+from ray_jobs.devices import ending_with_the_device
+
 
 @dataclass(frozen=True)
 class Item:
@@ -42,6 +45,20 @@ class Doubler:
         if ("dies-once" in item.name and times == 1) or "dies-always" in item.name:
             os._exit(1)
         return 2 * int(item.name.split("-")[0]), os.getpid(), len(self.groups)
+
+
+class LosesItsDevice:
+    """As PyTorch tells of a GPU that this process can no longer use."""
+
+    def __init__(self, folder: str):
+        self.folder = RunFolder(Path(folder))
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def run(self, item: Item) -> None:
+        with ending_with_the_device(item.name, self.folder):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered\nSearch for it in the manual")
 
 
 class Stillborn:

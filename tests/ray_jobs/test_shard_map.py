@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
-from job_workers import Doubler, Item, Stillborn, Unborn
+from job_workers import Doubler, Item, LosesItsDevice, Stillborn, Unborn
 
+from distill.data.layout import RunFolder
 from distill.errors import TeacherError
+from ray_jobs.devices import lost_device
 from ray_jobs.shard_map import JobFailed, Resources, shard_map
 
 TWO = Resources(cpus=1, actors=2)
@@ -44,6 +47,16 @@ def test_a_death_requeues_and_an_innocent_neighbour_is_not_blamed(cluster, tmp_p
 def test_a_task_that_kills_its_workers_is_given_up_by_name(cluster, tmp_path):
     with pytest.raises(JobFailed, match="2-dies-always: its worker died 3 times"):
         run([Item("1-x"), Item("2-dies-always"), Item("3-x")], tmp_path)
+
+
+def test_what_befell_the_device_reaches_the_user(cluster, tmp_path):
+    folder, began = RunFolder(tmp_path), time.time()
+    with pytest.raises(JobFailed, match=r"worker died 2 times; the last: on \S+.*: CUDA error: an illegal memory "
+                                        r"access was encountered \(the whole message is in .*lost-devices.jsonl\)"):
+        shard_map(LosesItsDevice, (str(tmp_path),), [Item("1-x")], resources=TWO, max_tries=2, done=lambda *_: None,
+                  why=lambda task: lost_device(task.name, folder, began))
+    assert "manual" in folder.lost_devices.read_text()
+    assert lost_device("1-x", folder, time.time()) is None and lost_device("2-x", folder, began) is None
 
 
 def test_an_exception_of_the_program_stops_the_job_with_its_traceback(cluster, tmp_path):

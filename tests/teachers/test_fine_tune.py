@@ -105,7 +105,7 @@ def test_a_killed_stage_trains_only_the_missing_fold_and_a_finished_one_nothing(
     fine_tune(recipe, folder, "own")
     fine_tune(recipe, folder, "own")
     assert trained == ["fold-0", "fold-1"]
-    assert {path.name for path in folder.teacher("own").iterdir()} == {"fold-0", "fold-1", "manifest.json"}
+    assert {path.name for path in folder.teacher("own").iterdir()} == {"fold-0", "fold-1", "manifest.json", "plan.json"}
     with pytest.raises(FingerprintError, match=r"lr 0.001 -> 0.1"):
         fine_tune(recipe_for(folder, tiny_sentence, lr=0.1), folder, "own")
 
@@ -123,7 +123,7 @@ def test_the_second_machine_to_finish_a_fold_takes_the_first_ones_model(folder, 
     monkeypatch.setattr(CrossEncoder, "save", save_while_another_finishes)
     fine_tune(recipe, folder, "own")
     assert (home / "first").exists() and not verify(folder.teacher("own"))
-    assert {path.name for path in home.parent.iterdir()} == {"fold-0", "manifest.json"}
+    assert {path.name for path in home.parent.iterdir()} == {"fold-0", "manifest.json", "plan.json"}
 
 
 def test_it_learns_what_it_is_shown(folder, tiny_sentence):
