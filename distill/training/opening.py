@@ -8,14 +8,15 @@ process works, the others find it done.
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from distill.config import CalibratedStart, CsrStudent, Recipe, Section
+from distill.config import CalibratedStart, CsrStudent, Recipe, Section, resolve_model
 from distill.data.checkpoints import model_field
-from distill.data.files import locked
+from distill.data.files import locked, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, claim, read_manifest, require_manifest, write_manifest
@@ -55,7 +56,12 @@ def fields_of(section: Section, exclude: Collection[str] = ()) -> dict[str, Any]
 
 
 def _student_fields(recipe: Recipe) -> dict[str, Any]:
-    return {**fields_of(recipe.student), "model": model_field(recipe, recipe.student.model)}
+    student = recipe.student
+    fields = {**fields_of(student), "model": model_field(recipe, student.model)}
+    file = getattr(student.query, "file", None)
+    if file is not None and (weights := Path(resolve_model(file))).is_file():
+        fields["query"] = {**fields["query"], "file": {"content": xxh128_file(weights)}}
+    return fields
 
 
 def prepare(recipe: Recipe, folder: RunFolder) -> None:

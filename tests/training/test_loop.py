@@ -210,6 +210,17 @@ def test_another_runs_labels_are_part_of_what_is_trained_and_must_be_there(tiny_
         run(make_recipe(tiny_mlm, run_folder, datasets={"more": {"run": str(tmp_path / "nowhere")}}))
 
 
+def test_a_file_of_query_weights_counts_by_its_content(tiny_mlm, run_folder, tmp_path):
+    def fields(name, weights):
+        (tmp_path / name).write_text(json.dumps(weights))
+        query = {"kind": "idf", "file": str(tmp_path / name)}
+        recipe = make_recipe(tiny_mlm, run_folder, student={"query": query}, query_regularizers=[])
+        return opening.training_fields(recipe, RunFolder(run_folder / "run"))["student"]
+
+    first = fields("idf.json", {"wind": 1.5})
+    assert fields("moved.json", {"wind": 1.5}) == first != fields("idf.json", {"wind": 2.5})
+
+
 def test_killed_outright_it_goes_on_from_its_last_checkpoint(tiny_mlm, run_folder, copied, tmp_path):
     changes = {"steps": 8, "checkpoints": {"every": 2, "keep_last": 1}, "activation_budget": 1e-4}
     undisturbed = make_recipe(tiny_mlm, run_folder, **changes)
