@@ -156,7 +156,7 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> b
                 log.info("%-9s must run again: %s", stage.name, state.reason)
                 _set_aside(folder, (*state.stale, *stage.beside(folder)))
     if state.state == "done":
-        log.info("%-9s done already", stage.name)
+        log.info("%-9s %s", stage.name, "done already" if state.counts else "nothing to do")
         return False
     log.info("%-9s ...", stage.name)
     began = time.monotonic()
