@@ -89,7 +89,7 @@ def _stage_command(stage: str, about: str) -> None:
                 redo: Redo = False) -> None:
         from distill.pipeline import run
 
-        run(_load(recipe, overrides, limit, round), only=stage, redo=redo)
+        run(load_recipe(recipe, overrides or ()), only=stage, round=round, limit=limit, redo=redo)
 
     app.command(stage, help=about)(command)
 
@@ -113,13 +113,12 @@ def score(
     """Let every teacher score the candidates, in Ray, into Arrow shards."""
     from distill.pipeline import run, score_part
 
-    loaded = _load(recipe, overrides, limit, round)
     if shard is None:
-        run(loaded, only="score", redo=redo)
+        run(load_recipe(recipe, overrides or ()), only="score", round=round, limit=limit, redo=redo)
     else:
         from ray_jobs.score import parse_part
 
-        score_part(loaded, parse_part(shard), redo=redo)
+        score_part(_load(recipe, overrides, limit, round), parse_part(shard), redo=redo)
 
 
 @app.command()
@@ -131,13 +130,12 @@ def label(
     """Make training labels of the teachers' scores."""
     from distill.pipeline import run
 
-    loaded = _load(recipe, overrides, limit, round)
-    folder = run(loaded, only="label", redo=redo)
+    folder = run(load_recipe(recipe, overrides or ()), only="label", round=round, limit=limit, redo=redo)
     if stats:
         from distill.data.label_stats import label_stats
         from distill.reporting.table import print_label_stats
 
-        print_label_stats(label_stats(loaded, folder))
+        print_label_stats(label_stats(_load(recipe, overrides, limit, round), folder))
 
 
 @app.command("run")

@@ -30,11 +30,12 @@ from distill.data.files import append_json_line, locked, write_atomic
 from distill.data.fingerprint import fingerprint, first_difference
 from distill.data.layout import SPLITS, RunFolder
 from distill.data.manifest import claimed, read_manifest, require_manifest, verify
+from distill.early import check_recipe, check_with_data
 from distill.errors import DistillError, FingerprintError, RecipeError, SlurmError
-from distill.own_code import check_own_code
 from distill.recipe_file import dump_recipe
 from distill.reporting.emissions import measure_emissions
-from distill.rounds import all_rounds
+from distill.reporting.tracker import first_rank
+from distill.rounds import all_rounds, number_of
 
 log = logging.getLogger(__name__)
 
@@ -71,35 +72,54 @@ class StageState:
         return {key: value for key, value in tree.items() if value is not None}
 
 
-def run(recipe: Recipe, *, only: str | None = None, limit: int | None = None, redo: bool = False) -> RunFolder:
-    """Run the stages that are not done, of all rounds (or the one called `only`, of the first); the last one's folder.
+def run(recipe: Recipe, *, only: str | None = None, round: int | None = None, limit: int | None = None,
+        redo: bool = False) -> RunFolder:
+    """Run the stages that are not done, of all rounds (or the one called `only`, of one round); the last one's folder.
 
     A stage whose output was made from other inputs raises `FingerprintError` naming the field that differs, or, with
-    `redo`, is set aside under <run>/replaced/ and made again; one stage alone raises it for the stages before it, too.
-    `limit`: see `rehearsal`.
+    `redo`, is set aside under <run>/replaced/ and made again; one stage alone raises it for those before it, too.
+    `round`: of `only`, counted from 1. `limit`: see `rehearsal`.
     """
     rounds = all_rounds(rehearsal(recipe, limit))
     if only is not None:
-        rounds = rounds[:1]
+        return _run_alone(only, rounds[:number_of(rounds, round)], redo)
     start = time.monotonic()
     did_something = False
+    for one in rounds:
+        check_recipe(one)
     for number, recipe in enumerate(rounds, start=1):
         folder = RunFolder.of(recipe)
         if len(rounds) > 1:
             log.info("round %d of %d, in %s", number, len(rounds), folder.root)
         worked = False
-        for stage in stages_of(recipe) if only is None else [_stage(recipe, only)]:
-            if only is None and stage.name == "mine":
-                _refuse_early(recipe, folder)
-            if only is not None:
-                _refuse_stale_before(stage, recipe, folder)
+        for stage in stages_of(recipe):
+            if stage.name == "mine":
+                check_with_data(recipe, folder)
             worked |= _run_stage(stage, recipe, folder, redo)
-        if worked and only in (None, "evaluate"):
+        if worked:
             _write_pages(recipe, folder)
         did_something |= worked
-    if only in (None, "evaluate"):
-        _print_results(rounds)
-        log.info(f"finished in {time.monotonic() - start:.0f} s" if did_something else "everything was done already")
+    _print_results(rounds)
+    log.info(f"finished in {time.monotonic() - start:.0f} s" if did_something else "everything was done already")
+    return folder
+
+
+def _run_alone(name: str, rounds: list[Recipe], redo: bool) -> RunFolder:
+    """One stage of the last of these rounds."""
+    recipe, folder = rounds[-1], RunFolder.of(rounds[-1])
+    stage = _stage(recipe, name)
+    if first_rank():
+        check_recipe(recipe)
+        if name != "import" and read_manifest(folder.data) is not None:
+            check_with_data(recipe, folder, name)
+        for earlier in rounds[:-1]:
+            _refuse_stale(stages_of(earlier), earlier, name)
+        # training and evaluation may be on machines that have no source
+        _refuse_stale(_before(stage, recipe, but="import" if name in ("train", "evaluate") else ""), recipe, name)
+    if _run_stage(stage, recipe, folder, redo) and name == "evaluate":
+        _write_pages(recipe, folder)
+    if name == "evaluate":
+        _print_results([recipe])
     return folder
 
 
@@ -125,22 +145,28 @@ def score_part(recipe: Recipe, part: tuple[int, int], *, limit: int | None = Non
     recipe = rehearsal(recipe, limit)
     folder = RunFolder.of(recipe)
     part_of_it = replace(_stage(recipe, "score"), run=lambda recipe, folder: score_local(recipe, folder, part=part))
-    _refuse_stale_before(part_of_it, recipe, folder, but="import")  # not every task need read the source
+    check_recipe(recipe)
+    _refuse_stale(_before(part_of_it, recipe, but="import"), recipe, "score")  # not every task need read the source
     _run_stage(part_of_it, recipe, folder, redo)
     return folder
 
 
-def _refuse_stale_before(stage: Stage, recipe: Recipe, folder: RunFolder, but: str = "") -> None:
-    """Refuse to build on what the recipe no longer means. What cannot be compared, for a source or a model that is
-    not at hand here, counts as it lies."""
-    for earlier in stages_of(recipe):
-        if earlier.name == stage.name:
-            return
-        state = None if earlier.name == but else _state_or_reason(earlier, recipe, folder, check=False)
-        if state is not None and state.state == "stale":
+def _refuse_stale(stages: list[Stage], recipe: Recipe, name: str) -> None:
+    """Refuse to build stage `name` on what the recipe no longer means. What cannot be compared, for a source or a model
+    that is not at hand here, counts as it lies."""
+    folder = RunFolder.of(recipe)
+    for earlier in stages:
+        state = _state_or_reason(earlier, recipe, folder, check=False)
+        if state.state == "stale":
             raise FingerprintError(
-                f"stage {stage.name!r} would build on stage {earlier.name!r}, which must run again: {state.reason}\n"
+                f"stage {name!r} would build on stage {earlier.name!r}, which must run again: {state.reason}\n"
                 f"Choose another run_dir (or name), or run `distill {earlier.name} --redo` and the stages after it")
+
+
+def _before(stage: Stage, recipe: Recipe, but: str = "") -> list[Stage]:
+    stages = stages_of(recipe)
+    place = [other.name for other in stages].index(stage.name)
+    return [other for other in stages[:place] if other.name != but]
 
 
 def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> bool:
@@ -179,29 +205,6 @@ def _free_gpu() -> None:
         if torch.cuda.is_initialized():
             gc.collect()
             torch.cuda.empty_cache()
-
-
-def _refuse_early(recipe: Recipe, folder: RunFolder) -> None:
-    """Refuse, once the data is there, what evaluation would refuse hours later."""
-    from distill.evaluation.metrics import parse_measures
-
-    check_own_code(recipe)
-    if any(loss.kind == "embedding-mse" for losses in recipe.train.losses_by_field.values() for loss in losses):
-        from distill.training.targets import check_targets
-
-        check_targets(recipe, folder)
-    parse_measures(recipe.evaluate.metrics)
-    split = recipe.evaluate.split
-    if not folder.judgements(split).exists():
-        others = [other for other in ("dev", "test") if folder.judgements(other).exists()]
-        remedy = f"set evaluate.split={others[0]}" if others else "run the stages one by one, without `evaluate`"
-        raise RecipeError(f"evaluate.split is {split!r}, but the data in {folder.data} has no judged {split} queries; "
-                          + remedy)
-    if recipe.evaluate.evaluators and read_manifest(folder.metrics) is None:
-        from distill.data.texts import TextStore
-        from distill.evaluation.evaluators import check_evaluators
-
-        check_evaluators(recipe.evaluate.evaluators, TextStore.open(folder.passages).collection_size)
 
 
 def rehearsal(recipe: Recipe, limit: int | None) -> Recipe:
@@ -271,7 +274,7 @@ def _state_or_reason(stage: Stage, recipe: Recipe, folder: RunFolder, check: boo
     """For looking only: what would stop the stage is the reason why it is pending."""
     try:
         return stage_state(stage, recipe, folder, check=check)
-    except DistillError as error:
+    except (DistillError, OSError) as error:
         return StageState(stage.name, "pending", f"cannot start: {error}")
 
 

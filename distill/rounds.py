@@ -37,9 +37,14 @@ def all_rounds(recipe: Recipe) -> list[Recipe]:
 def round_of(recipe: Recipe, number: int | None) -> Recipe:
     """Round `number` of a recipe, counted from 1; None is the first. Raises `RecipeError` where there is no such."""
     rounds = all_rounds(recipe)
+    return rounds[number_of(rounds, number) - 1]
+
+
+def number_of(rounds: list[Recipe], number: int | None) -> int:
+    """The number, 1 for None, if there is such a round; else `RecipeError`."""
     if not 1 <= (number or 1) <= len(rounds):
         raise RecipeError(f"there is no round {number}: the recipe has {len(rounds)}")
-    return rounds[(number or 1) - 1]
+    return number or 1
 
 
 def _refuse_other_fine_tuning(first: Recipe, later: Recipe, origin: str) -> None:

@@ -21,6 +21,7 @@ from distill.config import Recipe, SlurmJob
 from distill.data.files import locked, write_atomic
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
+from distill.early import check_recipe
 from distill.errors import FingerprintError, RecipeError, SlurmError
 from distill.pipeline import rehearsal, stage_states, stages_of
 from distill.recipe_file import dump_recipe
@@ -48,6 +49,8 @@ def submit_jobs(recipe: Recipe, *, only: str | None = None, limit: int | None = 
     recipe = rehearsal(recipe, limit)
     recipe = recipe.model_copy(update={"run_dir": recipe.folder.resolve()})
     rounds, left = all_rounds(recipe), _stages_left(recipe, only, redo)
+    for one in rounds if not recipe.slurm.python else ():  # else what the jobs can import is not known here
+        check_recipe(one)
     plans = [(one, plan_jobs(one, stages)) for one, stages in zip(rounds, left, strict=True) if stages]
     if not plans:
         print("everything was done already" if only is None else f"{only} is done already")

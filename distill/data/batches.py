@@ -15,6 +15,7 @@ from distill.config import Sampling
 from distill.data.labels import Labels, read_labels
 from distill.data.layout import RunFolder
 from distill.data.manifest import require_manifest
+from distill.data.texts import TextStore
 
 UNIFORM = Sampling()
 _ORDER, _DRAW = 0, 1  # streams of random numbers
@@ -27,7 +28,8 @@ class Batch:
     query_rows: np.ndarray  # int64 [B], in queries.train
     passage_rows: np.ndarray  # int64 [B, 1 + n], in passages
     labels: np.ndarray  # float32 [B, 1 + n]
-    positives: tuple[np.ndarray, ...]  # of each query, all known positives: int64 passage rows
+    origins: np.ndarray  # int64 [B, 1 + n]: the passages, and for variants those that they were cut from
+    positives: tuple[np.ndarray, ...]  # of each query, the origins of all known positives: int64
 
     def __len__(self) -> int:
         return len(self.query_rows)
@@ -39,12 +41,13 @@ class Batch:
 
     def rows(self, first: int, last: int) -> Batch:
         piece = slice(first, last)
-        return Batch(self.query_rows[piece], self.passage_rows[piece], self.labels[piece], self.positives[piece])
+        return Batch(self.query_rows[piece], self.passage_rows[piece], self.labels[piece], self.origins[piece],
+                     self.positives[piece])
 
     def also_positive(self, first: int, last: int) -> np.ndarray:
         """Queries `first` to `last`, counted from `first`, and places in the flattened passages of the batch where one
-        of theirs is a known positive, but for their own first place: int64 [2, k]."""
-        flat = self.passage_rows.reshape(-1)
+        of theirs is a known positive, or a variant of one, but for their own first place: int64 [2, k]."""
+        flat = self.origins.reshape(-1)
         order = np.argsort(flat, kind="stable")
         rows = np.concatenate([np.empty(0, np.int64), *self.positives[first:last]])
         queries = np.repeat(np.arange(first, last), [len(known) for known in self.positives[first:last]])
@@ -57,10 +60,11 @@ class Batch:
 
 
 class TrainingData:
-    """The label shards of a run, addressed by one running number per labelled query."""
+    """The label shards of a run, addressed by one running number per labelled query. `passages`: whose variants are
+    known as such; None where there are none."""
 
-    def __init__(self, shards: list[Labels]):
-        self._shards = shards
+    def __init__(self, shards: list[Labels], passages: TextStore | None = None):
+        self._shards, self._passages = shards, passages
         self._starts = np.cumsum([0] + [len(shard.query) for shard in shards])
 
     @classmethod
@@ -68,10 +72,19 @@ class TrainingData:
         """Map the finished label shards; `StorageError` where labelling hasn't finished."""
         path = folder.labels()
         manifest = require_manifest(path, "label")
-        return cls([read_labels(path / shard.name) for shard in manifest.shards])
+        return cls([read_labels(path / shard.name) for shard in manifest.shards], TextStore.open(folder.passages))
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    def origins(self, rows: np.ndarray) -> np.ndarray:
+        """The passages `rows`, variants replaced by what they were cut from: int64 of the same shape."""
+        variants = rows >= self._passages.collection_size if self._passages is not None else np.zeros(rows.shape, bool)
+        if not variants.any():
+            return rows
+        found = rows.copy()
+        found[variants] = self._passages.origin(rows[variants])
+        return found
 
     def query(self, item: int) -> tuple[int, np.ndarray, np.ndarray, int]:
         """Query row, passage rows, labels, and how many of the passages (the first ones) are positives."""
@@ -120,8 +133,8 @@ class Sampler:
             drawn = draw(positives, values, self._negatives, (self._seed, self._epoch, int(queries[row])),
                          self._sampling)
             passages[row], labels[row] = rows[drawn], values[drawn]
-            known.append(rows[:positives])
-        return Batch(queries, passages, labels, tuple(known))
+            known.append(self._data.origins(rows[:positives]))
+        return Batch(queries, passages, labels, self._data.origins(passages), tuple(known))
 
     def _shuffled(self) -> np.ndarray:
         return np.random.default_rng([self._seed, self._epoch, _ORDER]).permutation(len(self._data))

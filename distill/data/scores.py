@@ -1,7 +1,8 @@
 """Score shards: one teacher's raw logits, aligned row by row with the candidate shard of the same name.
 
 NaN marks a score that a source did not bring; a teacher of ours never returns one. The schema's metadata carries
-the fingerprint (what the scores mean) and the execution record (what makes the bytes repeat).
+the fingerprint (what the scores mean), the execution record (what makes the bytes repeat), and a checksum of the
+passages that the scores are of.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from distill.data.arrow import RowReader, Shard, write_ipc
 from distill.data.candidates import Candidates, csr_column, only_batch
@@ -52,7 +54,7 @@ def write_scores(path: Path, candidates: Candidates, values: np.ndarray, *, fing
     columns = [pa.array(candidates.query, pa.int64()),
                csr_column(candidates.offsets, values, SCHEMA.field("scores").type)]
     metadata = {"fingerprint": fingerprint, "teacher": teacher,
-                "execution": json.dumps(execution or {}, sort_keys=True)}
+                "execution": json.dumps(execution or {}, sort_keys=True), "passages": _passages_of(candidates)}
     return write_ipc(path, SCHEMA, [pa.RecordBatch.from_arrays(columns, schema=SCHEMA)], metadata, exclusive)
 
 
@@ -68,9 +70,15 @@ def read_score_shard(path: Path) -> Scores:
 def aligned_scores(path: Path, candidates: Candidates) -> np.ndarray:
     """A shard's scores, float32 [m]; `StorageError` where they are not scores of these candidates."""
     scores = read_score_shard(path)
-    if not (np.array_equal(scores.query, candidates.query) and np.array_equal(scores.offsets, candidates.offsets)):
-        raise StorageError(f"{path}: not aligned with the candidate shard of the same name; score them again")
+    same = np.array_equal(scores.query, candidates.query) and np.array_equal(scores.offsets, candidates.offsets)
+    if not same or scores.metadata.get("passages", passages := _passages_of(candidates)) != passages:
+        raise StorageError(f"{path}: not scores of the candidate shard of the same name, which was made anew since; "
+                           "remove the file and its folder's manifest.json, and run `distill score`")
     return scores.values
+
+
+def _passages_of(candidates: Candidates) -> str:
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(candidates.passages, np.int64).tobytes())
 
 
 def read_scores(folder: RunFolder, teacher: str, split: str) -> Iterator[tuple[str, Scores]]:

@@ -129,10 +129,10 @@ class ShardMiner:
         path, rows = plan.path(index), plan.shards[index]
         if plan.committed(index):
             return
+        path.unlink(missing_ok=True)  # left by a run of another meaning; not later, when it may be another machine's
         texts = TextStore.open(self._folder.queries(split)).texts(rows)
         choose = _training_candidates if split == "train" else _rerank_candidates
         candidates = choose(self._recipe, rows, texts, plan.judgements, self._passages, self._search)
-        path.unlink(missing_ok=True)  # left by a run of another meaning
         # where another machine was first, its copy counts: a teacher may be scoring it already
         write_candidates(path, candidates, plan.fingerprint, exclusive=True)
 

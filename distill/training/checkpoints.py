@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import socket
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from distill.student.base import Student
 log = logging.getLogger(__name__)
 FORMAT = 1
 STATE, MARKER = "state.pt", "complete.json"
+SIGHT_SECONDS = 120.0  # NFS clients keep a folder's listing for up to a minute
 
 
 @dataclass
@@ -92,7 +95,13 @@ def _best_file(folder: RunFolder, step: int) -> Path:
 
 
 def latest(folder: RunFolder, fields: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest checkpoint's state; None where there is none. A damaged one is passed over, with a warning.
+    """The newest checkpoint's state; None where there is none. Raises as `newest` does."""
+    path = newest(folder, fields)
+    return None if path is None else load(path)
+
+
+def newest(folder: RunFolder, fields: dict[str, Any]) -> Path | None:
+    """The newest checkpoint; a damaged one is passed over, with a warning.
 
     Raises `FingerprintError` where it belongs to another recipe, `TrainingError` for another version's.
     """
@@ -103,9 +112,23 @@ def latest(folder: RunFolder, fields: dict[str, Any]) -> dict[str, Any] | None:
                                 "finish the run with the version that began it, or remove the folder")
         check_same(folder.checkpoints, marker["fields"], fields)
         if xxh128_file(path / STATE) == marker["xxh128"]:
-            return torch.load(path / STATE, map_location="cpu", weights_only=True)
+            return path
         log.warning("%s is damaged (its checksum differs); going back to the one before it", path)
     return None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The state of a checkpoint that another process may have chosen: shared folders show new files late.
+
+    Raises `TrainingError` where it does not come in sight.
+    """
+    deadline = time.monotonic() + SIGHT_SECONDS
+    while not (path / MARKER).exists():
+        if time.monotonic() > deadline:
+            raise TrainingError(f"{path}: the first process has found this checkpoint, but {socket.gethostname()} does "
+                                "not see it; run_dir must be on a file system that all machines share")
+        time.sleep(0.5)
+    return torch.load(path / STATE, map_location="cpu", weights_only=True)
 
 
 def _finished(folder: RunFolder) -> list[Path]:

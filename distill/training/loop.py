@@ -11,9 +11,10 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -24,8 +25,7 @@ from distill.data.files import locked
 from distill.data.layout import RunFolder
 from distill.data.manifest import Manifest, read_manifest, write_manifest
 from distill.data.texts import TextStore
-from distill.errors import Preempted, RecipeError, TrainingError
-from distill.evaluation.collection import open_collection
+from distill.errors import DistillError, Preempted, RecipeError, TrainingError
 from distill.evaluation.evaluate import evaluate_student
 from distill.losses.objective import Place, Targets, objective
 from distill.losses.sparse_products import list_scores
@@ -138,15 +138,13 @@ class Run:
         self.fields = training_fields(recipe, folder)
         self.sampler, queries = open_sampler(recipe, folder)
         self.total_steps = self.cfg.steps or math.ceil(self.cfg.epochs * queries / self.cfg.batch_size)
-        if self.cfg.evaluate_every is not None:
-            open_collection(folder, "dev")  # says so now, not after an hour, if there is none
         self.student = open_student(recipe, folder)
         self.flops_per_token = measure.flops_per_token(self.student)
         self.datasets = datasets(recipe, folder)
         self.texts = {name: open_tokens(self.student, dataset) for name, dataset in self.datasets.items()}
         self.targets = {name: DatasetTargets(dataset, self.student.vocab_size)
                         for name, dataset in self.datasets.items()}
-        saved = checkpoints.latest(folder, self.fields)
+        saved = self._saved()
         self.standing = self._standing(saved)
         self.engine = self._engine(saved)
         self.peak_flops = measure.peak_flops(world.device, HALF.get(self.standing.precision, torch.float32))
@@ -154,6 +152,19 @@ class Run:
         self.log = metrics.TrainLog(folder.train_log, self.standing.step, enabled=world.rank == 0)
 
     # ------------------------------------------------------------------------------------------------- opening
+
+    def _saved(self) -> dict[str, Any] | None:
+        """The state to go on from. The first rank chooses: others' view of a shared folder may be older."""
+        chosen: Path | DistillError | None = None
+        if self.world.rank == 0:
+            try:
+                chosen = checkpoints.newest(self.folder, self.fields)
+            except DistillError as error:
+                chosen = error  # for every rank: none may wait for the others
+        chosen = self.world.from_first(chosen)
+        if isinstance(chosen, DistillError):
+            raise chosen
+        return None if chosen is None else checkpoints.load(chosen)
 
     def _standing(self, saved: dict[str, Any] | None) -> checkpoints.Standing:
         """Where the run goes on. The recipe's chunks count where they are smaller, and its precision where it names
@@ -300,11 +311,15 @@ class Run:
             self._save(sampler, rng)
             raise _SmallerChunks
         self._save(sampler, rng)
+        self._end_preempted()
+
+    def _end_preempted(self) -> NoReturn:
+        step = self.standing.step
         if self.world.rank == 0:
-            preemption.mark(self.folder, standing.step)
+            preemption.mark(self.folder, step)
         self.world.barrier()  # launchers end the other ranks as soon as one has left
-        raise Preempted(f"asked to stop: training is saved at step {standing.step} of {self.total_steps}; start it "
-                        "again to go on")
+        raise Preempted(f"asked to stop: training is saved at step {step} of {self.total_steps}; start it again to go "
+                        "on")
 
     def _overflow_is_routine(self) -> bool:
         """fp16 finds its loss scale by overflowing now and then."""
@@ -356,16 +371,26 @@ class Run:
         if self.world.rank == 0:
             student = load_checkpoint(self.folder.start).to(self.world.device).eval()
             checkpoints.load_parameters(student, parameters)
-            measured = evaluate_student(student, self.folder, "dev", self.recipe)
-            score = measured[self.recipe.evaluate.metrics[0]]
-            self.log.write(step=standing.step, event="evaluation", **measured)
-            log.info("step %d: %s", standing.step, ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
-            if score > standing.best_score:
-                checkpoints.save_best(self.folder, standing.step, parameters)
+            student.register_forward_pre_hook(self._stop_evaluating)
+            with suppress(_Abandoned):
+                measured = evaluate_student(student, self.folder, "dev", self.recipe)
+                score = measured[self.recipe.evaluate.metrics[0]]
+                self.log.write(step=standing.step, event="evaluation", **measured)
+                log.info("step %d: %s", standing.step,
+                         ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+                if score > standing.best_score:
+                    checkpoints.save_best(self.folder, standing.step, parameters)
         score = self.world.from_first(score)
+        if score is None:
+            self._end_preempted()  # a checkpoint was saved before
         standing.evaluated = standing.step
         if score > standing.best_score:
             standing.best_step, standing.best_score = standing.step, score
+
+    def _stop_evaluating(self, *_: Any) -> None:
+        """Before a batch of texts: leave the evaluation if this process is asked to stop."""
+        if self.stop.asked:
+            raise _Abandoned(ASKED_TO_STOP)
 
     def _save(self, sampler: dict[str, Any], rng: list[torch.Tensor]) -> None:
         """A checkpoint; collective. `sampler` and `rng`: those that the next step starts from."""

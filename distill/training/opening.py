@@ -19,10 +19,18 @@ from distill.data.checkpoints import model_field
 from distill.data.files import locked, xxh128_file
 from distill.data.fingerprint import check_same
 from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, claim, read_manifest, require_manifest, write_manifest
+from distill.data.manifest import (
+    Manifest,
+    claim,
+    claimed,
+    read_manifest,
+    require_manifest,
+    write_manifest,
+)
 from distill.data.texts import TextStore
 from distill.data.tokens import build_token_store, token_key
-from distill.errors import TrainingError
+from distill.errors import RecipeError, TrainingError
+from distill.evaluation.collection import open_collection
 from distill.student.base import Student
 from distill.student.checkpoint import load_checkpoint, save_student, start_student
 from distill.student.dropout import set_dropout
@@ -43,9 +51,11 @@ def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     if labels is None:
         raise TrainingError(f"{folder.labels()}: no labels to train on; run `distill label` first")
     others = dataset_fields(recipe)
+    by_place = {"datasets": others, "order": list(others)} if others else {}  # whose turn it is goes by the order
     return {"stage": "train", "format": FORMAT, "labels": labels.fingerprint, "seed": recipe.seed,
             "student": _student_fields(recipe),
-            "train": {**fields_of(recipe.train, EXECUTION), **({"datasets": others} if others else {})}}
+            "train": {**fields_of(recipe.train, EXECUTION), **by_place},
+            **({"selection": _selection_fields(recipe)} if recipe.train.evaluate_every is not None else {})}
 
 
 def fields_of(section: Section, exclude: Collection[str] = ()) -> dict[str, Any]:
@@ -53,6 +63,13 @@ def fields_of(section: Section, exclude: Collection[str] = ()) -> dict[str, Any]
     unset = {name for name in LATER if name in type(section).model_fields
              and getattr(section, name) == type(section).model_fields[name].default}
     return section.model_dump(mode="json", exclude={*exclude, *unset})
+
+
+def _selection_fields(recipe: Recipe) -> dict[str, Any]:
+    """What decides which of the evaluated steps is saved."""
+    evaluate = recipe.evaluate
+    return {"metric": evaluate.metrics[0], **evaluate.model_dump(mode="json", include={"depth", "dev_passages",
+                                                                                       "precision"})}
 
 
 def _student_fields(recipe: Recipe) -> dict[str, Any]:
@@ -70,15 +87,28 @@ def prepare(recipe: Recipe, folder: RunFolder) -> None:
     Raises `FingerprintError` where the folder holds the beginnings of another recipe's training.
     """
     fields = training_fields(recipe, folder)
-    if (done := read_manifest(folder.model)) is not None:
-        check_same(folder.model, done.fields, fields)
-    claim(folder.model, fields)
+    check_development(recipe, folder)
+    begun = claimed(folder.model) if (done := read_manifest(folder.model)) is None else done.fields
+    if begun is not None:
+        check_same(folder.model, begun, fields)
     with locked(folder.start):
         _make_start(recipe, folder)
+    claim(folder.model, fields)  # now that there is something: a model that is not found can be put right
     student = open_student(recipe, folder)
     for dataset in datasets(recipe, folder).values():
         build_tokens(student, dataset)
     build_targets(recipe, folder)
+
+
+def check_development(recipe: Recipe, folder: RunFolder) -> None:
+    """`RecipeError` where the recipe evaluates during training and the data has nothing to evaluate on."""
+    if recipe.train.evaluate_every is not None:
+        try:
+            open_collection(folder, "dev")
+        except RecipeError:
+            raise RecipeError(f"train.evaluate_every evaluates on development queries, and the data in {folder.data} "
+                              "has none that are judged: give it some (data.source), or leave evaluate_every out"
+                              ) from None
 
 
 def open_student(recipe: Recipe, folder: RunFolder) -> Student:

@@ -76,6 +76,8 @@ def join() -> World:
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
     device = own_device()
     cuda = device.type == "cuda"
+    if cuda:
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the device's number
     if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -194,11 +194,13 @@ def test_labels_wait_for_every_teacher(folder):
     assert not folder.labels().exists()
 
 
-def test_scores_of_other_candidates_are_refused(folder):
-    other = from_lists([3, 4], SHARDS[0][1], [1, 1], ("judgement",))
+@pytest.mark.parametrize("queries, reverse", [([3, 4], False), (SHARDS[0][0], True)])
+def test_scores_of_other_candidates_are_refused(folder, queries, reverse):
+    lists = [rows[::-1] for rows in SHARDS[0][1]] if reverse else SHARDS[0][1]
+    other = from_lists(queries, lists, [1, 1], ("judgement",))
     path = folder.scores("b", "train") / "part-00000.arrow"
     write_scores(path, other, np.float32(RAW["b"][0]), fingerprint="s", teacher="b", exclusive=False)
-    with pytest.raises(StorageError, match="not aligned"):
+    with pytest.raises(StorageError, match="not scores of the candidate shard"):
         build_labels(recipe(), folder)
 
 

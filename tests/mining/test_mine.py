@@ -15,7 +15,7 @@ from distill.data.manifest import verify
 from distill.data.texts import TextStore
 from distill.errors import DataError, FingerprintError, RecipeError
 from distill.mining.bm25 import build_index
-from distill.mining.mine import choose_negatives, mine, mining_fields, open_searcher
+from distill.mining.mine import ShardMiner, choose_negatives, mine, mining_fields, open_searcher
 
 
 @pytest.fixture
@@ -113,6 +113,25 @@ def test_finished_work_is_left_alone_and_missing_shards_are_made_again(folder):
     assert mine(recipe, folder) == first
     assert shards[0].stat().st_mtime_ns == before[0][0]
     assert [xxh128_file(shard) for shard in shards] == [checksum for _, checksum in before]
+
+
+def test_what_another_machine_commits_during_the_search_stays(folder, tmp_path):
+    recipe = small_recipe(folder.root)
+    mine(recipe, folder)
+    (shard,) = folder.candidates("train").glob("part-*.arrow")
+    theirs, kept = shard.read_bytes(), tmp_path / "theirs"
+    shard.rename(kept)
+    miner = ShardMiner(recipe, folder)
+    search = miner._search
+
+    def slow(*arguments):
+        found = search(*arguments)
+        shard.write_bytes(theirs)
+        return found[:, ::-1]  # as another machine's rounding might order them
+
+    miner._search = slow
+    miner.mine("train", 0)
+    assert shard.read_bytes() == theirs
 
 
 def test_another_recipe_is_refused_and_the_field_is_named(folder):

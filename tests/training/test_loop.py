@@ -24,10 +24,10 @@ from distill.data.files import locked
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
 from distill.data.texts import TextStore
-from distill.errors import FingerprintError, Preempted, RecipeError, TrainingError
+from distill.errors import FingerprintError, Preempted, RecipeError, StudentError, TrainingError
 from distill.recipe_file import dump_recipe
 from distill.student.checkpoint import load_checkpoint
-from distill.training import launch, loop, opening
+from distill.training import checkpoints, launch, loop, opening
 from distill.training.checkpoints import latest, load_best, save, save_best
 from distill.training.datasets import Dataset, open_tokens
 from distill.training.engine import Engine
@@ -402,6 +402,55 @@ def test_smaller_chunks_and_a_precision_in_the_recipe_count_when_a_run_goes_on(t
     assert min(chunks[2:]) > max(chunks[:2])
     log = map(json.loads, RunFolder(recipe.folder).train_log.read_text().splitlines())
     assert [line["step"] for line in log if line.get("event") == "evaluation"] == [2, 4]
+
+
+def test_a_start_that_fails_claims_nothing(tiny_mlm, run_folder):
+    with pytest.raises(StudentError, match="nosuch"):
+        run(make_recipe(run_folder / "nosuch", run_folder, steps=2))
+    run(make_recipe(tiny_mlm, run_folder, steps=2))
+
+
+def test_what_chooses_the_saved_model_and_the_order_of_datasets_count(tiny_mlm, run_folder, copied):
+    def fields(metrics=("nDCG@10",), **train):
+        recipe = make_recipe(tiny_mlm, run_folder, **train)
+        evaluate = recipe.evaluate.model_copy(update={"metrics": metrics})
+        return opening.training_fields(recipe.model_copy(update={"evaluate": evaluate}), RunFolder(run_folder / "run"))
+
+    assert fields() == fields(metrics=("RR@10",))
+    assert fields(evaluate_every=2) != fields(metrics=("RR@10",), evaluate_every=2)
+    more = {name: {"run": str(copied / "run")} for name in ("one", "two")}
+    assert fields(datasets=more) != fields(datasets=dict(reversed(more.items())))
+
+
+def test_a_signal_during_the_evaluation_is_heeded_and_the_evaluation_made_up_for(tiny_mlm, run_folder, tmp_path):
+    def asked(self, *_):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return evaluating(self)
+
+    changes = {"steps": 4, "evaluate_every": 2}
+    expected = run(make_recipe(tiny_mlm, run_folder, **changes))
+    copy = tmp_path / "copy"
+    shutil.copytree(run_folder, copy, ignore=shutil.ignore_patterns("model", "checkpoints", "start", "logs"))
+    recipe = make_recipe(tiny_mlm, copy, **changes)
+    evaluating = loop.Run._stop_evaluating
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop.Run, "_stop_evaluating", asked)
+        with pytest.raises(Preempted, match="saved at step 2 of 4"):
+            run(recipe)
+    assert_equal(run(recipe), expected)
+    log = map(json.loads, RunFolder(recipe.folder).train_log.read_text().splitlines())
+    assert [line["step"] for line in log if line.get("event") == "evaluation"] == [2, 4]
+
+
+def test_a_checkpoint_that_is_seen_late_is_waited_for(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    path = save(folder, 3, {"step": 3}, {}, keep_last=1)
+    hidden = path.rename(path.with_name("elsewhere"))
+    threading.Timer(1.0, hidden.rename, [path]).start()
+    assert checkpoints.load(path) == {"step": 3}
+    monkeypatch.setattr(checkpoints, "SIGHT_SECONDS", 0.1)
+    with pytest.raises(TrainingError, match="run_dir must be on a file system that all machines share"):
+        checkpoints.load(path.with_name("step-00000009"))
 
 
 def test_a_finished_model_of_another_recipe_is_not_trained_over(tiny_mlm, run_folder):
