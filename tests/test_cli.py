@@ -138,6 +138,16 @@ def test_dry_run_counts_the_sources_files_and_keeps_to_the_limit(recipe):
     assert "12 passages, 3 train queries, 2 test queries" in shown.stdout, shown.stdout + shown.stderr
 
 
+def test_dry_run_goes_by_files_that_are_there_else_by_the_sizes_that_the_recipe_declares(beir, tmp_path):
+    arguments = ("run", "configs/beir.yaml", f"run_dir={tmp_path / 'run'}", "--dry-run")
+    shown = distill(*arguments, f"data.source.path={json.dumps(str(beir))}")
+    assert "sizes from the source's files" in shown.stdout, shown.stderr
+    assert "12 passages, 23 train queries, 1 dev queries, 2 test queries" in shown.stdout
+    shown = distill(*arguments, f"data.source.path={tmp_path / 'nowhere'}")
+    assert f"sizes from data.sizes of the recipe ({tmp_path / 'nowhere'}: no such folder)" in shown.stdout
+    assert "1,400 passages, 2,620 train queries" in shown.stdout
+
+
 def test_dry_run_prints_every_stage_of_the_published_recipe():
     shown = distill("run", "configs/splade-v3.yaml", "--dry-run")
     assert shown.returncode == 0
