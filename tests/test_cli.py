@@ -118,6 +118,8 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(tmp_path, beir
     shown = distill("init", beir, "-o", made)
     assert shown.returncode == 0 and "12 passages" in shown.stdout
     assert distill("run", made, "--dry-run").returncode == 0
+    planned = json.loads(distill("plan", made, "--json").stdout)
+    assert planned["not_counted"] == 0 and all(stage["wall_seconds"] is not None for stage in planned["stages"])
     again = distill("init", beir, "-o", made)
     assert again.returncode == 2 and "--force" in again.stderr
 
