@@ -3,6 +3,7 @@
 # make test-slow    the long ones: chaos, scale, many processes
 # make test-slurm   jobs on a real Slurm, which the tests start by themselves (as root; apt-get install slurm-wlm munge)
 # make lint         ruff
+# make doctor       set up .venv, then check what this machine has: GPU, memory, disk, ports, model hub
 
 VENV   ?= .venv
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := $(VENV)/bin
 # Without an NVIDIA driver, pip is also offered PyTorch's CPU builds, which are a tenth of the size.
 TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--extra-index-url https://download.pytorch.org/whl/cpu")
 
-.PHONY: quickstart test test-slow test-slurm lint setup clean
+.PHONY: quickstart test test-slow test-slurm lint doctor setup clean
 
 quickstart: setup
 	$(BIN)/distill run $(RECIPE) $(ARGS)
@@ -29,6 +30,9 @@ test-slurm: setup
 
 lint: setup
 	$(BIN)/ruff check .
+
+doctor: setup
+	$(BIN)/distill doctor
 
 setup: $(VENV)/.installed
 

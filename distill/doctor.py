@@ -140,16 +140,18 @@ def _ports() -> Finding:
 
 
 def _hub() -> Finding:
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        return Finding("ok", "model hub", "HF_HUB_OFFLINE=1: models must be paths, cached, or "
-                                          "package:<module>/<folder>")
-    host = "huggingface.co"
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError
+
+    without = "models must be paths, cached, or package:<module>/<folder>"
+    if constants.HF_HUB_OFFLINE:
+        return Finding("ok", "model hub", f"HF_HUB_OFFLINE is set: {without}")
     try:
-        with socket.create_connection((host, 443), timeout=2):
-            return Finding("ok", "model hub", f"{host} answers")
-    except OSError:
-        return Finding("warn", "model hub", f"{host} cannot be reached: models must be paths, cached, or "
-                                            "package:<module>/<folder>")
+        status = get_session().head(constants.ENDPOINT, timeout=5).status_code  # a mirror and proxies included
+    except HTTPError as error:
+        return Finding("warn", "model hub", f"{constants.ENDPOINT} cannot be reached ({error}): {without}; a mirror is "
+                                            "named by HF_ENDPOINT, a proxy by HTTPS_PROXY")
+    return Finding("ok", "model hub", f"{constants.ENDPOINT} answers, with status {status}")
 
 
 def print_findings(findings: list[Finding]) -> None:

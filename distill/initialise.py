@@ -50,6 +50,12 @@ train:
 """
 
 
+_SHAPES = {  # of the template's models, for `distill plan` where they are not at hand
+    "cross-encoder/ms-marco-MiniLM-L6-v2": {"layers": 6, "hidden": 384},
+    "distilbert/distilbert-base-uncased": {"layers": 6, "hidden": 768, "vocabulary": 30522},
+}
+
+
 def write_recipe_for(data: Path, output: Path | None, *, force: bool = False) -> str:
     """Write a recipe for `data`; returns what to tell the person. Refuses to overwrite a file unless `force`."""
     found = sniff(data)
@@ -89,6 +95,8 @@ def _data_section(found: Found) -> str:
         section["source"]["path"] = str(Path(section["source"]["path"]).resolve())
     elif found.data.source.kind == "huggingface":
         section["source"]["dataset"] = str(Path(section["source"]["dataset"]).resolve())
+    if "sizes" in section:
+        section["sizes"]["models"] = _SHAPES
     return yaml.safe_dump({"data": section}, sort_keys=False, allow_unicode=True)
 
 

@@ -1,7 +1,7 @@
 """`distill run --dry-run`: what each stage would do, before anything runs: pairs, shards, steps, tokens, disk.
 
-Sizes come from the run folder's data where the import is done, else from `data.sizes` of the recipe, else from the
-source's files.
+Sizes come from the run folder's data where the import is done, else from the source's files, else from `data.sizes` of
+the recipe; mean lengths from `data.sizes`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from distill.config import Recipe
 from distill.data.inspect import sizes_of
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
-from distill.errors import RecipeError
+from distill.errors import DataError, RecipeError
 from distill.shapes import parameters, student_shape
 
 CHARACTERS_PER_TOKEN = 4.5  # English text, WordPiece
@@ -43,23 +43,29 @@ class Volumes:
 
 
 def volumes(recipe: Recipe) -> Volumes:
-    """From the imported data, else from `data.sizes`, else counted in the source's files; `RecipeError` without any."""
-    sizes = recipe.data.sizes
+    """From the imported data, else counted in the source's files, else from `data.sizes`; `RecipeError` without any."""
+    declared = recipe.data.sizes
     manifest = read_manifest(RunFolder.of(recipe).data)
     if manifest is not None:
         queries = {split: manifest.counts.get(f"queries.{split}", 0) for split in ("train", "dev", "test")}
         return Volumes(f"the data in {RunFolder.of(recipe).data}", manifest.counts["passages"], queries,
-                       sizes.passage_tokens if sizes else 80.0, sizes.query_tokens if sizes else 12.0)
-    origin = "data.sizes of the recipe"
-    if sizes is None:
+                       declared.passage_tokens if declared else 80.0, declared.query_tokens if declared else 12.0)
+    try:
         sizes, origin = sizes_of(recipe.data), "the source's files"
+    except DataError as error:  # the data is not there, or not all of it
+        if declared is None:
+            raise
+        sizes, origin = declared, f"data.sizes of the recipe ({error})"
+    if sizes is None:
+        sizes, origin = declared, "data.sizes of the recipe"
     if sizes is None:
         raise RecipeError("a dry run needs sizes: run `distill import` first, or declare data.sizes "
                           "(passages, queries) in the recipe")
     queries = {"train": min(sizes.queries, recipe.data.train_queries or sizes.queries), "dev": sizes.dev_queries,
                "test": sizes.test_queries}
     queries = {split: min(count, recipe.data.limit or count) for split, count in queries.items()}
-    return Volumes(origin, sizes.passages, queries, sizes.passage_tokens, sizes.query_tokens)
+    lengths = declared or sizes
+    return Volumes(origin, sizes.passages, queries, lengths.passage_tokens, lengths.query_tokens)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,13 @@ def all_rounds(recipe: Recipe) -> list[Recipe]:
     tree = recipe.model_dump(mode="json", exclude={"rounds", "follows"})
     first = RunFolder(recipe.folder)
     for index, changes in enumerate(recipe.rounds):
-        checkpoint = str(RunFolder.of(found[-1]).model)
+        before = found[-1]
+        checkpoint = str(RunFolder.of(before).model)
+        goes_on = before.follows is not None and before.student.model == str(before.follows.checkpoint)
         own = {**with_previous(merged(tree, changes), checkpoint),
                "name": f"{recipe.name}-round-{index + 2}", "run_dir": str(first.round(index + 2)),
-               "follows": {"run": str(first.root), "checkpoint": checkpoint}}
+               "follows": {"run": str(first.root), "checkpoint": checkpoint,
+                           "model": before.follows.model if goes_on else before.student.model}}
         if isinstance(own["student"], dict) and own["student"].get("model") == checkpoint and \
                 own["student"].get("start") == "calibrated":
             own["student"] = {**own["student"], "start": "mlm"}  # the checkpoint has a head already, a trained one

@@ -23,19 +23,23 @@ def shape_of(recipe: Recipe, *names: str | None) -> ModelShape | None:
     for name in names:
         if name is not None and (config := _config(name)) is not None and (shape := _shape(config)) is not None:
             return shape
+    follows = recipe.follows
+    if follows and follows.model and str(follows.checkpoint) in names:  # not saved yet
+        return _cut(shape_of(recipe, follows.model), recipe.student.layers)
     return None
 
 
 def teacher_shape(recipe: Recipe, teacher: Teacher) -> ModelShape | None:
     """A teacher's shape; an own class is known by its import path, or by a model that its options name."""
     shape = shape_of(recipe, teacher.model, teacher.cls, *(str(value) for value in teacher.options.values()))
-    layers = teacher.fine_tune and teacher.fine_tune.layers
-    return shape.model_copy(update={"layers": layers}) if shape and layers else shape
+    return _cut(shape, teacher.fine_tune and teacher.fine_tune.layers)
 
 
 def student_shape(recipe: Recipe) -> ModelShape | None:
-    shape = shape_of(recipe, recipe.student.model)
-    layers = recipe.student.layers
+    return _cut(shape_of(recipe, recipe.student.model), recipe.student.layers)
+
+
+def _cut(shape: ModelShape | None, layers: int | None) -> ModelShape | None:
     return shape.model_copy(update={"layers": layers}) if shape and layers else shape
 
 

@@ -110,9 +110,10 @@ def _score_plan(recipe: Recipe, request: SlurmJob) -> Plan:
 
 
 def _request(recipe: Recipe, stage: str) -> SlurmJob:
-    """What the stage's job asks for: its own values over those of the whole section."""
+    """What the stage's job asks for: what its own section gives, null included, over what the whole section gives."""
     own = recipe.slurm.stages.get(stage, SlurmJob())
-    fields = {name: getattr(own, name) or getattr(recipe.slurm, name) for name in SlurmJob.model_fields}
+    fields = {name: getattr(own if name in own.model_fields_set else recipe.slurm, name)
+              for name in SlurmJob.model_fields}
     return SlurmJob.model_validate(fields)
 
 

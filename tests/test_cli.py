@@ -118,6 +118,8 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(tmp_path, beir
     shown = distill("init", beir, "-o", made)
     assert shown.returncode == 0 and "12 passages" in shown.stdout
     assert distill("run", made, "--dry-run").returncode == 0
+    planned = json.loads(distill("plan", made, "--json").stdout)
+    assert planned["not_counted"] == 0 and all(stage["wall_seconds"] is not None for stage in planned["stages"])
     again = distill("init", beir, "-o", made)
     assert again.returncode == 2 and "--force" in again.stderr
 
@@ -136,6 +138,16 @@ def test_init_without_judgements_evaluates_on_development_queries_made_from_the_
 def test_dry_run_counts_the_sources_files_and_keeps_to_the_limit(recipe):
     shown = distill("run", recipe, "--dry-run", "--limit", 3)
     assert "12 passages, 3 train queries, 2 test queries" in shown.stdout, shown.stdout + shown.stderr
+
+
+def test_dry_run_goes_by_files_that_are_there_else_by_the_sizes_that_the_recipe_declares(beir, tmp_path):
+    arguments = ("run", "configs/beir.yaml", f"run_dir={tmp_path / 'run'}", "--dry-run")
+    shown = distill(*arguments, f"data.source.path={json.dumps(str(beir))}")
+    assert "sizes from the source's files" in shown.stdout, shown.stderr
+    assert "12 passages, 23 train queries, 1 dev queries, 2 test queries" in shown.stdout
+    shown = distill(*arguments, f"data.source.path={tmp_path / 'nowhere'}")
+    assert f"sizes from data.sizes of the recipe ({tmp_path / 'nowhere'}: no such folder)" in shown.stdout
+    assert "1,400 passages, 2,620 train queries" in shown.stdout
 
 
 def test_dry_run_prints_every_stage_of_the_published_recipe():

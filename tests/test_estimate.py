@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from distill.estimate.hardware import device
 from distill.estimate.memory import training_memory
 from distill.pipeline import run
 from distill.recipe_file import load_recipe
-from distill.shapes import forward_flops, shape_of
+from distill.rounds import all_rounds
+from distill.shapes import forward_flops, shape_of, student_shape
 
 SPLADE_V3 = "configs/splade-v3.yaml"
 
@@ -77,6 +79,32 @@ def test_a_model_of_unknown_shape_is_named_not_left_out(tmp_path):
     costs = [cost for cost in estimate(recipe, 1, "a100").costs if cost.stage == "score"]
     assert len(costs) == 5 and all(cost.wall_seconds is None and "is not known; declare it in data.sizes.models"
                                    in cost.basis for cost in costs)
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_plans_of_the_shipped_recipes_count_every_part_of_every_round(path, tmp_path):
+    found = estimate(load_recipe(path, [f"run_dir={tmp_path}"]), 8, "h100")  # no round has saved a checkpoint yet
+    assert found.not_counted == 0, [cost for cost in found.costs if cost.wall_seconds is None]
+    assert found.memory is not None and found.device_seconds > 0
+
+
+def test_a_student_of_the_round_before_has_the_shape_of_the_model_that_the_first_was_started_from():
+    changes = {"mine": {"miners": {"own": {"kind": "splade", "model": "round:previous"}}},
+               "student": {"model": "round:previous"}}
+    declared = load_recipe(SPLADE_V3).data.sizes.models["naver/splade-cocondenser-selfdistil"]
+    rounds = all_rounds(load_recipe(SPLADE_V3, ["student.layers=4", f"rounds={json.dumps([changes, changes])}"]))
+    for one in rounds[1:]:
+        assert student_shape(one) == shape_of(one, one.mine.miners["own"].model) == declared.model_copy(
+            update={"layers": 4})
+
+
+def test_sums_that_lack_parts_say_so():
+    student = "naver/splade-cocondenser-selfdistil: {layers: 12, hidden: 768}"
+    arguments = ["plan", SPLADE_V3, f"data.sizes.models={{{student}}}"]
+    shown = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"}).output
+    assert "at least" in shown and "one stage after the other; 5 parts not counted" in shown and "in all" not in shown
+    assert json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)["not_counted"] == 5
+    assert "in all" in CliRunner().invoke(app, ["plan", SPLADE_V3], env={"COLUMNS": "200"}).output
 
 
 def test_an_unknown_device_is_refused_with_the_names_of_the_others():

@@ -3,9 +3,12 @@
 import shlex
 
 import pytest
+import yaml
 from small_run import small_recipe, write_run
 
 from distill.errors import RecipeError, SlurmError
+from distill.recipe_file import dump_recipe, parse_recipe
+from distill.rounds import all_rounds
 from distill.slurm import live
 from distill.submit import plan_jobs, submit_jobs
 
@@ -38,6 +41,27 @@ def test_a_stage_asks_for_what_its_own_section_says(tmp_path):
     assert {"--partition=big", "--mem=200G", "--time=1:00:00"} <= {*mined.options}
     assert scored.script == "score_array.sbatch" and scored.options[0] == "--array=0-7%3"
     assert "--qos=long" in trained.options and "--exclusive" not in trained.options
+
+
+def test_null_and_the_empty_list_of_a_stage_count_in_every_round_and_after_a_dump(tmp_path):
+    slurm = {"gpus": 4, "cpus": 8, "options": ["--constraint=h100"],
+             "stages": {"import": {"gpus": None, "options": []}, "label": {"options": []}}}
+    recipe = small_recipe(tmp_path, slurm=slurm, rounds=[{"train": {"lr": 1e-5}}])
+    for one in (*all_rounds(recipe), parse_recipe(yaml.safe_load(dump_recipe(recipe)))):
+        asked = {stage: plan_jobs(one, [stage])[0].options[2:] for stage in STAGES}
+        assert asked["import"] == ("--cpus-per-task=8",)
+        assert asked["label"] == ("--gpus-per-node=4", "--cpus-per-task=8")
+        assert asked["mine"] == asked["train"] == (*asked["label"], "--constraint=h100")
+
+
+@pytest.mark.parametrize(("slurm", "message"), [
+    ({"stages": {"evaluate": {"nodes": 3}}}, r"field 'slurm': stages.evaluate.nodes is 3, but only score"),
+    ({"array": 4, "stages": {"score": {"nodes": 2}}}, r"stages.score.nodes is 2, but with `array`")])
+def test_machines_that_a_stage_has_no_use_for_are_refused(tmp_path, slurm, message):
+    with pytest.raises(RecipeError, match=message):
+        recipe_with(tmp_path, **slurm)
+    asked = plan_jobs(recipe_with(tmp_path, stages={"score": {"nodes": 2}, "label": {"nodes": 1}}), STAGES)
+    assert [plan.options[0] for plan in asked if "score" in plan.stages] == ["--nodes=2"]
 
 
 def test_a_dry_run_shows_commands_that_no_shell_can_misread_and_writes_nothing(tmp_path, capsys):

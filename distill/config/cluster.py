@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer, model_validator
 
 from distill.config.base import Positive, Section
 
@@ -42,8 +42,22 @@ Stage = Literal["import", "mine", "teach", "score", "label", "train", "evaluate"
 class Slurm(SlurmJob):
     """`distill submit`: what its jobs ask for, and how they find this program."""
 
-    stages: dict[Stage, SlurmJob] = {}  # what the job of a stage asks for instead
+    stages: dict[Stage, SlurmJob] = {}  # what the job of a stage asks for instead; null (not to ask) and [] count
     array: Positive | None = None  # score in so many tasks of a job array; None: in one job, with Ray on its machines
     at_once: Positive | None = None  # tasks of the array that may run together
     setup: tuple[str, ...] = ()  # shell lines that every job begins with: modules, environments, variables
     python: tuple[str, ...] = ()  # what runs Python, e.g. in a container; (): the interpreter that submits
+
+    @model_validator(mode="after")
+    def _machines_are_of_use(self) -> Slurm:
+        for stage, job in self.stages.items():
+            if (job.nodes or 1) > 1 and (stage not in ("score", "train") or (stage == "score" and self.array)):
+                why = "with `array` each task has one machine" if stage == "score" else \
+                    "only score (without `array`) and train run on several machines"
+                raise ValueError(f"stages.{stage}.nodes is {job.nodes}, but {why}; leave it out")
+        return self
+
+    @field_serializer("stages")
+    def _only_what_is_given(self, stages: dict[Stage, SlurmJob]) -> dict[str, Any]:
+        """Without what a stage doesn't say: a null that is written out would count."""
+        return {stage: job.model_dump(mode="json", exclude_unset=True) for stage, job in stages.items()}

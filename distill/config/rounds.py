@@ -21,6 +21,7 @@ class Follows(Section):
 
     run: Path  # the first round's folder, whose data and fine-tuned teachers serve all
     checkpoint: Path  # the student that the round before has saved
+    model: str | None = None  # whose weights that student once started from: it has the same shape
 
 
 def merged(tree: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,9 @@ from distill.submit import plan_jobs
 
 # Assumed shares of a device's peak, until a rehearsal has measured the real ones.
 ENCODING, TRAINING, ON_CPU = 0.40, 0.30, 0.50
-# Measured on two processor cores: texts read and checked a second, labels made, products of exact sparse search a core.
-TEXTS_PER_SECOND, LABELS_PER_SECOND, PRODUCTS_PER_SECOND = 100e3, 1e6, 30e6
+# Measured on two processor cores: texts read and checked a second, labels made, pairs that BM25 scores and products of
+# exact sparse search, both a core.
+TEXTS_PER_SECOND, LABELS_PER_SECOND, BM25_PAIRS_PER_SECOND, PRODUCTS_PER_SECOND = 100e3, 1e6, 1e6, 30e6
 PRODUCTS = 3.0  # of a query and a passage at a trained sparsity: the FLOPS of SPLADE models are 1 to 4
 START_SECONDS = 60.0  # assumed: a worker's start, and loading one model
 CORES = 8  # assumed for each device, where `slurm.cpus` doesn't say
@@ -76,6 +77,11 @@ class Estimate:
     @property
     def device_seconds(self) -> float:
         return sum(cost.device_seconds or 0.0 for cost in self.costs)
+
+    @property
+    def not_counted(self) -> int:
+        """Parts that the sums lack."""
+        return sum(cost.wall_seconds is None for cost in self.costs)
 
 
 @dataclass(frozen=True)
@@ -209,24 +215,24 @@ def _scored_by(case: _Case, name: str, teacher: Teacher) -> Cost:
     flops = None if shape is None or teacher.kind == "bm25" else tokens * (
         forward_flops(shape, length) + (head_flops(shape) if teacher.kind == "splade" else 0.0))
     rate = case.probe.teachers.get(name) if case.probe else None
-    workers = case.gpus
+    workers = case.gpus if case.device.cuda else case.gpus * _cpu_workers(case.recipe)
     if rate is not None and rate.cuda == case.device.cuda:
         pace = (rate.tokens or _teacher_tokens(name, teacher, case.probe.size, case.probe.counts)[0]) / rate.seconds
         seconds = tokens / pace
         basis = f"{case.measured}: {pace:,.0f} tokens a second and worker"
-        if not case.device.cuda:
-            workers = case.gpus * _cpu_workers(case.recipe)
     elif teacher.kind == "bm25":
-        return case.cost("score", name, "not counted: a look-up a pair")
+        seconds = case.counts.pairs / BM25_PAIRS_PER_SECOND
+        basis = f"assumed: {BM25_PAIRS_PER_SECOND:,.0f} pairs a second and worker"
     elif flops is None:
         return case.unknown("score", name, teacher.model or teacher.cls)
     else:
         seconds, basis = case.assumed(flops, ENCODING)
+        workers = case.gpus  # whole devices
     turns = math.ceil(shards / workers) if shards else 0  # whole shards: the last turn may be a short one
     wall = seconds / max(shards, 1) * turns
     idle = 1 - seconds / workers / wall if wall else 0.0
-    return case.cost("score", name, basis, tokens=tokens, flops=flops, device_seconds=seconds if flops else None,
-                     wall_seconds=wall + _start(case),
+    return case.cost("score", name, basis, tokens=tokens, flops=flops,
+                     device_seconds=None if teacher.kind == "bm25" else seconds, wall_seconds=wall + _start(case),
                      bound=f"{shards} shards on {workers} workers: {idle:.0%} idle" if idle > 0.05 else "")
 
 

@@ -31,6 +31,7 @@ def as_dict(found: Estimate) -> dict[str, Any]:
             "stages": [asdict(cost) for cost in found.costs],
             "disk_bytes": {stage.stage: stage.disk for stage in found.planned},
             "wall_seconds": found.wall_seconds, "device_seconds": found.device_seconds,
+            "not_counted": found.not_counted,  # parts that both lack
             "training": {"ranks": found.ranks, "memory_bytes": memory}, "slurm_jobs": found.jobs}
 
 
@@ -47,8 +48,9 @@ def _print(recipe: Recipe, found: Estimate) -> None:
                       _amount(cost.flops), _hours(cost.device_seconds), _time(cost.wall_seconds),
                       cost.basis + (f" [{cost.bound}]" if cost.bound else ""))
     table.add_section()
-    table.add_row(*([""] if several else []), "in all", "", "", "", _hours(found.device_seconds),
-                  _time(found.wall_seconds), "one stage after the other")
+    lacking = f"; {found.not_counted} part{'s' * (found.not_counted > 1)} not counted" if found.not_counted else ""
+    table.add_row(*([""] if several else []), "at least" if lacking else "in all", "", "", "",
+                  _hours(found.device_seconds), _time(found.wall_seconds), f"one stage after the other{lacking}")
     print(f"{recipe.name} on {found.gpus} x {found.device.name}; sizes from {found.sizes_from}; rates from "
           + (str(found.probe) if found.probe else "assumptions (`distill run --limit 200` on such a device measures)"))
     console.print(table, markup=False)
