@@ -105,7 +105,7 @@ def _rows(path: Path) -> Found:
     line, first = next(raw_rows(path), (0, None))
     if first is None:
         raise DataError("the file has no rows", path=path)
-    layout = detect_layout(first)
+    layout = detect_layout(first, {})
     row = row_parser(layout, {}, first, path)(first, line)
     queries = _distinct_queries(path, layout, {})
     held_out = {"test_queries": min(500, queries // 10 or int(queries > 2)), "dev_queries": min(200, queries // 20)}
@@ -148,7 +148,7 @@ def sizes_of(data: config.Data) -> config.Sizes | None:
                         dev_queries=judged.get("dev", 0) + made_dev, test_queries=judged.get("test", 0))
 
 
-def _distinct_queries(path: Path, layout: Layout, columns: dict[str, str]) -> int:
+def _distinct_queries(path: Path, layout: Layout, columns: dict[str, str | None]) -> int:
     """Different queries in a file of rows, by their share of the first ten thousand rows."""
     head = list(itertools.islice(raw_rows(path), 10_000))
     parse = row_parser(layout, columns, head[0][1], path)

@@ -131,6 +131,29 @@ def test_columns_of_other_names_are_named_in_the_recipe(tmp_path):
     assert read(tmp_path, [row], layout="triples", columns=columns) == {"q": (["a", "b"], [True, False], None)}
 
 
+def test_a_layout_is_told_by_the_columns_that_the_recipe_names(tmp_path):
+    row = {"query": "q", "positive": "a", "hard": "b", "s": [2, 1]}
+    found = read(tmp_path, [row], columns={"negative": "hard", "score": "s"})
+    assert found == {"q": (["a", "b"], [True, False], [2.0, 1.0])}
+    found = read(tmp_path, [{"query": "q", "good": ["a"], "bad": ["b"]}], columns={"pos": "good", "neg": "bad"})
+    assert found == {"q": (["a", "b"], [True, False], None)}
+
+
+def test_columns_that_the_file_or_the_layout_lacks_are_refused(tmp_path):
+    pair, lists = {"query": "q", "positive": "a"}, {"query": "q", "pos": ["a"], "neg": ["b"]}
+    with pytest.raises(DataError, match=r"in\.jsonl \[data\.source\.columns\.score\]: the file has no column 'nosuch'; "
+                                        "its first row has: query, positive"):
+        read(tmp_path, [pair], columns={"score": "nosuch"})
+    with pytest.raises(DataError, match=r"'columns\.negative' is not read with layout: flagembedding, which has query, "
+                                        "pos, neg"):
+        read(tmp_path, [lists], columns={"negative": "neg"})
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_list([pair]).save_to_disk(saved)
+    source = HuggingFace(kind="huggingface", dataset=str(saved), columns={"score": "nosuch"})
+    with pytest.raises(DataError, match="the file has no column 'nosuch'"):
+        read_huggingface(source, 0, tmp_path)
+
+
 def test_rows_may_bring_their_own_ids(tmp_path):
     rows = [{"query": "q", "query_id": 7, "positive": "a", "negative": "a", "passage_ids": ["p1", "p2"]},
             {"query": "q", "query_id": "8", "pos": ["b"], "neg": ["a"], "pos_id": [3], "neg_id": ["p1"]}]
@@ -150,7 +173,7 @@ def test_an_id_stands_for_one_text(tmp_path):
     with pytest.raises(DataError, match=r"in\.jsonl:3000 \[passage_ids\]: the id 'a' stands for two texts \(the other "
                                         r"in line 1\); name the right column in data\.source\.columns\.passage_ids"):
         read(tmp_path, rows)
-    assert len(read(tmp_path, rows, columns={"passage_ids": "none"})) == 3000
+    assert len(read(tmp_path, rows, columns={"passage_ids": None})) == 3000
     rows[1]["query_id"] = "0"
     with pytest.raises(DataError, match=r":2 \[query_id\]: the id '0' stands for two texts"):
         read(tmp_path, rows[:2])

@@ -70,7 +70,7 @@ def _batches(dataset: datasets.Dataset, schema: pa.Schema, names: dict[str, tupl
     for ours, theirs in names.items():
         candidates = (source.columns[ours],) if ours in source.columns else theirs
         found = next((name for name in candidates if name in dataset.column_names), None)
-        if found is None and ours != "title":
+        if found is None and (ours != "title" or ours in source.columns):
             raise DataError(f"missing (there are {', '.join(dataset.column_names)}); name the right one in "
                             f"data.source.columns.{ours}", path=source.dataset, field=candidates[0])
         chosen[ours] = found
