@@ -55,6 +55,8 @@ def write_recipe_for(data: Path, output: Path | None, *, force: bool = False) ->
     found = sniff(data)
     name = _name(data if output is None else output)
     output = output or Path(f"{name}.yaml")
+    if output.is_dir():
+        raise RecipeError(f"{output} is a folder; name the recipe's file with -o")
     if output.exists() and not force:
         raise RecipeError(f"{output} exists; name another with -o, or add --force")
     plain = name[0].isalpha() and isinstance(yaml.safe_load(name), str)

@@ -120,6 +120,8 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(tmp_path, beir
     assert distill("run", made, "--dry-run").returncode == 0
     again = distill("init", beir, "-o", made)
     assert again.returncode == 2 and "--force" in again.stderr
+    into = distill("init", beir, "-o", tmp_path, "--force")
+    assert into.returncode == 2 and "is a folder; name the recipe's file with -o" in into.stderr
 
 
 @pytest.mark.parametrize("queries", [True, False])

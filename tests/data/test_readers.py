@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,7 @@ from distill.data.importing import import_data
 from distill.data.inspect import sniff
 from distill.data.judgements import load_judgements
 from distill.data.layout import RunFolder
-from distill.data.readers.base import Collection
+from distill.data.readers.base import Collection, is_score
 from distill.data.readers.huggingface import read_huggingface
 from distill.data.readers.jsonl import read_jsonl
 from distill.data.readers.naver import json_object_items
@@ -97,6 +98,12 @@ BAD_ROWS = {
                      r":2 \[score\]: nan is not a finite number"),
     "score is infinite": ('{"query": "q", "positive": "a", "negative": "b", "score": [1, Infinity]}',
                           r":2 \[score\]: inf is not a finite number"),
+    "score is beyond float32": ({"query": "q", "positive": "a", "negative": "b", "score": [1, 1e39]},
+                                r":2 \[score\]: 1e\+39 is too large for float32"),
+    "score is beyond float64": ({"query": "q", "positive": "a", "negative": "b", "score": [1, 10**400]},
+                                r":2 \[score\]: 10{79} is too large for float32"),
+    "brackets in brackets": ("[" * 100_000, r"in\.jsonl:2: this JSON cannot be read: maximum recursion depth"),
+    "thousands of digits": ('{"query": ' + "1" * 5000 + "}", r":2: this JSON cannot be read: Exceeds the limit"),
     "score is a text": ({"query": "q", "positive": "a", "negative": "b", "score": ["high", 1]},
                         r":2 \[score\]: 'high' is not a number"),
     "a label is missing": ({"query": "q", "passages": ["a", "b"], "labels": [1, None]},
@@ -114,6 +121,13 @@ def test_bad_rows_are_refused_with_line_and_field(tmp_path, name):
     row, message = BAD_ROWS[name]
     with pytest.raises(DataError, match=message):
         read(tmp_path, [{"query": "fine", "positive": "a", "negative": "b"}, row], layout="triples")
+
+
+def test_scores_are_taken_as_far_as_float32_goes(tmp_path):
+    numbers = [float(np.finfo(np.float32).max), float("3.4028235e38"), 2.0**128 - 2.0**103]  # the last one is a tie
+    with np.errstate(over="ignore"):
+        assert [bool(np.isfinite(np.float32(number))) for number in numbers] == [True, True, False]
+    assert [is_score(sign * number) for number in numbers for sign in (1, -1)] == [True] * 4 + [False] * 2
 
 
 def test_bad_flagembedding_rows(tmp_path):
@@ -263,6 +277,8 @@ def test_a_great_json_object_is_read_item_by_item(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("content", "message"), [
     ('{"q1": {"a": NaN}}', r"\[score\]: query 'q1', passage 'a': nan is not a finite number"),
     ('{"q1": {"zzz": 1}}', r"\[passage_id\]: there is no passage with the id 'zzz'"),
+    ('{"q1": {"a": 1e39}}', r"\[score\]: query 'q1', passage 'a': 1e\+39 is too large for float32"),
+    ('{"q1": ' + "[" * 100_000 + "]", r"scores\.json: not valid JSON: maximum recursion depth"),
     ('{"q1": [1]}', "query 'q1': expected an object of passage id -> score"),
 ])
 def test_bad_scores_are_refused(tmp_path, content, message):
@@ -280,7 +296,7 @@ def test_a_trec_run_brings_scores_too(tmp_path):
     manifest = import_data(recipe(source), RunFolder(tmp_path / "run"))
     assert manifest.counts["lists.negatives"] == 1 and manifest.counts["lists.positives"] == 1
     lines(tmp_path / "a.run", ["q1 Q0 b 1 7.5 x", "q1 Q0 a 2 inf x"])
-    with pytest.raises(DataError, match=r"a\.run:2 \[score\]: 'inf' is not a finite number"):
+    with pytest.raises(DataError, match=r"a\.run:2 \[score\]: inf is not a finite number"):
         import_data(recipe(source), RunFolder(tmp_path / "run2"))
 
 
@@ -305,6 +321,26 @@ def test_datasets_saved_on_disk_are_read_in_both_layouts(tmp_path):
     assert TextStore.open(run.passages).texts([0, 1]) == ["cats", "Dogs bark"]
     assert load_judgements(run, "test").positives(0).tolist() == [1]
     assert TextStore.open(run.queries("test")).texts([0]) == ["loud"]
+
+
+@pytest.mark.parametrize(("part", "name", "value", "message"), [
+    ("qrels", "score", 0.5, r"beir:2 \[score\]: expected a whole number of 32 bits, found 0\.5"),
+    ("qrels", "score", math.nan, r"beir:2 \[score\]: expected a whole number of 32 bits, found nan"),
+    ("qrels", "score", 2**40, r"beir:2 \[score\]: expected a whole number of 32 bits, found 1099511627776"),
+    ("qrels", "score", "a", r"beir:2 \[score\]: expected a whole number of 32 bits, found 'a'"),
+    ("corpus", "text", ["a", "b"], r"beir:1 \[text\]: expected a text, found \['"),
+    ("corpus", "title", ["a", "b"], r"beir:1 \[title\]: expected a text, found \['"),
+])
+def test_columns_of_another_type_are_refused_with_their_row(tmp_path, part, name, value, message):
+    parts = {"corpus": {"_id": "a", "title": "", "text": "x"}, "queries": {"_id": "1", "text": "loud"},
+             "qrels": {"query-id": "1", "corpus-id": "a", "score": 1}}
+    for other, row in parts.items():
+        good = {list: ["fine"], str: "1"}.get(type(value), 1) if other == part else row.get(name)
+        rows = [row] if other != part else [{**row, name: good}, {**row, name: value, "_id": "b"}]
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "beir" / other)
+    source = {"kind": "huggingface", "dataset": str(tmp_path / "beir"), "layout": "beir"}
+    with pytest.raises(DataError, match=message):
+        import_data(recipe(source), RunFolder(tmp_path / "run"))
 
 
 def test_ir_datasets_are_read_by_name(tmp_path):

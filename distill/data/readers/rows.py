@@ -8,7 +8,6 @@ The rows are read once, into temporary Arrow files, from which the collection is
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +29,8 @@ from distill.data.readers.base import (
     Collection,
     checked_text,
     id_field,
+    is_score,
+    score_fault,
 )
 from distill.data.spool import Spool
 from distill.errors import DataError
@@ -241,8 +242,8 @@ class _Fields:
                     number = float(number)
                 except ValueError:
                     raise DataError(f"{number!r} is not a number", path=self._path, line=line, field=field) from None
-            if not isinstance(number, numbers.Real) or not math.isfinite(number):
-                raise DataError(f"{number!r} is not a finite number", path=self._path, line=line, field=field)
+            if not is_score(number):
+                raise DataError(score_fault(number), path=self._path, line=line, field=field)
             values.append(float(number))
         return values
 
