@@ -149,8 +149,10 @@ def test_invalid_utf8_and_damaged_gzip_are_refused(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(DataError, match="in: no such folder"):
-        import_data(recipe({"source": {"kind": "beir", "path": str(tmp_path / "in")}}), RunFolder(tmp_path / "run"))
+    for options in ({}, {"splits": {"test": "test"}}):
+        with pytest.raises(DataError, match="in: no such folder"):
+            import_data(recipe({"source": {"kind": "beir", "path": str(tmp_path / "in"), **options}}),
+                        RunFolder(tmp_path / "run"))
     data = beir(tmp_path / "in", qrels={"test": QRELS["test"]})
     data["source"]["splits"] = {"train": "training", "test": "test"}
     with pytest.raises(DataError, match=r"qrels/training\.tsv is missing"):
