@@ -230,10 +230,22 @@ def test_a_quoted_text_keeps_its_empty_lines(tmp_path):
     assert found == {"q": (["one\n\ntwo"], [True], None)}
 
 
+def test_documents_alone_are_told_where_they_belong(tmp_path):
+    for row in ({"id": "1", "text": "a"}, {"_id": "1", "title": "t", "contents": "a"}):
+        with pytest.raises(DataError, match=r"in\.jsonl:1 \[query\]: missing .*Documents alone, without queries, are "
+                                            "read from a folder with corpus.jsonl, whose rows have `_id` and `text`"):
+            sniff(lines(tmp_path / "in.jsonl", [row]))
+    with pytest.raises(DataError, match=r"\[query\]: missing") as caught:
+        sniff(lines(tmp_path / "in.jsonl", [{"frage": "q", "text": "a", "negative": "b"}]))
+    assert "Documents alone" not in str(caught.value)
+
+
 def test_csv_faults(tmp_path):
     for content, message in [("query,text2\nq,a\n", r"in\.csv:2 \[positive\]: missing \(the row has 'query'"),
                              ("query,positive\nq,a\nq\n", r"in\.csv:3: 1 columns, the header line has 2"),
                              ('query,positive\nq,"a\n', r"in\.csv:2: not valid CSV"),
+                             ("query,positive,negative,negative\nq,a,b,c\n",
+                              r"in\.csv:1: the column 'negative' is there twice"),
                              ("query,positive\n", r"in\.csv: the file has no rows")]:
         (tmp_path / "in.csv").write_text(content)
         spool = tmp_path / "spool"
@@ -259,6 +271,20 @@ def test_judgements_in_both_forms(tmp_path, layout):
     (batch,) = read_qrels(lines(tmp_path / "qrels", content))
     rows = [(row["query_id"], row["passage_id"], row["grade"]) for row in batch.to_pylist()]
     assert rows == [("q1", "d1", 2), ("q1", "d2", 0)]
+
+
+@pytest.mark.parametrize(("first", "header"), [
+    ("query-id\tcorpus-id\tscore", True), ("query_id 0 doc_id relevance", True), ("qid Q0 docno rel", True),
+    ("QID\tPID\tLabel", True), ("q0 0 d0 high", False), ("q0\td0\thigh", False), ("query d0 score", False),
+])
+def test_a_first_line_is_a_header_only_if_it_names_columns(tmp_path, first, header):
+    path = lines(tmp_path / "qrels", [first, "q1 0 d1 2" if len(first.split()) == 4 else "q1\td1\t2"])
+    if header:
+        (batch,) = read_qrels(path)
+        assert batch.to_pylist() == [{"query_id": "q1", "passage_id": "d1", "grade": 2, "line": 2}]
+    else:
+        with pytest.raises(DataError, match=r"qrels:1 \[score\]: expected a whole number, found '(high|score)' \(nor"):
+            list(read_qrels(path))
 
 
 def test_a_great_json_object_is_read_item_by_item(tmp_path, monkeypatch):

@@ -205,8 +205,11 @@ class _Fields:
         names = self._names(ours)
         found = next((name for name in names if name in row), None)
         if found is None and line is not None:
+            alone = ours == "query" and ours not in self._columns and detect_layout(row, self._columns) == "pairs"
             raise DataError(f"missing (the row has {', '.join(map(repr, row))}); name the right one in "
-                            f"data.source.columns.{ours}", path=self._path, line=line, field=names[0])
+                            f"data.source.columns.{ours}" + (". Documents alone, without queries, are read from a "
+                            "folder with corpus.jsonl, whose rows have `_id` and `text`" if alone else ""),
+                            path=self._path, line=line, field=names[0])
         return found
 
     def _text(self, row: dict[str, Any], ours: str, line: int) -> str:
