@@ -15,7 +15,7 @@ import pytest
 
 from distill.config import HuggingFace, IrDatasets, Jsonl
 from distill.data.importing import import_data
-from distill.data.inspect import sniff
+from distill.data.inspect import sizes_of, sniff
 from distill.data.judgements import load_judgements
 from distill.data.layout import RunFolder
 from distill.data.readers.base import Collection, is_score
@@ -420,3 +420,31 @@ def test_what_a_folder_or_file_is_gets_recognised(tmp_path):
         sniff(tmp_path / "empty")
     with pytest.raises(DataError, match=r"\[query\]: missing"):
         sniff(lines(tmp_path / "other.jsonl", [{"a": 1}]))
+
+
+@pytest.mark.parametrize("content", ["", "query-id\tcorpus-id\tscore\n"])
+def test_a_file_without_judgements_is_no_split(tmp_path, content):
+    (folder(tmp_path) / "qrels" / "test.tsv").write_text(content)
+    found = sniff(tmp_path)
+    assert found.data.source.splits == {"train": "train"} and "-1" not in "\n".join(found.lines)
+    assert (found.data.sizes.queries, found.data.sizes.test_queries) == (1, 0)  # the one line is no header
+    named = found.data.source.model_copy(update={"splits": {"train": "train", "test": "test"}})
+    assert sizes_of(found.data.model_copy(update={"source": named})).test_queries == 0
+
+
+def test_lengths_are_estimated_by_the_words_of_the_first_texts(tmp_path):
+    corpus = [{"_id": str(i), "title": "a title", "text": "four words of text"} for i in range(600)]
+    corpus[590]["text"] *= 1000  # beyond the sample
+    (tmp_path / "in" / "qrels").mkdir(parents=True)
+    lines(tmp_path / "in" / "corpus.jsonl", corpus)
+    sizes = sniff(tmp_path / "in").data.sizes  # nothing can be made of so short texts: the default stays
+    assert (sizes.passage_tokens, sizes.query_tokens) == (7.8, 9.0)
+    lines(tmp_path / "in" / "queries.jsonl", [{"_id": "q0", "text": "x"}, {"_id": "q1", "text": "just one two"}])
+    lines(tmp_path / "in" / "qrels" / "test.tsv", ["q1\t0\t1"])
+    assert sniff(tmp_path / "in").data.sizes.query_tokens == 3.9
+    made = "a sentence of seven words without end . "
+    lines(tmp_path / "in" / "corpus.jsonl", [{"_id": "0", "title": "", "text": made + "other words " * 8}])
+    assert sniff(tmp_path / "in").data.sizes.query_tokens == pytest.approx(1.3 * 8, abs=0.06)  # its mark is a word
+    rows = [{"query": "two words", "positive": "one", "negative": "one two three"}]
+    sizes = sniff(lines(tmp_path / "rows.jsonl", rows)).data.sizes
+    assert (sizes.passage_tokens, sizes.query_tokens) == (2.6, 2.6)
