@@ -271,7 +271,8 @@ def show(
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="A BEIR folder, or a JSONL, CSV, TSV or Parquet file.")],
+    data: Annotated[Path, typer.Argument(help="A BEIR or MS MARCO folder, a dataset saved by `datasets`, or a "
+                                               "JSONL, CSV, TSV or Parquet file.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the recipe.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
 ) -> None:

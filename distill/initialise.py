@@ -19,16 +19,7 @@ _TEMPLATE = """\
 name: {quoted}
 
 {data}{evaluate}
-mine:
-  miners:
-    bm25: {{kind: bm25, top: 30, sample: 20, depth: 500}}
-
-teachers:  # hub names, paths, or package:<module>/<folder>
-  cross-encoder: {{kind: cross-encoder, model: cross-encoder/ms-marco-MiniLM-L6-v2}}
-  bm25: {{kind: bm25, weight: 0.5}}
-
-label: {{normalise: min-max, map_to: cross-encoder}}
-
+{teachers}
 student:
   model: distilbert/distilbert-base-uncased
   query_max_length: 64
@@ -49,6 +40,26 @@ train:
     - {{kind: flops, weight: 0.02, ramp: quadratic, ramp_steps: {ramp}}}
 """
 
+_TEACHERS = """\
+mine:
+  miners:
+    bm25: {kind: bm25, top: 30, sample: 20, depth: 500}
+
+teachers:  # hub names, paths, or package:<module>/<folder>
+  cross-encoder: {kind: cross-encoder, model: cross-encoder/ms-marco-MiniLM-L6-v2}
+  bm25: {kind: bm25, weight: 0.5}
+
+label: {normalise: min-max, map_to: cross-encoder}
+"""
+_GIVEN = """\
+teachers:
+  given: {kind: imported}  # the scores that stand in the rows; further teachers would score the same passages
+"""
+# labels are compared with the student's dot products, which range over tens (docs/recipe.md)
+_RAW = "label: {normalise: none}  # the scores as they are\n"
+_SPREAD = "label: {normalise: min-max, scale: 8}  # the scores lie close together: a query's are spread over 0 to 8\n"
+_CLOSE = 2.0  # cosines and probabilities range over less
+
 
 _SHAPES = {  # of the template's models, for `distill plan` where they are not at hand
     "cross-encoder/ms-marco-MiniLM-L6-v2": {"layers": 6, "hidden": 384},
@@ -61,11 +72,14 @@ def write_recipe_for(data: Path, output: Path | None, *, force: bool = False) ->
     found = sniff(data)
     name = _name(data if output is None else output)
     output = output or Path(f"{name}.yaml")
+    if output.is_dir():
+        raise RecipeError(f"{output} is a folder; name the recipe's file with -o")
     if output.exists() and not force:
         raise RecipeError(f"{output} exists; name another with -o, or add --force")
     plain = name[0].isalpha() and isinstance(yaml.safe_load(name), str)
     text = _TEMPLATE.format(path=data, output=output, quoted=name if plain else f"'{name}'",
                             data=_data_section(found), evaluate=_evaluate_section(found),
+                            teachers=_teachers_section(found),
                             found="\n".join(f"#   {line}" for line in found.lines), ramp=_ramp_steps(found))
     parse_recipe(yaml.safe_load(text), origin=str(output))
     with write_atomic(output) as temporary:
@@ -98,6 +112,14 @@ def _data_section(found: Found) -> str:
     if "sizes" in section:
         section["sizes"]["models"] = _SHAPES
     return yaml.safe_dump({"data": section}, sort_keys=False, allow_unicode=True)
+
+
+def _teachers_section(found: Found) -> str:
+    """The rows' own scores where they have some, else models."""
+    if found.scores is None:
+        return _TEACHERS
+    lowest, highest = found.scores
+    return f"{_GIVEN}\n{_SPREAD if highest - lowest <= _CLOSE else _RAW}"
 
 
 def _evaluate_section(found: Found) -> str:

@@ -395,6 +395,7 @@ def _teach(recipe: Recipe, folder: RunFolder) -> None:
 def _score_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
     from ray_jobs.score import score_fields, scoring_teachers, splits_to_score
 
+    require_manifest(folder.data, "import")
     return {folder.scores(name, split): score_fields(recipe, folder, name, split)
             for name in scoring_teachers(recipe) for split in splits_to_score(recipe, folder)}
 

@@ -5,7 +5,6 @@ What cannot be used is refused with the file, the field and, for a misspelt one,
 
 from __future__ import annotations
 
-import difflib
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 
 from distill import config
 from distill.config import Recipe, Section
+from distill.config.base import nearest
 from distill.errors import RecipeError
 
 
@@ -106,10 +106,7 @@ def _describe(error: ValidationError) -> list[str]:
         names = [part for part in problem["loc"] if not _is_tag(part)]
         field = ".".join(str(part) for part in names) or "recipe"
         if problem["type"] == "extra_forbidden":
-            valid = _valid_names(names[:-1])
-            near = difflib.get_close_matches(str(names[-1]), valid, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else (f"; valid: {', '.join(valid)}" if valid else "")
-            lines.append(f"unknown field {field!r}{hint}")
+            lines.append(f"unknown field {field!r}{nearest(str(names[-1]), _valid_names(names[:-1]))}")
         elif problem["type"] == "missing":
             lines.append(f"field {field!r} is missing")
         else:

@@ -122,6 +122,8 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(tmp_path, beir
     assert planned["not_counted"] == 0 and all(stage["wall_seconds"] is not None for stage in planned["stages"])
     again = distill("init", beir, "-o", made)
     assert again.returncode == 2 and "--force" in again.stderr
+    into = distill("init", beir, "-o", tmp_path, "--force")
+    assert into.returncode == 2 and "is a folder; name the recipe's file with -o" in into.stderr
 
 
 @pytest.mark.parametrize("queries", [True, False])
@@ -133,6 +135,26 @@ def test_init_without_judgements_evaluates_on_development_queries_made_from_the_
     assert distill("init", beir.rename(tmp_path / "2024"), "-o", made).returncode == 0
     recipe = load_recipe(made)
     assert recipe.name == "2024" and recipe.data.generate is not None and recipe.evaluate.split == "dev"
+
+
+@pytest.mark.parametrize(("scores", "label"), [
+    ([7.5, -2.0], {"normalise": "none", "scale": 1.0}), ([0.9, 0.4], {"normalise": "min-max", "scale": 8.0})])
+def test_init_takes_the_scores_of_rows_for_a_teacher(tmp_path, scores, label):
+    rows = [{"query": f"q {i}", "positive": f"p {i}", "negative": "n", "scores": scores} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made = tmp_path / "made.yaml"
+    shown = distill("init", tmp_path / "rows.jsonl", "-o", made)
+    assert shown.returncode == 0 and f"scores from {scores[1]:g} to {scores[0]:g} in the first 20 rows" in shown.stdout
+    recipe = load_recipe(made)
+    assert {name: teacher.kind for name, teacher in recipe.teachers.items()} == {"given": "imported"}
+    assert recipe.label.model_dump(include={"normalise", "scale", "map_to"}) == {**label, "map_to": None}
+    assert distill("run", made, "--dry-run").returncode == 0
+    override = f"run_dir={tmp_path / 'run'}"
+    early = distill("score", made, override)
+    assert early.returncode == 2 and "run `distill import` first" in early.stderr
+    for stage in ("import", "score", "label"):
+        shown = distill(stage, made, override)
+        assert shown.returncode == 0, shown.stderr
 
 
 def test_dry_run_counts_the_sources_files_and_keeps_to_the_limit(recipe):

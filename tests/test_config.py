@@ -62,6 +62,21 @@ def test_what_a_kind_of_teacher_does_not_read_is_refused(kind, model, field, val
     assert f"`{field}` has no effect with kind: {kind}" in refused(teachers={"t": {**teacher, field: value}})
 
 
+@pytest.mark.parametrize(("source", "message"), [
+    ({"kind": "jsonl", "columns": {"scores": "s"}}, "unknown field 'columns.scores'; did you mean 'score'?"),
+    ({"kind": "jsonl", "columns": {"querry": "x"}}, "unknown field 'columns.querry'; did you mean 'query'?"),
+    ({"kind": "jsonl", "layout": "pairs", "columns": {"negative": "hard"}},
+     "'columns.negative' is not read with layout: pairs, which has query, positive, query_id, passage_ids"),
+    ({"kind": "jsonl", "columns": {"score": None}}, "only query_id and passage_ids of rows can be left out"),
+    ({"kind": "huggingface", "columns": {"anchr": "x"}}, "unknown field 'columns.anchr'; valid: query, positive"),
+    ({"kind": "huggingface", "layout": "beir", "columns": {"titel": "x"}}, "did you mean 'title'?"),
+])
+def test_names_of_columns_that_the_layout_does_not_have_are_refused(source, message):
+    place = {"path" if source["kind"] == "jsonl" else "dataset": "x"}
+    assert message in refused(data={"source": {**source, **place}})
+    parse_recipe({**MINIMAL, "data": {"source": {**source, **place, "columns": {}}}})
+
+
 def test_bm25_mines_without_a_model():
     assert "`model` has no effect with kind: bm25" in refused(mine={"miners": {"a": {"kind": "bm25", "model": "m"}}})
 

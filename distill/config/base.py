@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -27,6 +29,12 @@ def refuse_unread(section: Section, kind: str, read: set[str]) -> None:
     for name, field in type(section).model_fields.items():
         if name not in read and getattr(section, name) != field.get_default(call_default_factory=True):
             raise ValueError(f"`{name}` has no effect with kind: {kind}")
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """The end of a message on an unknown name: the one that was meant, or all that there are."""
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else (f"; valid: {', '.join(valid)}" if valid else "")
 
 
 def resolve_model(name: str) -> str:

@@ -5,9 +5,37 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from distill.config.base import Fraction, Positive, Section, Split
+from distill.config.base import Fraction, Positive, Section, Split, nearest
+
+_IDS = ("query_id", "passage_ids")
+_COLUMNS = {  # layout -> the names that `columns` may translate
+    "triples": ("query", "positive", "negative", "passages", "label", "score", *_IDS),
+    "flagembedding": ("query", "pos", "neg", "pos_scores", "neg_scores", *_IDS),
+    "pairs": ("query", "positive", *_IDS),
+    "beir": ("id", "title", "text", "query_id", "passage_id", "grade"),
+}
+_ROWS = ("triples", "flagembedding", "pairs")
+
+
+def unread_column(columns: dict[str, str | None], layout: str) -> str | None:
+    """What to say about a name in `columns` that rows of this layout do not have; None where they have all of them."""
+    read = _COLUMNS.get(layout) or tuple(dict.fromkeys(name for rows in _ROWS for name in _COLUMNS[rows]))
+    for name in columns:
+        if name not in read and any(name in names for names in _COLUMNS.values()):
+            return f"'columns.{name}' is not read with layout: {layout}, which has {', '.join(read)}"
+        if name not in read:
+            return f"unknown field 'columns.{name}'{nearest(name, read)}"
+    return None
+
+
+def _check_columns(columns: dict[str, str | None], layout: str) -> None:
+    if unread := unread_column(columns, layout):
+        raise ValueError(unread)
+    for name, theirs in columns.items():
+        if theirs is None and (layout == "beir" or name not in _IDS):
+            raise ValueError(f"columns.{name} is null; only {' and '.join(_IDS)} of rows can be left out so")
 
 
 class PythonDocs(Section):
@@ -48,9 +76,14 @@ class Jsonl(Section):
     kind: Literal["jsonl"]
     path: Path
     layout: Literal["auto", "triples", "flagembedding", "pairs"] = "auto"
-    columns: dict[str, str] = {}  # our name -> the file's, where they differ
+    columns: dict[str, str | None] = {}  # our name -> the file's, where they differ; ids, null: not read
     dev_queries: Annotated[int, Field(ge=0)] = 0
     test_queries: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _columns_are_read(self) -> Jsonl:
+        _check_columns(self.columns, self.layout)
+        return self
 
 
 class NaverScores(Section):
@@ -70,9 +103,14 @@ class HuggingFace(Section):
     config: str | None = None
     split: str = "train"
     revision: str | None = None
-    columns: dict[str, str] = {}
+    columns: dict[str, str | None] = {}  # our name -> the dataset's, where they differ; ids of rows, null: not read
     dev_queries: Annotated[int, Field(ge=0)] = 0
     test_queries: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _columns_are_read(self) -> HuggingFace:
+        _check_columns(self.columns, self.layout)
+        return self
 
 
 class IrDatasets(Section):

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
 from distill import config
-from distill.data.readers.base import find_file, lines_of, require_file
-from distill.data.readers.beir import qrels_files
+from distill.data.querygen import generate
+from distill.data.readers.base import Collection, find_file, lines_of, reading, require_file
+from distill.data.readers.beir import qrels_files, read_beir
 from distill.data.readers.jsonl import raw_rows
-from distill.data.readers.rows import Layout, detect_layout, row_parser
+from distill.data.readers.msmarco import read_msmarco
+from distill.data.readers.qrels import is_header
+from distill.data.readers.rows import Row, detect_layout, row_parser
+from distill.data.texts import passage_text
 from distill.errors import DataError
 
 _COUNT_BYTES = 1 << 28  # larger files are not read through, their rows are estimated
+_HEAD_ROWS = 10_000  # of a file of rows, which tell of the others
+_SAMPLE = 500  # passages of a folder, or rows, that the lengths of texts are estimated by
+_TOKENS_A_WORD = 1.3  # English, WordPiece
 _ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "dev.small"),
                 "test": ("test", "dev.small", "dev")}
@@ -23,10 +32,12 @@ _SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "dev.
 
 @dataclass(frozen=True)
 class Found:
-    """`data`: the recipe's section; `lines`: what was seen, a line each."""
+    """`data`: the recipe's section; `lines`: what was seen, a line each; `scores`: the lowest and the highest of those
+    that rows bring with their negatives."""
 
     data: config.Data
     lines: tuple[str, ...]
+    scores: tuple[float, float] | None = None
 
 
 def sniff(path: Path) -> Found:
@@ -35,6 +46,11 @@ def sniff(path: Path) -> Found:
     Raises `DataError` that says what was looked for where nothing is recognised.
     """
     path = Path(path)
+    with reading(path):
+        return _sniff(path)
+
+
+def _sniff(path: Path) -> Found:
     if path.is_dir():
         if find_file(path, "corpus.jsonl"):
             return _beir(path)
@@ -62,9 +78,7 @@ def _is_rows(path: Path) -> bool:
 
 
 def _beir(path: Path) -> Found:
-    names = {file.name.removesuffix(".gz").removesuffix(".tsv") for file in (path / "qrels").glob("*.tsv*")}
-    splits = {split: name for split, options in _SPLIT_NAMES.items()
-              for name in itertools.islice((option for option in options if option in names), 1)}
+    splits = _splits(path / "qrels", "{}.tsv")
     corpus, queries = find_file(path, "corpus.jsonl"), find_file(path, "queries.jsonl")
     if queries is None and splits:
         raise DataError("there are judgements in qrels/, but queries.jsonl is missing beside corpus.jsonl", path=path)
@@ -82,16 +96,25 @@ def _beir(path: Path) -> Found:
 
 
 def _msmarco(path: Path) -> Found:
-    names = {file.name.removesuffix(".gz").removeprefix("qrels.").removesuffix(".tsv")
-             for file in path.glob("qrels.*.tsv*")}
-    splits = {split: name for split, options in _SPLIT_NAMES.items()
-              for name in itertools.islice((option for option in options if option in names), 1)}
+    splits = _splits(path, "qrels.{}.tsv")
     lines = [f"MS MARCO folder: {_rows_in(find_file(path, 'collection.tsv'))} passages"]
     lines += [f"{split}: queries and judgements of {name}" for split, name in splits.items()]
     if not splits:
-        raise DataError("collection.tsv is there, but no qrels.<split>.tsv", path=path)
+        raise DataError("collection.tsv is there, but no qrels.<split>.tsv with judgements", path=path)
     data = config.Data(source=config.MsMarco(kind="msmarco", path=path, splits=splits))
     return Found(data.model_copy(update={"sizes": sizes_of(data)}), tuple(lines))
+
+
+def _splits(folder: Path, form: str) -> dict[str, str]:
+    """Our split -> its name in a file of judgements, called as `form` says; a file without any is no split."""
+    found = {}
+    for split, options in _SPLIT_NAMES.items():
+        for name in options:
+            file = find_file(folder, form.format(name))
+            if file is not None and _count(file)[1]:
+                found[split] = name
+                break
+    return found
 
 
 def _huggingface(path: Path) -> Found:
@@ -102,20 +125,24 @@ def _huggingface(path: Path) -> Found:
 
 
 def _rows(path: Path) -> Found:
-    line, first = next(raw_rows(path), (0, None))
-    if first is None:
-        raise DataError("the file has no rows", path=path)
-    layout = detect_layout(first)
-    row = row_parser(layout, {}, first, path)(first, line)
-    queries = _distinct_queries(path, layout, {})
+    source = config.Jsonl(kind="jsonl", path=path)
+    first, head = _head(source)
+    queries = _distinct_queries(path, head)
     held_out = {"test_queries": min(500, queries // 10 or int(queries > 2)), "dev_queries": min(200, queries // 20)}
-    source = config.Jsonl(kind="jsonl", path=path, layout=layout, **held_out)
-    told = f"{_rows_in(path)} rows of the layout {layout!r}: columns {', '.join(first)}"
-    lists = f"the first row has {sum(row.positive)} positive and {len(row.passages) - sum(row.positive)} negatives" \
-        + (", with scores" if row.scores is not None else "")
-    aside = f"{held_out['test_queries']} queries are set aside for test, {held_out['dev_queries']} for development"
+    source = source.model_copy(update={"layout": detect_layout(first, {}), **held_out})
+    row = head[0]
+    lines = [f"{_rows_in(path)} rows of the layout {source.layout!r}: columns {', '.join(first)}",
+             f"the first row has {sum(row.positive)} positive and {len(row.passages) - sum(row.positive)} negatives"
+             + (", with scores" if row.scores is not None else ""),
+             f"{held_out['test_queries']} queries are set aside for test, {held_out['dev_queries']} for development"]
+    numbers = [score for row in head for score in row.scores or () if not math.isnan(score)]
+    scores = None
+    if numbers and not all(all(row.positive) for row in head):  # without negatives the import has no lists to score
+        scores = min(numbers), max(numbers)
+        lines.append(f"scores from {scores[0]:.4g} to {scores[1]:.4g} in the first {len(head):,} rows: they take the "
+                     "place of teachers")
     data = config.Data(source=source)
-    return Found(data.model_copy(update={"sizes": sizes_of(data)}), (told, lists, aside))
+    return Found(data.model_copy(update={"sizes": sizes_of(data)}), tuple(lines), scores)
 
 
 def sizes_of(data: config.Data) -> config.Sizes | None:
@@ -123,36 +150,68 @@ def sizes_of(data: config.Data) -> config.Sizes | None:
 
     Generated queries are the most that can be made, and passages of rows are counted as often as they are repeated.
     """
-    source, generate = data.source, data.generate
+    source, options = data.source, data.generate
     if isinstance(source, config.Jsonl):
-        line, first = next(raw_rows(source.path), (0, None))
-        if first is None:
-            raise DataError("the file has no rows", path=source.path)
-        row = row_parser(source.layout, source.columns, first, source.path)(first, line)
-        queries = _distinct_queries(source.path, source.layout, source.columns)
-        return config.Sizes(passages=_count(source.path)[1] * len(row.passages), dev_queries=source.dev_queries,
-                            queries=max(0, queries - source.dev_queries - source.test_queries),
-                            test_queries=source.test_queries)
+        head = _head(source)[1]
+        some = head[:_SAMPLE]
+        return config.Sizes(
+            passages=_count(source.path)[1] * len(head[0].passages), dev_queries=source.dev_queries,
+            queries=max(0, _distinct_queries(source.path, head) - source.dev_queries - source.test_queries),
+            test_queries=source.test_queries,
+            **_tokens([text for row in some for text in row.passages], [row.query for row in some]))
     if isinstance(source, config.Beir):
         corpus, qrels = require_file(source.path, "corpus.jsonl"), qrels_files(source)
+        collection = read_beir(source)
     elif isinstance(source, config.MsMarco):
         corpus = require_file(source.path, "collection.tsv")
         qrels = {split: require_file(source.path, f"qrels.{name}.tsv") for split, name in source.splits.items()}
+        collection = read_msmarco(source)
     else:
         return None
     passages = _count(corpus)[1]
     judged = {split: _judged_queries(path) for split, path in qrels.items()}
-    made = passages * generate.per_passage if generate else 0
-    made_dev = round(made * generate.dev_share) if generate else 0
+    made = passages * options.per_passage if options else 0
+    made_dev = round(made * options.dev_share) if options else 0
     return config.Sizes(passages=passages, queries=judged.get("train", 0) + made - made_dev,
-                        dev_queries=judged.get("dev", 0) + made_dev, test_queries=judged.get("test", 0))
+                        dev_queries=judged.get("dev", 0) + made_dev, test_queries=judged.get("test", 0),
+                        **_tokens(*_first_texts(collection, options)))
 
 
-def _distinct_queries(path: Path, layout: Layout, columns: dict[str, str]) -> int:
-    """Different queries in a file of rows, by their share of the first ten thousand rows."""
-    head = list(itertools.islice(raw_rows(path), 10_000))
-    parse = row_parser(layout, columns, head[0][1], path)
-    return round(_count(path)[1] * len({parse(row, line).query for line, row in head}) / len(head))
+def _head(source: config.Jsonl) -> tuple[dict[str, Any], list[Row]]:
+    """The first row as it stands, and the first ten thousand as they are read."""
+    rows = list(itertools.islice(raw_rows(source.path), _HEAD_ROWS))
+    if not rows:
+        raise DataError("the file has no rows", path=source.path)
+    first = rows[0][1]
+    parse = row_parser(source.layout, source.columns, first, source.path)
+    return first, [parse(row, line) for line, row in rows]
+
+
+def _distinct_queries(path: Path, head: list[Row]) -> int:
+    """Different queries in a file of rows, by their share of the first ones."""
+    return round(_count(path)[1] * len({row.query for row in head}) / len(head))
+
+
+def _first_texts(collection: Collection, options: config.GenerateQueries | None) -> tuple[list[str], list[str]]:
+    """Some passages, and some of the queries: those made of these passages, else of the first split that has any."""
+    batch = next(collection.passages, None)
+    if batch is None:
+        return [], []
+    batch = batch.slice(0, _SAMPLE)
+    passages = passage_text(batch.column("title"), batch.column("text")).to_pylist()
+    queries = [] if options is None else [made.query for row in batch.to_pylist() for made in
+                                          generate(row["id"], row["title"], row["text"], options, 0)]
+    if not queries:
+        asked = (found for split in collection.queries.values() for found in split if found.num_rows)
+        queries = [text for found in itertools.islice(asked, 1)
+                   for text in found.column("text").slice(0, _SAMPLE).to_pylist()]
+    return passages, queries
+
+
+def _tokens(passages: list[str], queries: list[str]) -> dict[str, float]:
+    """The mean lengths that `Sizes` has fields for, by the words; none where there are no texts."""
+    return {name: round(_TOKENS_A_WORD * sum(len(text.split()) for text in texts) / len(texts), 1)
+            for name, texts in (("passage_tokens", passages), ("query_tokens", queries)) if texts}
 
 
 def _judged_queries(path: Path) -> int:
@@ -176,9 +235,9 @@ def _count(path: Path) -> tuple[bool, int]:
     return False, int(size * len(head) / max(1, sum(head)))
 
 
-def _has_header(path: Path) -> int:
+def _has_header(path: Path) -> bool:
+    """Rows in CSV and TSV have a header line, judgements may have one, MS MARCO's texts have none."""
     name = path.name.removesuffix(".gz")
-    headerless = name.startswith(("collection", "queries", "qrels."))  # MS MARCO's
-    return int(name.endswith(".csv") or (name.endswith(".tsv") and not headerless))
-
-
+    if name.startswith("qrels.") or path.parent.name == "qrels":
+        return any(is_header(line) for _, line in itertools.islice(lines_of(path), 1))
+    return name.endswith(".csv") or (name.endswith(".tsv") and not name.startswith(("collection", "queries")))

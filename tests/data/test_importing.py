@@ -1,5 +1,6 @@
 """The import stage: what good input becomes, and how bad input is refused (invariant 8)."""
 
+import errno
 import gzip
 import json
 import logging
@@ -13,10 +14,12 @@ import pytest
 from distill.config import Recipe
 from distill.data.candidates import are_imported, iterate_candidates
 from distill.data.importing import import_data, import_outputs
+from distill.data.inspect import sizes_of
 from distill.data.judgements import load_judgements
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest, verify
 from distill.data.readers import read_passages
+from distill.data.readers.qrels import read_qrels
 from distill.data.scores import read_scores
 from distill.data.texts import TextStore
 from distill.errors import DataError, FingerprintError, RecipeError, StorageError
@@ -146,12 +149,40 @@ def test_invalid_utf8_and_damaged_gzip_are_refused(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(DataError, match="in: no such folder"):
-        import_data(recipe({"source": {"kind": "beir", "path": str(tmp_path / "in")}}), RunFolder(tmp_path / "run"))
+    for options in ({}, {"splits": {"test": "test"}}):
+        with pytest.raises(DataError, match="in: no such folder"):
+            import_data(recipe({"source": {"kind": "beir", "path": str(tmp_path / "in"), **options}}),
+                        RunFolder(tmp_path / "run"))
     data = beir(tmp_path / "in", qrels={"test": QRELS["test"]})
     data["source"]["splits"] = {"train": "training", "test": "test"}
     with pytest.raises(DataError, match=r"qrels/training\.tsv is missing"):
         import_data(recipe(data), RunFolder(tmp_path / "run"))
+
+
+def test_files_that_cannot_be_read_are_refused_with_the_reason(tmp_path, monkeypatch):
+    data, folder = beir(tmp_path / "in"), RunFolder(tmp_path / "run")
+    rows = jsonl(tmp_path / "rows.jsonl", [{"query": "q", "positive": "p"}])
+    closed = {str(tmp_path / "in" / "corpus.jsonl"), str(rows)}
+
+    def refuses(path, *args, real=open, **options):
+        if str(path) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuses)  # as for a file of mode 000, which root may read
+        for source, name in ((data, "corpus"), ({"source": {"kind": "jsonl", "path": str(rows)}}, "rows")):
+            for look in (sizes_of, read_passages):
+                with pytest.raises(DataError, match=rf"{name}\.jsonl: cannot be read \(Permission denied\)"):
+                    look(recipe(source).data)
+            with pytest.raises(DataError, match=rf"{name}\.jsonl: cannot be read"):
+                import_data(recipe(source), folder)
+    source = recipe({"source": {"kind": "jsonl", "path": str(tmp_path / "in")}})
+    for look in (sizes_of, read_passages):
+        with pytest.raises(DataError, match="in: is a folder, expected a file"):
+            look(source.data)
+    with pytest.raises(DataError, match="qrels: is a folder, expected a file"):
+        list(read_qrels(tmp_path / "in" / "qrels"))
 
 
 def test_a_full_disk_ends_the_import_with_nothing_left(tmp_path, monkeypatch):

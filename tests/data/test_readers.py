@@ -8,16 +8,17 @@ import math
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from distill.config import HuggingFace, IrDatasets, Jsonl
 from distill.data.importing import import_data
-from distill.data.inspect import sniff
+from distill.data.inspect import sizes_of, sniff
 from distill.data.judgements import load_judgements
 from distill.data.layout import RunFolder
-from distill.data.readers.base import Collection
+from distill.data.readers.base import Collection, is_score
 from distill.data.readers.huggingface import read_huggingface
 from distill.data.readers.jsonl import read_jsonl
 from distill.data.readers.naver import json_object_items
@@ -97,6 +98,12 @@ BAD_ROWS = {
                      r":2 \[score\]: nan is not a finite number"),
     "score is infinite": ('{"query": "q", "positive": "a", "negative": "b", "score": [1, Infinity]}',
                           r":2 \[score\]: inf is not a finite number"),
+    "score is beyond float32": ({"query": "q", "positive": "a", "negative": "b", "score": [1, 1e39]},
+                                r":2 \[score\]: 1e\+39 is too large for float32"),
+    "score is beyond float64": ({"query": "q", "positive": "a", "negative": "b", "score": [1, 10**400]},
+                                r":2 \[score\]: 10{79} is too large for float32"),
+    "brackets in brackets": ("[" * 100_000, r"in\.jsonl:2: this JSON cannot be read: maximum recursion depth"),
+    "thousands of digits": ('{"query": ' + "1" * 5000 + "}", r":2: this JSON cannot be read: Exceeds the limit"),
     "score is a text": ({"query": "q", "positive": "a", "negative": "b", "score": ["high", 1]},
                         r":2 \[score\]: 'high' is not a number"),
     "a label is missing": ({"query": "q", "passages": ["a", "b"], "labels": [1, None]},
@@ -116,6 +123,13 @@ def test_bad_rows_are_refused_with_line_and_field(tmp_path, name):
         read(tmp_path, [{"query": "fine", "positive": "a", "negative": "b"}, row], layout="triples")
 
 
+def test_scores_are_taken_as_far_as_float32_goes(tmp_path):
+    numbers = [float(np.finfo(np.float32).max), float("3.4028235e38"), 2.0**128 - 2.0**103]  # the last one is a tie
+    with np.errstate(over="ignore"):
+        assert [bool(np.isfinite(np.float32(number))) for number in numbers] == [True, True, False]
+    assert [is_score(sign * number) for number in numbers for sign in (1, -1)] == [True] * 4 + [False] * 2
+
+
 def test_bad_flagembedding_rows(tmp_path):
     for row, message in [({"query": "q", "pos": [], "neg": ["b"]}, r":1 \[pos\]: no positive"),
                          ({"query": "q", "pos": "a text", "neg": ["b"]}, r":1 \[pos\]: expected a list of texts"),
@@ -129,6 +143,29 @@ def test_columns_of_other_names_are_named_in_the_recipe(tmp_path):
     row = {"frage": "q", "antwort": "a", "falsch": "b"}
     columns = {"query": "frage", "positive": "antwort", "negative": "falsch"}
     assert read(tmp_path, [row], layout="triples", columns=columns) == {"q": (["a", "b"], [True, False], None)}
+
+
+def test_a_layout_is_told_by_the_columns_that_the_recipe_names(tmp_path):
+    row = {"query": "q", "positive": "a", "hard": "b", "s": [2, 1]}
+    found = read(tmp_path, [row], columns={"negative": "hard", "score": "s"})
+    assert found == {"q": (["a", "b"], [True, False], [2.0, 1.0])}
+    found = read(tmp_path, [{"query": "q", "good": ["a"], "bad": ["b"]}], columns={"pos": "good", "neg": "bad"})
+    assert found == {"q": (["a", "b"], [True, False], None)}
+
+
+def test_columns_that_the_file_or_the_layout_lacks_are_refused(tmp_path):
+    pair, lists = {"query": "q", "positive": "a"}, {"query": "q", "pos": ["a"], "neg": ["b"]}
+    with pytest.raises(DataError, match=r"in\.jsonl \[data\.source\.columns\.score\]: the file has no column 'nosuch'; "
+                                        "its first row has: query, positive"):
+        read(tmp_path, [pair], columns={"score": "nosuch"})
+    with pytest.raises(DataError, match=r"'columns\.negative' is not read with layout: flagembedding, which has query, "
+                                        "pos, neg"):
+        read(tmp_path, [lists], columns={"negative": "neg"})
+    saved = tmp_path / "saved"
+    datasets.Dataset.from_list([pair]).save_to_disk(saved)
+    source = HuggingFace(kind="huggingface", dataset=str(saved), columns={"score": "nosuch"})
+    with pytest.raises(DataError, match="the file has no column 'nosuch'"):
+        read_huggingface(source, 0, tmp_path)
 
 
 def test_rows_may_bring_their_own_ids(tmp_path):
@@ -150,7 +187,7 @@ def test_an_id_stands_for_one_text(tmp_path):
     with pytest.raises(DataError, match=r"in\.jsonl:3000 \[passage_ids\]: the id 'a' stands for two texts \(the other "
                                         r"in line 1\); name the right column in data\.source\.columns\.passage_ids"):
         read(tmp_path, rows)
-    assert len(read(tmp_path, rows, columns={"passage_ids": "none"})) == 3000
+    assert len(read(tmp_path, rows, columns={"passage_ids": None})) == 3000
     rows[1]["query_id"] = "0"
     with pytest.raises(DataError, match=r":2 \[query_id\]: the id '0' stands for two texts"):
         read(tmp_path, rows[:2])
@@ -193,10 +230,22 @@ def test_a_quoted_text_keeps_its_empty_lines(tmp_path):
     assert found == {"q": (["one\n\ntwo"], [True], None)}
 
 
+def test_documents_alone_are_told_where_they_belong(tmp_path):
+    for row in ({"id": "1", "text": "a"}, {"_id": "1", "title": "t", "contents": "a"}):
+        with pytest.raises(DataError, match=r"in\.jsonl:1 \[query\]: missing .*Documents alone, without queries, are "
+                                            "read from a folder with corpus.jsonl, whose rows have `_id` and `text`"):
+            sniff(lines(tmp_path / "in.jsonl", [row]))
+    with pytest.raises(DataError, match=r"\[query\]: missing") as caught:
+        sniff(lines(tmp_path / "in.jsonl", [{"frage": "q", "text": "a", "negative": "b"}]))
+    assert "Documents alone" not in str(caught.value)
+
+
 def test_csv_faults(tmp_path):
     for content, message in [("query,text2\nq,a\n", r"in\.csv:2 \[positive\]: missing \(the row has 'query'"),
                              ("query,positive\nq,a\nq\n", r"in\.csv:3: 1 columns, the header line has 2"),
                              ('query,positive\nq,"a\n', r"in\.csv:2: not valid CSV"),
+                             ("query,positive,negative,negative\nq,a,b,c\n",
+                              r"in\.csv:1: the column 'negative' is there twice"),
                              ("query,positive\n", r"in\.csv: the file has no rows")]:
         (tmp_path / "in.csv").write_text(content)
         spool = tmp_path / "spool"
@@ -224,6 +273,20 @@ def test_judgements_in_both_forms(tmp_path, layout):
     assert rows == [("q1", "d1", 2), ("q1", "d2", 0)]
 
 
+@pytest.mark.parametrize(("first", "header"), [
+    ("query-id\tcorpus-id\tscore", True), ("query_id 0 doc_id relevance", True), ("qid Q0 docno rel", True),
+    ("QID\tPID\tLabel", True), ("q0 0 d0 high", False), ("q0\td0\thigh", False), ("query d0 score", False),
+])
+def test_a_first_line_is_a_header_only_if_it_names_columns(tmp_path, first, header):
+    path = lines(tmp_path / "qrels", [first, "q1 0 d1 2" if len(first.split()) == 4 else "q1\td1\t2"])
+    if header:
+        (batch,) = read_qrels(path)
+        assert batch.to_pylist() == [{"query_id": "q1", "passage_id": "d1", "grade": 2, "line": 2}]
+    else:
+        with pytest.raises(DataError, match=r"qrels:1 \[score\]: expected a whole number, found '(high|score)' \(nor"):
+            list(read_qrels(path))
+
+
 def test_a_great_json_object_is_read_item_by_item(tmp_path, monkeypatch):
     monkeypatch.setattr("distill.data.readers.naver._READ_BYTES", 7)  # every boundary falls inside something
     tree = {"1": {"a}": 1.5, 'b"{': -2e-3}, "zwei": {"ü": 3}, "3": {}}
@@ -240,6 +303,8 @@ def test_a_great_json_object_is_read_item_by_item(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("content", "message"), [
     ('{"q1": {"a": NaN}}', r"\[score\]: query 'q1', passage 'a': nan is not a finite number"),
     ('{"q1": {"zzz": 1}}', r"\[passage_id\]: there is no passage with the id 'zzz'"),
+    ('{"q1": {"a": 1e39}}', r"\[score\]: query 'q1', passage 'a': 1e\+39 is too large for float32"),
+    ('{"q1": ' + "[" * 100_000 + "]", r"scores\.json: not valid JSON: maximum recursion depth"),
     ('{"q1": [1]}', "query 'q1': expected an object of passage id -> score"),
 ])
 def test_bad_scores_are_refused(tmp_path, content, message):
@@ -257,7 +322,7 @@ def test_a_trec_run_brings_scores_too(tmp_path):
     manifest = import_data(recipe(source), RunFolder(tmp_path / "run"))
     assert manifest.counts["lists.negatives"] == 1 and manifest.counts["lists.positives"] == 1
     lines(tmp_path / "a.run", ["q1 Q0 b 1 7.5 x", "q1 Q0 a 2 inf x"])
-    with pytest.raises(DataError, match=r"a\.run:2 \[score\]: 'inf' is not a finite number"):
+    with pytest.raises(DataError, match=r"a\.run:2 \[score\]: inf is not a finite number"):
         import_data(recipe(source), RunFolder(tmp_path / "run2"))
 
 
@@ -282,6 +347,26 @@ def test_datasets_saved_on_disk_are_read_in_both_layouts(tmp_path):
     assert TextStore.open(run.passages).texts([0, 1]) == ["cats", "Dogs bark"]
     assert load_judgements(run, "test").positives(0).tolist() == [1]
     assert TextStore.open(run.queries("test")).texts([0]) == ["loud"]
+
+
+@pytest.mark.parametrize(("part", "name", "value", "message"), [
+    ("qrels", "score", 0.5, r"beir:2 \[score\]: expected a whole number of 32 bits, found 0\.5"),
+    ("qrels", "score", math.nan, r"beir:2 \[score\]: expected a whole number of 32 bits, found nan"),
+    ("qrels", "score", 2**40, r"beir:2 \[score\]: expected a whole number of 32 bits, found 1099511627776"),
+    ("qrels", "score", "a", r"beir:2 \[score\]: expected a whole number of 32 bits, found 'a'"),
+    ("corpus", "text", ["a", "b"], r"beir:1 \[text\]: expected a text, found \['"),
+    ("corpus", "title", ["a", "b"], r"beir:1 \[title\]: expected a text, found \['"),
+])
+def test_columns_of_another_type_are_refused_with_their_row(tmp_path, part, name, value, message):
+    parts = {"corpus": {"_id": "a", "title": "", "text": "x"}, "queries": {"_id": "1", "text": "loud"},
+             "qrels": {"query-id": "1", "corpus-id": "a", "score": 1}}
+    for other, row in parts.items():
+        good = {list: ["fine"], str: "1"}.get(type(value), 1) if other == part else row.get(name)
+        rows = [row] if other != part else [{**row, name: good}, {**row, name: value, "_id": "b"}]
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "beir" / other)
+    source = {"kind": "huggingface", "dataset": str(tmp_path / "beir"), "layout": "beir"}
+    with pytest.raises(DataError, match=message):
+        import_data(recipe(source), RunFolder(tmp_path / "run"))
 
 
 def test_ir_datasets_are_read_by_name(tmp_path):
@@ -335,3 +420,31 @@ def test_what_a_folder_or_file_is_gets_recognised(tmp_path):
         sniff(tmp_path / "empty")
     with pytest.raises(DataError, match=r"\[query\]: missing"):
         sniff(lines(tmp_path / "other.jsonl", [{"a": 1}]))
+
+
+@pytest.mark.parametrize("content", ["", "query-id\tcorpus-id\tscore\n"])
+def test_a_file_without_judgements_is_no_split(tmp_path, content):
+    (folder(tmp_path) / "qrels" / "test.tsv").write_text(content)
+    found = sniff(tmp_path)
+    assert found.data.source.splits == {"train": "train"} and "-1" not in "\n".join(found.lines)
+    assert (found.data.sizes.queries, found.data.sizes.test_queries) == (1, 0)  # the one line is no header
+    named = found.data.source.model_copy(update={"splits": {"train": "train", "test": "test"}})
+    assert sizes_of(found.data.model_copy(update={"source": named})).test_queries == 0
+
+
+def test_lengths_are_estimated_by_the_words_of_the_first_texts(tmp_path):
+    corpus = [{"_id": str(i), "title": "a title", "text": "four words of text"} for i in range(600)]
+    corpus[590]["text"] *= 1000  # beyond the sample
+    (tmp_path / "in" / "qrels").mkdir(parents=True)
+    lines(tmp_path / "in" / "corpus.jsonl", corpus)
+    sizes = sniff(tmp_path / "in").data.sizes  # nothing can be made of so short texts: the default stays
+    assert (sizes.passage_tokens, sizes.query_tokens) == (7.8, 9.0)
+    lines(tmp_path / "in" / "queries.jsonl", [{"_id": "q0", "text": "x"}, {"_id": "q1", "text": "just one two"}])
+    lines(tmp_path / "in" / "qrels" / "test.tsv", ["q1\t0\t1"])
+    assert sniff(tmp_path / "in").data.sizes.query_tokens == 3.9
+    made = "a sentence of seven words without end . "
+    lines(tmp_path / "in" / "corpus.jsonl", [{"_id": "0", "title": "", "text": made + "other words " * 8}])
+    assert sniff(tmp_path / "in").data.sizes.query_tokens == pytest.approx(1.3 * 8, abs=0.06)  # its mark is a word
+    rows = [{"query": "two words", "positive": "one", "negative": "one two three"}]
+    sizes = sniff(lines(tmp_path / "rows.jsonl", rows)).data.sizes
+    assert (sizes.passage_tokens, sizes.query_tokens) == (2.6, 2.6)

@@ -12,9 +12,8 @@ from typing import Any
 
 from distill import config
 from distill.data.files import xxh128_file
-from distill.data.readers.base import Collection
+from distill.data.readers.base import Collection, reading
 from distill.data.texts import passage_text
-from distill.errors import DataError
 
 __all__ = ["Collection", "open_source", "read_passages", "source_fields"]
 
@@ -89,12 +88,8 @@ def _short_name(path: Path, source: config.Source) -> str:
 
 
 def _checksum(path: Path) -> str:
-    try:
+    with reading(path):
         return xxh128_file(path)
-    except FileNotFoundError:
-        raise DataError("no such file", path=path) from None
-    except IsADirectoryError:
-        raise DataError("is a folder, expected a file", path=path) from None
 
 
 def _files(source: config.Source) -> list[Path]:

@@ -6,6 +6,7 @@ later (a duplicate id, a judgement pointing nowhere) can still name its place.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import zlib
@@ -34,6 +35,8 @@ LISTS = pa.schema([
 
 Batches = Iterator[pa.RecordBatch]
 
+_SCORE_LIMIT = 2.0**128 - 2.0**103  # from here on float32 rounds to infinity
+
 
 @dataclass(frozen=True)
 class Collection:
@@ -49,24 +52,36 @@ class Collection:
     lists: dict[str, Batches] = field(default_factory=dict)
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what keeps a file from being read into a `DataError`."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError("no such file", path=path) from None
+    except IsADirectoryError:
+        raise DataError("is a folder, expected a file", path=path) from None
+    except OSError as error:
+        raise DataError(f"cannot be read ({error.strerror or error})", path=path) from None
+
+
 def lines_of(path: Path, blank: bool = False) -> Iterator[tuple[int, str]]:
     """(line number from 1, line without its end) of a UTF-8 file, plain or gzipped; blank lines only if asked for."""
     path = Path(path)
     number = 0
-    try:
-        with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise DataError(f"not valid UTF-8 (byte {error.start + 1} of the line): {error.reason}",
-                                    path=path, line=number) from None
-                if blank or (line and not line.isspace()):
-                    yield number, line
-    except FileNotFoundError:
-        raise DataError("no such file", path=path) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"damaged gzip file: {error}", path=path, line=number + 1) from None
+    with reading(path):
+        try:
+            with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as file:
+                for number, raw in enumerate(file, start=1):
+                    try:
+                        line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                    except UnicodeDecodeError as error:
+                        raise DataError(f"not valid UTF-8 (byte {error.start + 1} of the line): {error.reason}",
+                                        path=path, line=number) from None
+                    if blank or (line and not line.isspace()):
+                        yield number, line
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"damaged gzip file: {error}", path=path, line=number + 1) from None
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -76,6 +91,8 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"not valid JSON at column {error.colno}: {error.msg}", path=path, line=number) from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets in brackets
+            raise DataError(f"this JSON cannot be read: {error}", path=path, line=number) from None
         if not isinstance(row, dict):
             raise DataError(f"expected an object, found {type(row).__name__}", path=path, line=number)
         yield number, row
@@ -128,12 +145,24 @@ def id_field(row: dict[str, Any], name: str, path: Path, line: int) -> str:
     return identifier
 
 
+def is_score(value: Any) -> bool:
+    """A number that float32 can hold, in which scores are kept."""
+    return isinstance(value, (int, float)) and -_SCORE_LIMIT < value < _SCORE_LIMIT  # NaN is in no interval
+
+
+def score_fault(value: Any) -> str:
+    """Why a value is none."""
+    large = isinstance(value, (int, float)) and abs(value) < float("inf")
+    return f"{value!r:.80} is {'too large for float32' if large else 'not a finite number'}"
+
+
 def find_file(folder: Path, *names: str) -> Path | None:
     """The first of these names that is in the folder, plain or gzipped."""
-    for name in names:
-        for path in (folder / name, folder / f"{name}.gz"):
-            if path.is_file():
-                return path
+    with reading(folder):
+        for name in names:
+            for path in (folder / name, folder / f"{name}.gz"):
+                if path.is_file():
+                    return path
     return None
 
 

@@ -50,9 +50,8 @@ def qrels_files(source: config.Beir) -> dict[str, Path]:
 
 def beir_files(source: config.Beir) -> list[Path]:
     """Every file that the collection is read from."""
-    qrels = qrels_files(source)
-    return [require_file(source.path, "corpus.jsonl"),
-            *([require_file(source.path, "queries.jsonl")] if qrels else []), *qrels.values()]
+    corpus, qrels = require_file(source.path, "corpus.jsonl"), qrels_files(source)
+    return [corpus, *([require_file(source.path, "queries.jsonl")] if qrels else []), *qrels.values()]
 
 
 def _passages(path: Path) -> Iterator[tuple]:

@@ -70,7 +70,7 @@ def _batches(dataset: datasets.Dataset, schema: pa.Schema, names: dict[str, tupl
     for ours, theirs in names.items():
         candidates = (source.columns[ours],) if ours in source.columns else theirs
         found = next((name for name in candidates if name in dataset.column_names), None)
-        if found is None and ours != "title":
+        if found is None and (ours != "title" or ours in source.columns):
             raise DataError(f"missing (there are {', '.join(dataset.column_names)}); name the right one in "
                             f"data.source.columns.{ours}", path=source.dataset, field=candidates[0])
         chosen[ours] = found
@@ -89,10 +89,24 @@ def _batches(dataset: datasets.Dataset, schema: pa.Schema, names: dict[str, tupl
                 if column.null_count and field.name != "title":
                     row = start + 1 + int(pc.index(column.is_null(), True).as_py())
                     raise DataError("missing", path=source.dataset, line=row, field=name)
+                try:
+                    column = column.cast(field.type)
+                except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                    row = next(row for row in range(len(column)) if not _can_be(column.slice(row, 1), field.type))
+                    wanted = "a whole number of 32 bits" if pa.types.is_integer(field.type) else "a text"
+                    raise DataError(f"expected {wanted}, found {column[row].as_py()!r:.80}", path=source.dataset,
+                                    line=start + 1 + row, field=name) from None
                 column = pc.fill_null(column, "") if column.null_count else column
-                column = column.cast(field.type)
             columns.append(column)
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _can_be(column: pa.Array, type_: pa.DataType) -> bool:
+    try:
+        column.cast(type_)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False
+    return True
 
 
 def _qrels(source: config.HuggingFace) -> dict[str, datasets.Dataset]:
@@ -129,7 +143,7 @@ def _load(source: config.HuggingFace, name: str | None, split: str | None,
             loaded = datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder))
         else:
             loaded = datasets.load_dataset(source.dataset, name, revision=source.revision)
-    except (FileNotFoundError, ConnectionError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(f"can't load {name or 'the dataset'}: {error}", path=source.dataset) from error
     if whole or isinstance(loaded, datasets.Dataset):
         return loaded

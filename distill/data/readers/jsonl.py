@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distill import config
-from distill.data.readers.base import Collection, json_lines, lines_of
+from distill.data.readers.base import Collection, json_lines, lines_of, reading
 from distill.data.readers.rows import Row, collection_from_rows, row_parser
 from distill.errors import DataError
 
@@ -48,14 +48,23 @@ def _parsed(source: config.Jsonl) -> Iterator[tuple[int, Row]]:
 
 def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(row number from 1, row)."""
-    try:
-        with pq.ParquetFile(path) as file:
-            rows = (row for batch in file.iter_batches(_PARQUET_ROWS) for row in batch.to_pylist())
-            yield from enumerate(rows, start=1)
-    except FileNotFoundError:
-        raise DataError("no such file", path=path) from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"damaged, not a whole Parquet file: {error}", path=path) from None
+    with reading(path):
+        try:
+            with pq.ParquetFile(path) as file:
+                _refuse_repeated(file.schema_arrow.names, path)
+                rows = (row for batch in file.iter_batches(_PARQUET_ROWS) for row in batch.to_pylist())
+                yield from enumerate(rows, start=1)
+        except (pa.ArrowInvalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the file system; Arrow's own has no number
+                raise
+            raise DataError(f"damaged, not a whole Parquet file: {error}", path=path) from None
+
+
+def _refuse_repeated(names: list[str], path: Path, line: int | None = None) -> None:
+    """Of two columns with one name a row would keep one; columns without a name are not read at all."""
+    if repeated := [name for i, name in enumerate(names) if name and name in names[:i]]:
+        raise DataError(f"the column {repeated[0]!r} is there twice; give each a name of its own (several negatives: "
+                        "negative_1, negative_2)", path=path, line=line)
 
 
 def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -76,6 +85,7 @@ def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
+                _refuse_repeated(header, path, last)
                 continue
             if len(cells) != len(header):
                 raise DataError(f"{len(cells)} columns, the header line has {len(header)}", path=path, line=last)

@@ -9,13 +9,12 @@ import gzip
 import io
 import itertools
 import json
-import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from distill import config
-from distill.data.readers.base import LISTS, Collection, batches_of, lines_of
+from distill.data.readers.base import LISTS, Collection, batches_of, is_score, lines_of, reading, score_fault
 from distill.data.readers.beir import beir_files, read_beir
 from distill.data.readers.msmarco import msmarco_files, read_msmarco
 from distill.errors import DataError
@@ -45,9 +44,8 @@ def _json_rows(path: Path) -> Iterator[tuple]:
         if not isinstance(scores, dict) or not scores:
             raise DataError(f"query {query!r}: expected an object of passage id -> score", path=path)
         for passage, score in scores.items():
-            if not isinstance(score, (int, float)) or not math.isfinite(score):
-                raise DataError(f"query {query!r}, passage {passage!r}: {score!r} is not a finite number", path=path,
-                                field="score")
+            if not is_score(score):
+                raise DataError(f"query {query!r}, passage {passage!r}: {score_fault(score)}", path=path, field="score")
         yield query, list(scores), None, list(scores.values()), None
 
 
@@ -67,37 +65,36 @@ def run_lines(path: Path) -> Iterator[tuple[str, str, float, int]]:
         try:
             score = float(parts[4])
         except ValueError:
-            score = math.nan
-        if not math.isfinite(score):
-            raise DataError(f"{parts[4]!r} is not a finite number", path=path, line=line, field="score")
+            raise DataError(f"{parts[4]!r} is not a number", path=path, line=line, field="score") from None
+        if not is_score(score):
+            raise DataError(score_fault(score), path=path, line=line, field="score")
         yield parts[0], parts[2], score, line
 
 
 def json_object_items(path: Path) -> Iterator[tuple[str, object]]:
     """(key, value) of the one object in a JSON file, plain or gzipped, with memory for one value only."""
     decode = json.JSONDecoder().raw_decode
-    try:
-        with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as raw:
-            buffer = _Buffer(io.TextIOWrapper(raw, encoding="utf-8"))
-            buffer.expect("{")
-            if buffer.peek() == "}":
-                return
-            while True:
-                key = buffer.value(decode)
-                buffer.expect(":")
-                yield str(key), buffer.value(decode)
-                if buffer.peek() != ",":
-                    break
-                buffer.expect(",")
-            buffer.expect("}")
-    except FileNotFoundError:
-        raise DataError("no such file", path=path) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"not valid UTF-8: {error.reason}", path=path) from None
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"damaged gzip file: {error}", path=path) from None
-    except _Malformed as error:
-        raise DataError(f"not valid JSON: {error}", path=path) from None
+    with reading(path):
+        try:
+            with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as raw:
+                buffer = _Buffer(io.TextIOWrapper(raw, encoding="utf-8"))
+                buffer.expect("{")
+                if buffer.peek() == "}":
+                    return
+                while True:
+                    key = buffer.value(decode)
+                    buffer.expect(":")
+                    yield str(key), buffer.value(decode)
+                    if buffer.peek() != ",":
+                        break
+                    buffer.expect(",")
+                buffer.expect("}")
+        except UnicodeDecodeError as error:
+            raise DataError(f"not valid UTF-8: {error.reason}", path=path) from None
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"damaged gzip file: {error}", path=path) from None
+        except _Malformed as error:
+            raise DataError(f"not valid JSON: {error}", path=path) from None
 
 
 class _Malformed(Exception):
@@ -137,6 +134,8 @@ class _Buffer:
                     return value
                 except json.JSONDecodeError as error:
                     problem = f"{error.msg} at character {self._dropped + error.pos + 1}"
+                except (ValueError, RecursionError) as error:  # a number of thousands of digits; objects in objects
+                    raise _Malformed(f"{error}, at character {self._dropped + self._at + 1}") from None
             else:
                 problem = "the file ends inside a value"
             # a fault in the middle of the file must not pull the rest of it into memory

@@ -8,7 +8,6 @@ The rows are read once, into temporary Arrow files, from which the collection is
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
+from distill.config.data import unread_column
 from distill.data.arrow import RowReader, write_ipc
 from distill.data.readers.base import (
     JUDGEMENTS,
@@ -29,6 +29,8 @@ from distill.data.readers.base import (
     Collection,
     checked_text,
     id_field,
+    is_score,
+    score_fault,
 )
 from distill.data.spool import Spool
 from distill.errors import DataError
@@ -66,27 +68,38 @@ class Row:
 Parse = Callable[[dict[str, Any], int], Row]
 
 
-def row_parser(layout: Layout, columns: dict[str, str], first: dict[str, Any], path: Path) -> Parse:
-    """The function (row, line) -> `Row` for a layout; `auto` looks at the fields of the first row."""
+def row_parser(layout: Layout, columns: dict[str, str | None], first: dict[str, Any], path: Path) -> Parse:
+    """The function (row, line) -> `Row` for a layout; `auto` looks at the fields of the first row.
+
+    `columns`: our name -> the file's; None: ids that are there are not read. Raises `DataError` for a name that the
+    layout has no use for, and for a column that the first row lacks.
+    """
     if layout == "auto":
-        layout = detect_layout(first)
+        layout = detect_layout(first, columns)
+    if unread := unread_column(columns, layout):
+        raise DataError(unread, path=path, field="data.source")
+    for ours, theirs in columns.items():
+        if theirs is not None and theirs not in first:
+            raise DataError(f"the file has no column {theirs!r}; its first row has: {', '.join(first)}", path=path,
+                            field=f"data.source.columns.{ours}")
     reader = _Fields(columns, path)
     read = {"triples": reader.triples, "flagembedding": reader.flagembedding, "pairs": reader.pairs}[layout]
     return lambda row, line: reader.with_ids(read(row, line), row, line)
 
 
-def detect_layout(row: dict[str, Any]) -> Layout:
+def detect_layout(row: dict[str, Any], columns: dict[str, str | None]) -> Layout:
     """FlagEmbedding where there is `pos`; triples where there are negatives, labels or scores; else pairs."""
-    if "pos" in row:
+    if "pos" in row or "pos" in columns:
         return "flagembedding"
+    fields = row.keys() - set(columns.values()) | columns.keys()  # those that have another name, by ours
     names = {*_ALIASES["negative"], *_ALIASES["passages"], *_ALIASES["label"], *_ALIASES["score"], "negative_1"}
-    return "triples" if names & row.keys() else "pairs"
+    return "triples" if names & fields else "pairs"
 
 
 class _Fields:
     """Reads the fields of one source's rows; every fault names the file, the line and the field."""
 
-    def __init__(self, columns: dict[str, str], path: Path):
+    def __init__(self, columns: dict[str, str | None], path: Path):
         self._columns, self._path = columns, path
 
     def triples(self, row: dict[str, Any], line: int) -> Row:
@@ -154,7 +167,8 @@ class _Fields:
         """The row with the ids it has: `query_id`, and `passage_ids` or FlagEmbedding's `pos_id` and `neg_id`."""
         query = self._filled(row, "query_id")
         listed = self._filled(row, "passage_ids")
-        names = [listed] if listed else [name for name in ("pos_id", "neg_id") if row.get(name) is not None]
+        beside = () if "passage_ids" in self._columns else ("pos_id", "neg_id")
+        names = [listed] if listed else [name for name in beside if row.get(name) is not None]
         values = [(name, value) for name in names
                   for value in (row[name] if isinstance(row[name], list) else [row[name]])]
         if names and len(values) != len(parsed.passages):
@@ -177,7 +191,10 @@ class _Fields:
                 for text in self._texts([row[field]], field, line)]
 
     def _names(self, ours: str) -> tuple[str, ...]:
-        return (self._columns[ours],) if ours in self._columns else _ALIASES[ours]
+        if ours not in self._columns:
+            return _ALIASES[ours]
+        theirs = self._columns[ours]
+        return () if theirs is None else (theirs,)
 
     def _filled(self, row: dict[str, Any], ours: str) -> str | None:
         """The row's own name of one of our fields, if it isn't null there."""
@@ -188,8 +205,11 @@ class _Fields:
         names = self._names(ours)
         found = next((name for name in names if name in row), None)
         if found is None and line is not None:
+            alone = ours == "query" and ours not in self._columns and detect_layout(row, self._columns) == "pairs"
             raise DataError(f"missing (the row has {', '.join(map(repr, row))}); name the right one in "
-                            f"data.source.columns.{ours}", path=self._path, line=line, field=names[0])
+                            f"data.source.columns.{ours}" + (". Documents alone, without queries, are read from a "
+                            "folder with corpus.jsonl, whose rows have `_id` and `text`" if alone else ""),
+                            path=self._path, line=line, field=names[0])
         return found
 
     def _text(self, row: dict[str, Any], ours: str, line: int) -> str:
@@ -225,8 +245,8 @@ class _Fields:
                     number = float(number)
                 except ValueError:
                     raise DataError(f"{number!r} is not a number", path=self._path, line=line, field=field) from None
-            if not isinstance(number, numbers.Real) or not math.isfinite(number):
-                raise DataError(f"{number!r} is not a finite number", path=self._path, line=line, field=field)
+            if not is_score(number):
+                raise DataError(score_fault(number), path=self._path, line=line, field=field)
             values.append(float(number))
         return values
 
@@ -318,8 +338,8 @@ class _Distinct:
             place = self._reader.take(differ[:1], ["id", "line"]).to_pylist()[0]
             other = self._reader.take(np.flatnonzero(self._first)[codes[differ[:1]]], ["line"]).to_pylist()[0]
             raise DataError(f"the id {place['id']!r} stands for two texts (the other in line {other['line']}); name "
-                            f"the right column in data.source.columns.{field}, or one that isn't there to tell texts "
-                            "apart by their content", path=source, line=place["line"], field=field)
+                            f"the right column in data.source.columns.{field}, or null to tell texts apart by "
+                            "their content", path=source, line=place["line"], field=field)
 
     def __len__(self) -> int:
         return len(self.ids)
