@@ -18,9 +18,9 @@ from distill.own_code import check_own_code
 
 def check_recipe(recipe: Recipe) -> None:
     """What needs no data: names of measures, code of one's own, packages, and what DeepSpeed is told."""
-    from distill.evaluation.metrics import parse_measures
+    from distill.evaluation.metrics import check_depth
 
-    parse_measures(recipe.evaluate.metrics)
+    check_depth(recipe.evaluate.metrics, recipe.evaluate.depth)
     check_own_code(recipe)
     tracking = recipe.tracking
     for name, wanted in {"wandb": tracking.wandb, "tensorboard": tracking.tensorboard,

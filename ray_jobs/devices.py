@@ -15,6 +15,8 @@ from distill.data.files import append_json_line, read_json_lines
 from distill.data.layout import RunFolder
 
 log = logging.getLogger(__name__)
+_LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # running out of memory is none of them
+_CLOCKS = 5.0  # seconds that two machines' clocks may differ
 
 
 def given_device() -> str | None:
@@ -31,18 +33,21 @@ def ending_with_the_device(task: str, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "CUDA error" not in str(error):
+        if not any(words in str(error) for words in _LOST):
             raise
-        log.error("%s: %s", task, error)
-        append_json_line(folder.lost_devices, {
-            "task": task, "host": socket.gethostname(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-            "time": round(time.time(), 3), "error": str(error)})
-        os._exit(70)
+        try:
+            log.error("%s: %s", task, error)
+            append_json_line(folder.lost_devices, {
+                "task": task, "host": socket.gethostname(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+                "time": round(time.time(), 3), "error": str(error)})
+        finally:  # also with a full disk: an exception would end the whole job
+            os._exit(70)
 
 
 def lost_device(task: str, folder: RunFolder, since: float) -> str | None:
     """What the worker that last ran a task wrote, `since` that time, of the device it lost; for people."""
-    lines = [line for line in read_json_lines(folder.lost_devices) if line["task"] == task and line["time"] >= since]
+    lines = [line for line in read_json_lines(folder.lost_devices)
+             if line["task"] == task and line["time"] >= since - _CLOCKS]
     if not lines:
         return None
     last = lines[-1]

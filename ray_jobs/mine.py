@@ -8,7 +8,6 @@ one chunk (`mine.shard_passages`) is mined in this process, which is faster than
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,12 +121,11 @@ def _map(recipe: Recipe, folder: RunFolder, tasks: Sequence[Any], title: str, un
 
     if not tasks:
         return
-    began = time.time()
     size = Counter({task.name: task.passages if isinstance(task, ChunkTask) else task.shard.queries for task in tasks})
     with progress(title, size.total(), unit) as advance:
         shard_map(MineWorker, (recipe, folder, max(1, int(recipe.mine.cpus))), tasks, resources=resources,
                   max_tries=recipe.mine.max_tries, done=lambda task, _: advance(size[task.name], task.name),
-                  why=lambda task: lost_device(task.name, folder, began))
+                  why=lambda task, since: lost_device(task.name, folder, since))
 
 
 def _chunks(recipe: Recipe, folder: RunFolder, miner: str, device: str | None = None) -> Chunks:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
@@ -82,7 +81,7 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
     after any failure, the job finishes what is left. Raises `TeacherError`, `StorageError`, `FingerprintError`, and
     `JobFailed` for an exception in a worker's code.
     """
-    job, began = _Job(recipe, folder, teachers, splits), time.time()
+    job = _Job(recipe, folder, teachers, splits)
     tasks = job.plan()
     if tasks:
         with ray_cluster(recipe.cluster), job.progress(tasks) as done:
@@ -93,7 +92,7 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
                 resources = Resources(recipe.score.cpus, need, recipe.score.actors)
                 shard_map(ScoreWorker, arguments, some, resources=resources, max_tries=recipe.score.max_tries,
                           done=done, handed=job.handed, died=job.died,
-                          why=lambda task: lost_device(task.name, folder, began))
+                          why=lambda task, since: lost_device(task.name, folder, since))
     job.finish()
     return job.counters
 

@@ -64,12 +64,13 @@ class Resources:
 def shard_map(worker: type, arguments: tuple[Any, ...], tasks: Sequence[Task], *, resources: Resources, max_tries: int,
               done: Callable[[Task, Any], None], handed: Callable[[Task], None] = lambda task: None,
               died: Callable[[list[Task]], None] = lambda tasks: None,
-              why: Callable[[Task], str | None] = lambda task: None) -> None:
+              why: Callable[[Task, float], str | None] = lambda task, since: None) -> None:
     """Run `worker(*arguments).run(task)` for every task; `done(task, result)` is called in the driver as they finish.
 
     A task whose worker dies is tried again, at most `max_tries` times in all; only the task that was running counts a
     try. `handed` hears of each task given to an actor, `died` of each death and the tasks it leaves, the running one
-    first; `why` may know more of a death than Ray does. Raises `DistillError` as the worker raised it, with the
+    first; `why(task, since)` may know more than Ray does of the death of a worker that was given the task after `since`
+    (seconds, as `time.time`). Raises `DistillError` as the worker raised it, with the
     task's name before it, and `JobFailed` for anything else. Ray must be running.
     """
     state = _Map(ray.remote(worker), arguments, tasks, resources, max_tries, handed, died, why)
@@ -89,7 +90,7 @@ class _Map:
 
     def __init__(self, worker: Any, arguments: tuple[Any, ...], tasks: Sequence[Task], resources: Resources,
                  max_tries: int, handed: Callable[[Task], None], died: Callable[[list[Task]], None],
-                 why: Callable[[Task], str | None]):
+                 why: Callable[[Task, float], str | None]):
         options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
         self._create = lambda: worker.options(**options).remote(*arguments)
         self._queues: dict[str, deque[Task]] = {}
@@ -99,6 +100,7 @@ class _Map:
         self.actors: list[_Actor] = []
         self._resources, self._max_tries, self._handed, self._died = resources, max_tries, handed, died
         self._why = why
+        self._given: dict[str, float] = {}  # when each task was last handed out
         self._tries: Counter[str] = Counter()
         self._deaths_in_a_row = 0  # without any task finished in between
         self._next_look = self._silent_since = time.monotonic()
@@ -129,6 +131,7 @@ class _Map:
             for actor in self.actors:
                 if actor.ready is None and len(actor.tasks) < at_once and (task := self._next_task(actor)) is not None:
                     self._handed(task)
+                    self._given[task.name] = time.time()
                     actor.tasks.append((actor.handle.run.remote(task), task))
 
     def wait(self) -> Iterator[tuple[Task, Any]]:
@@ -168,7 +171,7 @@ class _Map:
         lost = [task for _, task in actor.tasks]
         self._died(lost)
         self._deaths_in_a_row += 1
-        reason = (self._why(lost[0]) if lost else None) or error
+        reason = (self._why(lost[0], self._given[lost[0].name]) if lost else None) or error
         log.warning("a worker died%s; its work is handed out again",
                     f" in {lost[0].name}{'' if reason is error else f' {reason}'}" if lost else "")
         if self._deaths_in_a_row > 3 * max(1, self._largest):  # a cluster may be losing its nodes one by one

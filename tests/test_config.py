@@ -77,6 +77,26 @@ def test_names_of_columns_that_the_layout_does_not_have_are_refused(source, mess
     parse_recipe({**MINIMAL, "data": {"source": {**source, **place, "columns": {}}}})
 
 
+@pytest.mark.parametrize("sections, message", [
+    ({"train": {"losses": [{"kind": "kl", "weight": -1}]}}, "greater than 0"),
+    ({"train": {"lr": float("inf")}}, "finite number"),
+    ({"train": {"query_regularizers": [{"kind": "l1", "weight": 1, "ramp": "constant", "ramp_steps": 9}]}},
+     "ramp_steps has no effect"),
+    ({"mine": {"miners": {"bm25": {"kind": "bm25", "depth": 30}}}}, "`depth` has no effect without `sample`"),
+    ({"slurm": {"at_once": 3}}, "at_once has no effect"),
+    ({"evaluate": {"top_ks_of": "queries"}}, "`top_ks_of` has no effect"),
+    ({"evaluate": {"start": False, "baselines": False}}, "`start` has no effect"),
+])
+def test_settings_without_effect_or_sense_are_refused(sections, message):
+    assert message in refused(**sections)
+
+
+def test_a_tilde_is_the_users_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/somebody")
+    recipe = parse_recipe({**MINIMAL, "run_dir": "~/run"})
+    assert str(recipe.folder) == "/home/somebody/run" and resolve_model("~/model") == "/home/somebody/model"
+
+
 def test_bm25_mines_without_a_model():
     assert "`model` has no effect with kind: bm25" in refused(mine={"miners": {"a": {"kind": "bm25", "model": "m"}}})
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from distill.errors import RecipeError
 
@@ -16,12 +16,14 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Split = Literal["train", "dev", "test"]
+FilePath = Annotated[Path, AfterValidator(Path.expanduser)]  # ~ is the user's home
 
 
 class Section(BaseModel):
     """A part of the recipe: frozen, and strict about the names of its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=(),
+                              allow_inf_nan=False)
 
 
 def refuse_unread(section: Section, kind: str, read: set[str]) -> None:
@@ -38,9 +40,10 @@ def nearest(name: str, valid: Sequence[str]) -> str:
 
 
 def resolve_model(name: str) -> str:
-    """Turn `package:<module>/<folder>` (a model that an installed package carries) into a path; others pass through."""
+    """Turn `package:<module>/<folder>` (a model that an installed package carries) and `~` into a path; others pass
+    through."""
     if not name.startswith("package:"):
-        return name
+        return str(Path(name).expanduser()) if name.startswith("~") else name
     module, _, folder = name.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:

@@ -49,6 +49,12 @@ class Slurm(SlurmJob):
     python: tuple[str, ...] = ()  # what runs Python, e.g. in a container; (): the interpreter that submits
 
     @model_validator(mode="after")
+    def _tasks_are_of_an_array(self) -> Slurm:
+        if self.at_once is not None and self.array is None:
+            raise ValueError("at_once has no effect without array")
+        return self
+
+    @model_validator(mode="after")
     def _machines_are_of_use(self) -> Slurm:
         for stage, job in self.stages.items():
             if (job.nodes or 1) > 1 and (stage not in ("score", "train") or (stage == "score" and self.array)):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distill.config.base import Fraction, Positive, Section, Split, nearest
+from distill.config.base import FilePath, Fraction, Positive, Section, Split, nearest
 
 _IDS = ("query_id", "passage_ids")
 _COLUMNS = {  # layout -> the names that `columns` may translate
@@ -52,7 +51,7 @@ class Beir(Section):
     """A folder in BEIR's layout: corpus.jsonl, queries.jsonl, qrels/<split>.tsv."""
 
     kind: Literal["beir"]
-    path: Path
+    path: FilePath
     splits: dict[Split, str] = {"train": "train", "dev": "dev", "test": "test"}  # ours -> name of the qrels file
 
 
@@ -60,7 +59,7 @@ class MsMarco(Section):
     """MS MARCO's passage files: collection.tsv, queries.<split>.tsv, qrels.<split>.tsv."""
 
     kind: Literal["msmarco"]
-    path: Path
+    path: FilePath
     splits: dict[Split, str] = {"train": "train", "dev": "dev.small"}
 
 
@@ -74,7 +73,7 @@ class Jsonl(Section):
     """
 
     kind: Literal["jsonl"]
-    path: Path
+    path: FilePath
     layout: Literal["auto", "triples", "flagembedding", "pairs"] = "auto"
     columns: dict[str, str | None] = {}  # our name -> the file's, where they differ; ids, null: not read
     dev_queries: Annotated[int, Field(ge=0)] = 0
@@ -91,7 +90,7 @@ class NaverScores(Section):
 
     kind: Literal["naver"]
     collection: Annotated[Beir | MsMarco, Field(discriminator="kind")]
-    scores: Path  # .json or .json.gz; by any other name, a TREC run
+    scores: FilePath  # .json or .json.gz; by any other name, a TREC run
 
 
 class HuggingFace(Section):
@@ -149,15 +148,18 @@ class ModelShape(Section):
     gated: bool = False  # three matrices in the feed-forward, instead of two
 
 
+Count = Annotated[int, Field(ge=0)]
+
+
 class Sizes(Section):
     """Declared sizes, used by `--dry-run` and `distill plan` where data and models are not there yet."""
 
-    passages: int
-    queries: int  # for training
-    dev_queries: int = 0
-    test_queries: int = 0
-    passage_tokens: float = 80.0  # mean
-    query_tokens: float = 9.0
+    passages: Count
+    queries: Count  # for training
+    dev_queries: Count = 0
+    test_queries: Count = 0
+    passage_tokens: Annotated[float, Field(gt=0)] = 80.0  # mean
+    query_tokens: Annotated[float, Field(gt=0)] = 9.0
     models: dict[str, ModelShape] = {}  # by the names that the recipe gives them
 
 

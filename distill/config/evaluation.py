@@ -42,6 +42,8 @@ class Evaluate(Section):
             raise ValueError("the settings of `seismic` have no effect on exact search: set search: seismic")
         if not self.start and not self.baselines:
             raise ValueError("`start` has no effect without `baselines`")
+        if self.top_ks_of != "both" and not self.top_ks:
+            raise ValueError("`top_ks_of` has no effect without `top_ks`")
         return self
 
     @model_validator(mode="after")

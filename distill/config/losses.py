@@ -8,60 +8,61 @@ from pydantic import Field, model_validator
 
 from distill.config.base import Positive, Section
 
+Weight = Annotated[float, Field(gt=0)]
 
 class KlLoss(Section):
     kind: Literal["kl"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     student_temperature: Annotated[float, Field(gt=0)] = 1.0
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
 class MarginMseLoss(Section):
     kind: Literal["margin-mse"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     pairs: Literal["positive", "all"] = "positive"  # positive against each negative, or all pairs of the list
 
 
 class InfoNceLoss(Section):
     kind: Literal["infonce"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
     in_batch: bool = True  # other queries' passages, of all processes, as negatives
 
 
 class RankNetLoss(Section):
     kind: Literal["ranknet"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     pair_weights: Literal["equal", "rank", "ndcg"] = "equal"  # rank: FIRST's, by the teacher's ranks; ndcg: LambdaRank
 
 
 class AdrMseLoss(Section):
     kind: Literal["adr-mse"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     temperature: Annotated[float, Field(gt=0)] = 1.0
 
 
 class TripletLoss(Section):
     kind: Literal["triplet"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     distance: Literal["euclidean", "cosine"] = "euclidean"
     margin: Annotated[float, Field(ge=0)] = 5.0
 
 
 class CosineLoss(Section):
     kind: Literal["cosine-similarity"]
-    weight: float = 1.0
+    weight: Weight = 1.0
 
 
 class CosentLoss(Section):
     kind: Literal["cosent", "angle"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     scale: Annotated[float, Field(gt=0)] = 20.0
 
 
 class EmbeddingMseLoss(Section):
     kind: Literal["embedding-mse"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     teacher: str  # of kind splade, with the student's vocabulary (in `datasets`: a teacher of that run)
     of: Literal["both", "query", "passage"] = "both"  # the texts whose vectors are learnt
 
@@ -74,7 +75,7 @@ class CustomLoss(Section):
     """`cls`: import path of a function (scores [b, 1+n], labels [b, 1+n], **options) -> mean over the b queries."""
 
     kind: Literal["custom"]
-    weight: float = 1.0
+    weight: Weight = 1.0
     cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     options: dict[str, Any] = {}
 
@@ -83,11 +84,22 @@ Loss = Annotated[KlLoss | MarginMseLoss | InfoNceLoss | RankNetLoss | AdrMseLoss
                  | EmbeddingMseLoss | CustomLoss, Field(discriminator="kind")]
 
 
-class Regularizer(Section):
-    kind: Literal["flops", "l1", "anti-zero"]
+class Ramped(Section):
+    """What all regularisers have: a weight, and how it grows from zero in the first `ramp_steps` optimizer steps."""
+
     weight: Annotated[float, Field(ge=0)]
     ramp: Literal["constant", "linear", "quadratic"] = "quadratic"
-    ramp_steps: Annotated[int, Field(ge=0)] = 0  # optimizer steps
+    ramp_steps: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _a_ramp_has_steps(self) -> Ramped:
+        if self.ramp == "constant" and self.ramp_steps:
+            raise ValueError("ramp_steps has no effect with ramp: constant")
+        return self
+
+
+class Regularizer(Ramped):
+    kind: Literal["flops", "l1", "anti-zero"]
     group_size: Positive | None = None  # flops: texts a mean is taken over; None: the global batch
     threshold: Annotated[int, Field(ge=0)] | None = None  # texts with at most so many active terms go free
 
@@ -98,23 +110,17 @@ class Regularizer(Section):
         return self
 
 
-class DfFlopsRegularizer(Section):
+class DfFlopsRegularizer(Ramped):
     kind: Literal["df-flops"]
-    weight: Annotated[float, Field(ge=0)]
-    ramp: Literal["constant", "linear", "quadratic"] = "quadratic"
-    ramp_steps: Annotated[int, Field(ge=0)] = 0
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1  # share of the texts from which on a term counts as common
     beta: Annotated[float, Field(gt=0)] = 10.0  # how sharply
 
 
-class CustomRegularizer(Section):
+class CustomRegularizer(Ramped):
     """`cls`: import path of a function (SparseReps of this process's texts, number of texts in the global batch,
     **options) -> value of the global batch."""
 
     kind: Literal["custom"]
-    weight: Annotated[float, Field(ge=0)]
-    ramp: Literal["constant", "linear", "quadratic"] = "quadratic"
-    ramp_steps: Annotated[int, Field(ge=0)] = 0
     cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     options: dict[str, Any] = {}
 

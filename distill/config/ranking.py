@@ -26,6 +26,8 @@ class Miner(Section):
             raise ValueError(f"a {self.kind} miner needs a model")
         if self.kind == "bm25":
             refuse_unread(self, self.kind, {"kind", "top", "sample", "depth", "skip"})
+        if not self.sample and self.depth != type(self).model_fields["depth"].default:
+            raise ValueError("`depth` has no effect without `sample`: it is the ranking that is drawn from")
         if self.sample and self.depth <= self.skip + self.top:
             raise ValueError(f"`sample` draws from ranks {self.skip + self.top + 1} to `depth`, which is {self.depth}: "
                              "there are none; raise depth")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from distill.config.base import Section
+from distill.config.base import FilePath, Section
 from distill.config.cluster import Cluster, Slurm
 from distill.config.data import Data
 from distill.config.evaluation import Evaluate, Tracking
@@ -22,7 +22,7 @@ class Recipe(Section):
     """A whole run, from raw data to an evaluated model."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    run_dir: Path | None = None  # None: runs/<name>
+    run_dir: FilePath | None = None  # None: runs/<name>
     seed: Annotated[int, Field(ge=0)] = 17
     data: Data
     mine: Mine = Mine()

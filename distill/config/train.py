@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distill.config.base import Fraction, Positive, Section
+from distill.config.base import FilePath, Fraction, Positive, Section
 from distill.config.losses import AnyRegularizer, DfFlopsRegularizer, KlLoss, Loss, Reconstruction
 from distill.config.student import Prompts
 
@@ -46,7 +46,7 @@ class Dataset(Section):
     """Another run's labels to train on: its recipe has prepared them up to `distill label`, with teachers and miners
     of its own."""
 
-    run: Path  # its run folder
+    run: FilePath  # its run folder
     losses: tuple[Loss, ...] | None = None  # None: those of `train`
     prompts: Prompts | None = None  # of its texts in training; None: the student's
 
@@ -109,7 +109,7 @@ class Train(Section):
         if not isinstance(value, str):
             return value
         try:
-            return json.loads(Path(value).read_text(encoding="utf-8"))
+            return json.loads(Path(value).expanduser().read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"{value} cannot be read: {error.strerror}") from None
         except ValueError as error:

@@ -85,7 +85,7 @@ def evaluate(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         return read_json(folder.evaluation)
     began = time.monotonic()
     cfg, collection = recipe.evaluate, open_collection(folder, recipe.evaluate.split)
-    metrics.parse_measures(cfg.metrics)  # refuse a misspelt one before the work
+    metrics.check_depth(cfg.metrics, cfg.depth)
     check_evaluators(cfg.evaluators, collection.passages.collection_size)
     table = _Table(recipe, folder, collection)
     bm25 = None

@@ -63,6 +63,15 @@ def per_query(
     return {name: values[measure] for name, measure in zip(names, measures, strict=True)}
 
 
+def check_depth(names: Sequence[str], depth: int) -> None:
+    """`RecipeError` for a measure with a cutoff below which a ranking of `depth` ends."""
+    for name, measure in zip(names, parse_measures(names), strict=True):
+        cutoff = measure.params.get("cutoff")
+        if cutoff is not None and cutoff > depth:
+            raise RecipeError(f"evaluate.metrics: {name} looks at {cutoff} passages, but rankings have an "
+                              f"evaluate.depth of {depth}; raise it")
+
+
 def depth_needed(names: Sequence[str], depth: int) -> int:
     """How deep a ranking has to be for these measures: the largest cutoff, or `depth` where one has none."""
     cutoffs = []

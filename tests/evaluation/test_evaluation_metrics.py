@@ -9,6 +9,7 @@ from scipy import sparse, stats
 from distill.errors import RecipeError
 from distill.evaluation.metrics import (
     activation_rates,
+    check_depth,
     costs,
     depth_needed,
     paired_test,
@@ -47,6 +48,12 @@ def test_an_unknown_measure_is_named(name):
 def test_depth_follows_the_largest_cutoff():
     assert depth_needed(NAMES, 1000) == 100
     assert depth_needed(["nDCG@10", "AP"], 1000) == 1000
+
+
+def test_a_cutoff_below_the_rankings_end_is_refused():
+    check_depth(["nDCG@10", "AP", "MRR@10"], 10)
+    with pytest.raises(RecipeError, match=r"R@1000 looks at 1000 passages, but .*evaluate\.depth of 100"):
+        check_depth(["nDCG@10", "R@1000"], 100)
 
 
 def test_costs_equal_the_dense_formulas():

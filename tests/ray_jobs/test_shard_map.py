@@ -54,9 +54,9 @@ def test_what_befell_the_device_reaches_the_user(cluster, tmp_path):
     with pytest.raises(JobFailed, match=r"worker died 2 times; the last: on \S+.*: CUDA error: an illegal memory "
                                         r"access was encountered \(the whole message is in .*lost-devices.jsonl\)"):
         shard_map(LosesItsDevice, (str(tmp_path),), [Item("1-x")], resources=TWO, max_tries=2, done=lambda *_: None,
-                  why=lambda task: lost_device(task.name, folder, began))
+                  why=lambda task, since: lost_device(task.name, folder, since))
     assert "manual" in folder.lost_devices.read_text()
-    assert lost_device("1-x", folder, time.time()) is None and lost_device("2-x", folder, began) is None
+    assert lost_device("1-x", folder, time.time() + 120) is None and lost_device("2-x", folder, began) is None
 
 
 def test_an_exception_of_the_program_stops_the_job_with_its_traceback(cluster, tmp_path):
