@@ -80,7 +80,7 @@ def test_a_constructor_that_fails_again_and_again_is_given_up_with_its_error(clu
 
 
 def test_actors_keep_to_their_group_while_it_lasts(cluster, tmp_path):
-    items = [Item(f"{i}-{group}", group, 0.1) for group in "ab" for i in range(8)]
+    items = [Item(f"{i}-{group}", group, 0.4) for group in "ab" for i in range(8)]
     results, _ = run(items, tmp_path)
     first = {group: {results[f"{i}-{group}"][1] for i in range(4)} for group in "ab"}
     assert not first["a"] & first["b"]
