@@ -215,7 +215,28 @@ def load_mlm(name: str, revision: str | None = None, layers: int | None = None, 
     if lost:
         raise StudentError(f"{name!r} cannot be loaded: its checkpoint lacks weights of the encoder ({lost[0]}"
                            + (f" and {len(lost) - 1} more)" if len(lost) > 1 else ")"))
+    _check_decoder(name, mlm)
     return mlm, any(not key.startswith(body) for key in info["missing_keys"])
+
+
+def _check_decoder(name: str, mlm: nn.Module) -> None:
+    """Raise `StudentError` unless the logits are what the output embedding layer returns: the head takes its place."""
+    decoder, returned = mlm.get_output_embeddings(), []
+    if decoder is None:
+        return  # `SpladeStudent` says so
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    hook = decoder.register_forward_hook(lambda _module, _inputs, output: returned.append(output))
+    try:
+        with torch.no_grad():  # and in evaluation mode, as it was loaded: no random numbers are drawn
+            logits = mlm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    except Exception as error:  # of any architecture's own code
+        raise StudentError(f"{name!r} cannot be a student: {type(mlm).__name__} does not run on token ids and their "
+                           f"mask alone: {error}") from error
+    finally:
+        hook.remove()
+    if len(returned) != 1 or returned[0] is not logits:
+        raise StudentError(f"{name!r} cannot be a student: the logits of {type(mlm).__name__} are not what its output "
+                           "embedding layer returns, and the SPLADE head takes that layer's place")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from tiny_models import tiny_tokenizer
 
 from distill import config
 from distill.errors import StudentError
+from distill.student.checkpoint import load_checkpoint
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent, load_student
 
@@ -104,6 +105,25 @@ def test_a_backbone_without_an_mlm_head_gets_a_calibrated_one(tiny_sentence):
     ids = student.tokenizer(texts[:3], add_special_tokens=False)["input_ids"]
     active = student(*student.assemble(ids, 32)).active
     assert active.min() > 0 and active.max() < student.vocab_size / 2
+
+
+def test_an_architecture_whose_logits_are_not_its_decoder_s_is_refused_in_words(tmp_path):
+    from transformers import EsmConfig, EsmForMaskedLM, MobileBertConfig, MobileBertForMaskedLM
+
+    others = [random_mlm("DebertaV2", legacy=False), EsmForMaskedLM(EsmConfig(**SMALL)), MobileBertForMaskedLM(
+        MobileBertConfig(**SMALL, embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8))]
+    for mlm in others:
+        mlm.save_pretrained(tmp_path / "mlm")
+        tiny_tokenizer().save_pretrained(tmp_path / "mlm")
+        for load in (lambda name: load_student(config.Student(model=name, **LENGTHS)), load_checkpoint):
+            with pytest.raises(StudentError, match=f"cannot be a student: the logits of {type(mlm).__name__} are not"):
+                load(str(tmp_path / "mlm"))
+
+
+def test_a_student_is_loaded_without_drawing_random_numbers(tiny_mlm):
+    before = torch.get_rng_state()
+    student = load_student(config.Student(model=str(tiny_mlm)))
+    assert torch.equal(torch.get_rng_state(), before) and not student.mlm.training
 
 
 def test_dropout_is_set_everywhere(tiny_mlm):
