@@ -253,6 +253,10 @@ def _quiet_transformers() -> Iterator[None]:
 def longest_input(mlm: nn.Module, tokenizer: Any) -> int:
     """Tokens a text may have, special ones counted."""
     positions = getattr(mlm.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    paddings = [module.padding_idx for name, module in mlm.named_modules()
+                if name.endswith(".position_embeddings") and getattr(module, "padding_idx", None) is not None]
+    if paddings:  # RoBERTa and its relatives: positions start after the padding's
+        positions -= paddings[0] + 1
     return min(tokenizer.model_max_length, positions)
 
 

@@ -12,7 +12,7 @@ from distill import config
 from distill.errors import StudentError
 from distill.student.checkpoint import load_checkpoint
 from distill.student.dropout import set_dropout
-from distill.student.model import SpladeStudent, load_student
+from distill.student.model import SpladeStudent, load_student, longest_input
 
 SMALL = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24, "max_position_embeddings": 40, "pad_token_id": 0, "initializer_range": 0.3}
@@ -62,6 +62,20 @@ def test_every_architecture_gives_the_pooled_logits_and_gradients_of_its_own_for
         assert {name for name, p in mlm.named_parameters() if p.grad is not None} == set(gradients)
         for parameter, gradient in gradients.items():
             torch.testing.assert_close(mlm.get_parameter(parameter).grad, gradient, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "XLMRoberta", "MPNet", "Electra", "DistilBert", "ModernBert"])
+def test_a_text_may_be_as_long_as_the_model_s_positions(name):
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 10**30  # as where the tokenizer names none
+    mlm = random_mlm(name, pad_token_id=1)
+    longest = longest_input(mlm, tokenizer)
+    assert longest == (38 if name in ("Roberta", "XLMRoberta", "MPNet") else 40)
+    ids = torch.full((1, longest + 1), 7)
+    assert mlm(input_ids=ids[:, 1:]).logits.shape[1] == longest
+    if name != "ModernBert":  # whose positions are turns
+        with pytest.raises((IndexError, RuntimeError)):
+            mlm(input_ids=ids)
 
 
 def test_texts_are_assembled_as_the_tokenizer_does(tiny_mlm):
