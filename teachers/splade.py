@@ -54,6 +54,7 @@ class StudentVectors:
     """`Encoder` over a masked language model with the exact SPLADE head."""
 
     def __init__(self, name: str, cfg: config.Teacher, execution: Execution):
+        self._name = name
         try:
             self._student = load_checkpoint(cfg.model, cfg.revision).to(execution.device)
         except StudentError as error:
@@ -64,8 +65,12 @@ class StudentVectors:
 
     def vectors(self, store: str, texts: list[str], execution: Execution) -> pa.RecordBatch:
         side = "query" if store == "queries" else "passage"
-        return _to_arrow(encode_texts(self._student, texts, side, batch_tokens=execution.batch_tokens,
-                                      precision=execution.precision))
+        try:
+            found = encode_texts(self._student, texts, side, batch_tokens=execution.batch_tokens,
+                                 precision=execution.precision)
+        except StudentError as error:
+            raise TeacherError(f"teacher {self._name!r}: {error}") from error
+        return _to_arrow(found)
 
     def similarity(self, queries: pa.RecordBatch, passages: pa.RecordBatch) -> np.ndarray:
         return _dot_products(*(_from_arrow(batch, self._student.vocab_size) for batch in (queries, passages)))

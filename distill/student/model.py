@@ -102,7 +102,7 @@ class SpladeStudent(Student):
             return (grad_values * self.table(reps.terms)).sum()
         indptr, terms = own_terms(input_ids, attention_mask, self.table.vocab_size)
         own = SparseReps(indptr, terms, self.table(terms), None, self.table.vocab_size)
-        return own.keep(own.values.detach() > 0)
+        return own.keep(~(own.values.detach() <= 0))  # keeps NaN, as the head does
 
     def _encode_lexical(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None
                         ) -> SparseReps | Tensor:
@@ -115,7 +115,7 @@ class SpladeStudent(Student):
         indptr, terms = own_terms(input_ids, attention_mask, reps.vocab_size)
         texts = torch.repeat_interleave(torch.arange(len(reps), device=terms.device), indptr.diff())
         own = torch.isin(reps.texts * reps.vocab_size + reps.terms, texts * reps.vocab_size + terms)
-        reps = reps.keep(own & (self.table(reps.terms) > 0))
+        reps = reps.keep(own & ~(self.table(reps.terms) <= 0))
         return replace(reps, values=reps.values * self.table(reps.terms))
 
     def _frame(self, side: Side) -> tuple[np.ndarray, np.ndarray]:
