@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 from sentence_transformers import SentenceTransformer
 
-from distill.config import Miner, resolve_model
+from distill.config import Miner, missing_folder, resolve_model
 from distill.data.texts import TextStore
 from distill.errors import RecipeError
 from distill.mining.encode import Precision
@@ -60,6 +60,8 @@ class DenseModel:
 
 def load_dense(model: str, revision: str | None, device: str | None = None) -> SentenceTransformer:
     """A sentence-transformers model whose similarity is a (normalised) dot product."""
+    if (missing := missing_folder(resolve_model(model))) is not None:
+        raise RecipeError(f"the dense miner's model cannot be loaded: {missing}")
     try:
         loaded = SentenceTransformer(resolve_model(model), revision=revision, device=device)
     except (OSError, ValueError, RuntimeError) as error:

@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding
 
+from distill.config import missing_folder
 from distill.errors import StudentError
 
 
@@ -104,6 +105,8 @@ def read_json(name: str, file: str, revision: str | None) -> Any:
 
 
 def _from_hub(name: str, file: str, revision: str | None) -> Path | None:
+    if (missing := missing_folder(name)) is not None:
+        raise StudentError(missing)
     try:
         return Path(hf_hub_download(name, file, revision=revision))
     except LocalEntryNotFoundError:  # an `EntryNotFoundError`, but the hub was not asked
