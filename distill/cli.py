@@ -201,7 +201,7 @@ def export(
 
 @app.command("export-index")
 def export_index_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A SPLADE checkpoint.")],
+    checkpoint: Annotated[str, typer.Argument(help="A SPLADE checkpoint: a folder, or a name on the hub.")],
     data: Annotated[Path, typer.Argument(help="A run folder, or a BEIR folder: its passages are encoded.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")],
     format: Annotated[str, typer.Option("--format", "-f", help="anserini, opensearch, qdrant, seismic.")] = "anserini",
@@ -284,7 +284,8 @@ def init(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A checkpoint, a shard (.arrow), or a store.")],
+    path: Annotated[str, typer.Argument(help="A checkpoint (a folder, or a name on the hub), a shard (.arrow), or a "
+                                             "store.")],
     text: Annotated[str | None, typer.Argument(help="With a checkpoint: the text to encode.")] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Terms, or rows of a shard, to show.")] = 20,
     query: Annotated[bool, typer.Option("--query", help="Encode the text as a query, not as a passage.")] = False,
@@ -297,10 +298,10 @@ def inspect(
 
 @app.command()
 def search(
-    checkpoint: Annotated[Path, typer.Argument(help="A SPLADE checkpoint.")],
+    checkpoint: Annotated[str, typer.Argument(help="A SPLADE checkpoint: a folder, or a name on the hub.")],
     data: Annotated[Path, typer.Argument(help="A run folder, or a BEIR folder.")],
     query: Annotated[str, typer.Argument(help="What to search for.")],
-    beside: Annotated[Path | None, typer.Option("--beside", help="Another checkpoint to show beside it.")] = None,
+    beside: Annotated[str | None, typer.Option("--beside", help="Another checkpoint to show beside it.")] = None,
     top: Annotated[int, typer.Option("--top", "-k", min=1, help="How many passages.")] = 5,
 ) -> None:
     """Search passages with a checkpoint; show which terms matched."""

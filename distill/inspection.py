@@ -18,19 +18,23 @@ from distill.errors import DataError, StudentError
 _TEXT_WIDTH = 100
 
 
-def inspect_path(path: Path, text: str | None = None, *, rows: int = 20, as_query: bool = False) -> None:
-    """Print the strongest terms of `text` under a checkpoint, or the first rows of a shard or store."""
-    if path.is_dir():
-        if text is None:
-            raise DataError('give a text to encode: distill inspect CHECKPOINT "text"', path=path)
-        _print_terms(path, text, rows, as_query)
-    elif path.suffix == ".arrow":
-        _print_shard(path, rows)
+def inspect_path(path: str | Path, text: str | None = None, *, rows: int = 20, as_query: bool = False) -> None:
+    """Print the strongest terms of `text` under a checkpoint, by any name that `load_checkpoint` takes, or the first
+    rows of a shard or store."""
+    place = Path(path)
+    if place.suffix == ".arrow" and not place.is_dir():
+        _print_shard(place, rows)
+    elif place.is_file():
+        raise DataError("not a checkpoint folder, nor an .arrow shard or store", path=place)
+    elif text is None:
+        raise DataError(('give' if place.exists() else 'no such file or folder; if it is a model of the hub, give')
+                        + ' a text to encode: distill inspect CHECKPOINT "text"', path=path)
     else:
-        raise DataError("not a checkpoint folder, nor an .arrow shard or store", path=path)
+        _print_terms(path, text, rows, as_query)
 
 
-def search_and_print(checkpoint: Path, data: Path, query: str, *, beside: Path | None = None, top: int = 5) -> None:
+def search_and_print(checkpoint: str | Path, data: Path, query: str, *, beside: str | Path | None = None,
+                     top: int = 5) -> None:
     """Print the best passages of a run folder, or of any data that `distill init` recognises, and why they matched."""
     from distill.evaluation.explain import encode_collection, open_model, search_and_explain
 
@@ -58,10 +62,11 @@ def _collection(data: Path):
     return ids.__getitem__, texts.__getitem__, texts
 
 
-def _print_terms(checkpoint: Path, text: str, rows: int, as_query: bool) -> None:
+def _print_terms(checkpoint: str | Path, text: str, rows: int, as_query: bool) -> None:
     from distill.evaluation.explain import explain, open_model
 
-    if not (checkpoint / "config.json").is_file() and not (checkpoint / "modules.json").is_file():
+    folder = Path(checkpoint)
+    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "modules.json")):
         raise StudentError(f"{checkpoint}: not a checkpoint (it has no config.json)")
     terms = explain(open_model(checkpoint), text, "query" if as_query else "passage")
     print(f"{len(terms)} active dimensions; the strongest:")

@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from distill import config
-from distill.config import resolve_model
+from distill.config import missing_folder, resolve_model
 from distill.data.files import read_json, xxh128_file
 from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
@@ -145,6 +145,8 @@ def _read_config(name: str, path: Path) -> dict[str, Any]:
 def _hub_file(name: str, model: str, revision: str | None) -> Path:
     from transformers.utils.hub import cached_file
 
+    if (missing := missing_folder(model)) is not None:
+        raise TeacherError(f"teacher {name!r} cannot be loaded: {missing}")
     try:
         return Path(cached_file(model, "config.json", revision=revision))
     except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from distill.data.layout import RunFolder
 from distill.errors import StudentError, TeacherError
 from distill.mining.encode import encode_texts
 from distill.student.checkpoint import load_checkpoint
-from distill.student.layout import read_json, read_parts
+from distill.student.layout import OtherLayout, read_json, read_parts
 from teachers.bi_encoder import TYPICAL_TOKENS, prepare
 from teachers.execution import Execution
 from teachers.models import loading
@@ -41,8 +41,10 @@ def _like_a_student(name: str, cfg: config.Teacher) -> bool:
         loading(name, cfg.model, lambda: read_parts(model, cfg.revision))
         settings = loading(name, cfg.model,
                            lambda: read_json(model, "config_sentence_transformers.json", cfg.revision)) or {}
-    except StudentError:
+    except OtherLayout:
         return False
+    except StudentError as error:
+        raise TeacherError(f"teacher {name!r}: {error}") from error
     prompts = {key for key, text in (settings.get("prompts") or {}).items() if text}
     return (prompts <= {"query", "document"} and not settings.get("default_prompt_name")
             and settings.get("similarity_fn_name") in (None, "dot"))
@@ -52,6 +54,7 @@ class StudentVectors:
     """`Encoder` over a masked language model with the exact SPLADE head."""
 
     def __init__(self, name: str, cfg: config.Teacher, execution: Execution):
+        self._name = name
         try:
             self._student = load_checkpoint(cfg.model, cfg.revision).to(execution.device)
         except StudentError as error:
@@ -62,8 +65,12 @@ class StudentVectors:
 
     def vectors(self, store: str, texts: list[str], execution: Execution) -> pa.RecordBatch:
         side = "query" if store == "queries" else "passage"
-        return _to_arrow(encode_texts(self._student, texts, side, batch_tokens=execution.batch_tokens,
-                                      precision=execution.precision))
+        try:
+            found = encode_texts(self._student, texts, side, batch_tokens=execution.batch_tokens,
+                                 precision=execution.precision)
+        except StudentError as error:
+            raise TeacherError(f"teacher {self._name!r}: {error}") from error
+        return _to_arrow(found)
 
     def similarity(self, queries: pa.RecordBatch, passages: pa.RecordBatch) -> np.ndarray:
         return _dot_products(*(_from_arrow(batch, self._student.vocab_size) for batch in (queries, passages)))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import Miner, Train, resolve_model
+from distill.config import Miner, Train, missing_folder, resolve_model
 from distill.errors import RecipeError
 from distill.recipe_file import dump_recipe, load_recipe, parse_recipe
 
@@ -147,6 +147,15 @@ def test_a_regularizer_setting_without_effect_is_refused():
         Train(batch_size=4, negatives=7, query_regularizers=[common])
     with pytest.raises(ValueError, match="group_size belongs to flops"):
         Train(passage_regularizers=[{"kind": "l1", "weight": 0.1, "group_size": 8}])
+
+
+def test_a_folder_that_is_missing_is_told_from_a_name_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "model").mkdir(parents=True)
+    for name in ("runs/model", "runs", "./runs/model", str(tmp_path), "org/model", "model"):
+        assert missing_folder(name) is None
+    for name in ("runs/modle", "./modle", "../modle", "~/modle", str(tmp_path / "modle"), "rusn/a/model"):
+        assert missing_folder(name).startswith(f"{name}: no such folder")
 
 
 def test_package_models_resolve_to_their_folder():

@@ -6,7 +6,7 @@ output depends on is what its fingerprint holds (`distill.data.fingerprint`), no
 A file a section.
 """
 
-from distill.config.base import Dtype, Fraction, Positive, Section, Split, resolve_model
+from distill.config.base import Dtype, Fraction, Positive, Section, Split, missing_folder, resolve_model
 from distill.config.cluster import Cluster, Slurm, SlurmJob, Stage
 from distill.config.data import (
     Beir,
@@ -125,5 +125,6 @@ __all__ = [
     "Train",
     "TripletLoss",
     "Wandb",
+    "missing_folder",
     "resolve_model",
 ]

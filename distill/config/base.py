@@ -53,3 +53,15 @@ def resolve_model(name: str) -> str:
     if not path.is_dir():
         raise RecipeError(f"model {name!r}: the package {module!r} has no folder {folder!r}")
     return str(path)
+
+
+def missing_folder(name: str) -> str | None:
+    """What is wrong with a model's name that can only be a folder's and is none: the hub would take minutes to say."""
+    if Path(name).is_dir():
+        return None
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return f"{name}: no such folder"
+    first = name.partition("/")[0]
+    if first != name and Path(first).is_dir():
+        return f"{name}: no such folder in {first}/ (which is one here, so the hub is not asked for such a model)"
+    return None

@@ -6,6 +6,7 @@ put before each text, and cut at `max_tokens`; a store cut later serves a caller
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _TOKENIZE_ROWS = 2048  # texts handed to the tokenizer at once
+# Of a slow tokenizer's options: where it was found, and lengths, which are set per call
+_NOT_CONTENT = {"name_or_path", "is_local", "local_files_only", "model_max_length"}
 
 
 def token_key(tokenizer: PreTrainedTokenizerBase | str | Path, prefix: str = "") -> str:
@@ -38,7 +41,10 @@ def token_key(tokenizer: PreTrainedTokenizerBase | str | Path, prefix: str = "")
         plain.no_padding()
         content = plain.to_str()
     else:
-        content = f"{type(tokenizer).__name__} {sorted(tokenizer.get_vocab().items())} {sorted(tokenizer.init_kwargs)}"
+        options = {name: value for name, value in tokenizer.init_kwargs.items()
+                   if name not in _NOT_CONTENT and not name.endswith("_file")}
+        content = (f"{type(tokenizer).__name__} {sorted(tokenizer.get_vocab().items())} "
+                   f"{json.dumps(options, sort_keys=True, default=str)}")
     return xxhash.xxh3_64_hexdigest(f"{content}\0{prefix}".encode())
 
 

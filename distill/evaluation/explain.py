@@ -15,7 +15,6 @@ from scipy import sparse
 
 from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
-from distill.errors import StudentError
 from distill.mining.encode import encode_store, encode_texts, token_store
 from distill.mining.search import search_sparse
 from distill.student.base import Side, Student
@@ -40,9 +39,7 @@ class Hit:
 
 
 def open_model(checkpoint: str | Path) -> Student:
-    """A checkpoint (a folder, or a name on the hub), ready to encode, on the GPU where there is one."""
-    if not Path(checkpoint).exists() and (Path(checkpoint).is_absolute() or len(Path(checkpoint).parts) > 2):
-        raise StudentError(f"{checkpoint}: no such folder, and not a name on the hub")
+    """A checkpoint as `load_checkpoint` takes it, ready to encode, on the GPU where there is one."""
     return load_checkpoint(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

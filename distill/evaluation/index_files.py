@@ -33,7 +33,7 @@ _SLAB = 16_384  # texts encoded together
 Stream = Iterable[tuple[list[str], list[str]]]  # ids and texts
 
 
-def export_index(checkpoint: Path, data: Path, output: Path, *, format: str, split: str | None = None) -> str:
+def export_index(checkpoint: str | Path, data: Path, output: Path, *, format: str, split: str | None = None) -> str:
     """Write the passages of a run folder, or of data that `distill init` knows; returns a sentence on it.
 
     `split`: whose queries are written, too. Raises `DataError` for an output that is there.
@@ -74,7 +74,7 @@ def _write_passages(folder: Path, chosen: Format, names: list[str], texts: Itera
     return written
 
 
-def _write_facts(folder: Path, format: str, checkpoint: Path, passages: int, names: list[str],
+def _write_facts(folder: Path, format: str, checkpoint: str | Path, passages: int, names: list[str],
                  tokens: list[str | None]) -> None:
     """What was exported, and the tokens that have another name there."""
     facts: dict[str, Any] = {"format": format, "model": Path(checkpoint).resolve().name, "passages": passages,

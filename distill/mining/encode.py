@@ -17,6 +17,7 @@ from distill.data.layout import RunFolder
 from distill.data.texts import TextStore
 from distill.data.token_batches import token_batches
 from distill.data.tokens import TokenStore, build_token_store, token_key
+from distill.errors import StudentError
 from distill.progress import progress
 from distill.student.base import Side, Student
 
@@ -45,7 +46,7 @@ def encode_store(student: Student, tokens: TokenStore, rows: np.ndarray, side: S
     Lengths and top-k cap are the student's own for its `side`; the prompt is the token store's. Progress is shown
     under `description`. `batch_tokens` bounds a batch's padded tokens (None: what suits the device); `precision` is
     that of the encoder's products (autocast), not of the vectors. The student is in evaluation mode meanwhile, and
-    stays on the device where it is.
+    stays on the device where it is. Raises `StudentError` for values that are not finite.
     """
     slabs = list(encode_blocks(student, tokens, rows, side, description, batch_tokens, precision, block_bytes=0))
     return _stack(slabs, student)
@@ -108,6 +109,12 @@ def _encode(student: Student, take: Callable[[np.ndarray], list[np.ndarray]], le
     finally:
         student.train(training)
     stacked = _stack(parts, student)
+    if not np.isfinite(stacked.data).all():  # or search would pass over them without a word
+        raise StudentError(
+            f"the {side} vectors have NaN or infinite values in {precision}: "
+            + ("the model's weights are broken, or too large" if precision == "float32" else
+               "set what they are encoded in (evaluate.precision, mine.precision, or a teacher's dtype) to bfloat16 or "
+               "float32"))
     return stacked[np.argsort(np.concatenate(batches))] if parts else stacked  # back from the order of lengths
 
 

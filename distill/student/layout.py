@@ -7,10 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, get_cached_repo_tree, hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
+    EntryNotFoundError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+)
 from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding
-from sentence_transformers.util import load_file_path
 
+from distill.config import missing_folder
 from distill.errors import StudentError
+
+
+class OtherLayout(StudentError):
+    """The checkpoint is there, and none that a `SpladeStudent` can be."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class Parts:
 
 
 def read_parts(name: str, revision: str | None = None) -> Parts:
-    """Of a path or hub name. Raises `StudentError` where it is none that a `SpladeStudent` can be."""
+    """Of a path or hub name. Raises `OtherLayout` where it is none that a `SpladeStudent` can be."""
     modules = read_json(name, "modules.json", revision)
     if modules is None:
         return Parts()
@@ -32,8 +44,8 @@ def read_parts(name: str, revision: str | None = None) -> Parts:
         return parts
     kinds = {module["path"]: _kind(module["type"]) for module in modules}
     if list(kinds.values()) != ["Transformer", "SpladePooling"]:
-        raise StudentError(f"{name}: not a SPLADE checkpoint: its modules are {', '.join(kinds.values())}, "
-                           "not Transformer and SpladePooling")
+        raise OtherLayout(f"{name}: not a SPLADE checkpoint: its modules are {', '.join(kinds.values())}, "
+                          "not Transformer and SpladePooling")
     return Parts(*kinds)
 
 
@@ -44,7 +56,7 @@ def router_parts(name: str, revision: str | None = None) -> Parts | None:
         return None
     router = read_json(name, Router.config_file_name, revision)
     if router is None:
-        raise StudentError(f"{name}: not a SPLADE checkpoint: its {Router.config_file_name} is missing")
+        raise OtherLayout(f"{name}: not a SPLADE checkpoint: its {Router.config_file_name} is missing")
     kinds, routes = {place: _kind(type_) for place, type_ in router["types"].items()}, router["structure"]
     if set(routes) == {"query", "document"}:
         (*model, table), document = routes["query"], routes["document"]
@@ -52,8 +64,8 @@ def router_parts(name: str, revision: str | None = None) -> Parts | None:
                 and (not model or _alike(name, revision, model, document))):
             return Parts(*document, table=table, inference_free=not model)
     said = "; ".join(f"{route}: {' + '.join(kinds[place] for place in places)}" for route, places in routes.items())
-    raise StudentError(f"{name}: not a SPLADE checkpoint: its routes are {said}, not a table for queries and "
-                       "Transformer + SpladePooling for documents")
+    raise OtherLayout(f"{name}: not a SPLADE checkpoint: its routes are {said}, not a table for queries and "
+                      "Transformer + SpladePooling for documents")
 
 
 def _alike(name: str, revision: str | None, query: list[str], document: list[str]) -> bool:
@@ -77,9 +89,47 @@ def load_table(name: str, revision: str | None, parts: Parts, tokenizer: Any, vo
 
 
 def read_json(name: str, file: str, revision: str | None) -> Any:
-    """A JSON file of a checkpoint, None where there is none."""
-    found = load_file_path(name, file, revision=revision)
-    return None if found is None else json.loads(Path(found).read_text(encoding="utf-8"))
+    """A JSON file of a checkpoint, None where that has none.
+
+    Raises `StudentError` for a file that is damaged, and where the hub does not say whether there is one.
+    """
+    path = Path(name, file)
+    if not Path(name).is_dir():
+        path = _from_hub(name, file, revision)
+    if path is None or not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudentError(f"{name!r} cannot be loaded: its {file} is not valid JSON: {error}") from None
+
+
+def _from_hub(name: str, file: str, revision: str | None) -> Path | None:
+    if (missing := missing_folder(name)) is not None:
+        raise StudentError(missing)
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except LocalEntryNotFoundError:  # an `EntryNotFoundError`, but the hub was not asked
+        if _known_missing(name, file, revision):
+            return None
+        raise StudentError(f"{name!r} cannot be loaded: its {file}, if it has one, is not in this machine's cache, and "
+                           f"the hub cannot be asked; run `hf download {name}` where it can be") from None
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise StudentError(f"{name!r} cannot be loaded: no such folder, and not a name on the hub: {error}") from None
+    except (HTTPError, OSError, ValueError) as error:
+        raise StudentError(f"{name!r} cannot be loaded from the hub: {error}") from None
+
+
+def _known_missing(name: str, file: str, revision: str | None) -> bool:
+    """Whether the cache has it from the hub that a model has no such file."""
+    if try_to_load_from_cache(name, file, revision=revision) is _CACHED_NO_EXIST:
+        return True
+    try:
+        return all(entry.path != file for entry in get_cached_repo_tree(name, revision=revision))
+    except CachedRepoTreeNotFoundError:
+        return False
 
 
 def inside(folder: str, file: str) -> str:

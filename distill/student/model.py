@@ -102,7 +102,7 @@ class SpladeStudent(Student):
             return (grad_values * self.table(reps.terms)).sum()
         indptr, terms = own_terms(input_ids, attention_mask, self.table.vocab_size)
         own = SparseReps(indptr, terms, self.table(terms), None, self.table.vocab_size)
-        return own.keep(own.values.detach() > 0)
+        return own.keep(~(own.values.detach() <= 0))  # keeps NaN, as the head does
 
     def _encode_lexical(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None
                         ) -> SparseReps | Tensor:
@@ -115,7 +115,7 @@ class SpladeStudent(Student):
         indptr, terms = own_terms(input_ids, attention_mask, reps.vocab_size)
         texts = torch.repeat_interleave(torch.arange(len(reps), device=terms.device), indptr.diff())
         own = torch.isin(reps.texts * reps.vocab_size + reps.terms, texts * reps.vocab_size + terms)
-        reps = reps.keep(own & (self.table(reps.terms) > 0))
+        reps = reps.keep(own & ~(self.table(reps.terms) <= 0))
         return replace(reps, values=reps.values * self.table(reps.terms))
 
     def _frame(self, side: Side) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +215,28 @@ def load_mlm(name: str, revision: str | None = None, layers: int | None = None, 
     if lost:
         raise StudentError(f"{name!r} cannot be loaded: its checkpoint lacks weights of the encoder ({lost[0]}"
                            + (f" and {len(lost) - 1} more)" if len(lost) > 1 else ")"))
+    _check_decoder(name, mlm)
     return mlm, any(not key.startswith(body) for key in info["missing_keys"])
+
+
+def _check_decoder(name: str, mlm: nn.Module) -> None:
+    """Raise `StudentError` unless the logits are what the output embedding layer returns: the head takes its place."""
+    decoder, returned = mlm.get_output_embeddings(), []
+    if decoder is None:
+        return  # `SpladeStudent` says so
+    ids = torch.zeros(1, 2, dtype=torch.long)
+    hook = decoder.register_forward_hook(lambda _module, _inputs, output: returned.append(output))
+    try:
+        with torch.no_grad():  # and in evaluation mode, as it was loaded: no random numbers are drawn
+            logits = mlm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    except Exception as error:  # of any architecture's own code
+        raise StudentError(f"{name!r} cannot be a student: {type(mlm).__name__} does not run on token ids and their "
+                           f"mask alone: {error}") from error
+    finally:
+        hook.remove()
+    if len(returned) != 1 or returned[0] is not logits:
+        raise StudentError(f"{name!r} cannot be a student: the logits of {type(mlm).__name__} are not what its output "
+                           "embedding layer returns, and the SPLADE head takes that layer's place")
 
 
 @contextmanager
@@ -232,6 +253,10 @@ def _quiet_transformers() -> Iterator[None]:
 def longest_input(mlm: nn.Module, tokenizer: Any) -> int:
     """Tokens a text may have, special ones counted."""
     positions = getattr(mlm.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    paddings = [module.padding_idx for name, module in mlm.named_modules()
+                if name.endswith(".position_embeddings") and getattr(module, "padding_idx", None) is not None]
+    if paddings:  # RoBERTa and its relatives: positions start after the padding's
+        positions -= paddings[0] + 1
     return min(tokenizer.model_max_length, positions)
 
 

@@ -14,11 +14,11 @@ from distill import config
 from distill.config import OWN, EmbeddingMseLoss, Recipe, resolve_model
 from distill.data.layout import RunFolder
 from distill.data.manifest import require_manifest
-from distill.errors import RecipeError, StudentError, TrainingError
+from distill.errors import RecipeError, TrainingError
 from distill.losses.objective import Targets
 from distill.recipe_file import load_recipe
 from distill.student.head import SparseReps
-from distill.student.layout import read_parts, router_parts
+from distill.student.layout import OtherLayout, read_parts, router_parts
 from distill.student.model import load_tokenizer
 from distill.training.datasets import Dataset, datasets
 from distill.training.world import own_device
@@ -93,7 +93,7 @@ def _check_vocabulary(field: str, name: str, teacher: config.Teacher, student: c
     model = resolve_model(teacher.model)
     try:
         parts = loading(name, teacher.model, lambda: read_parts(model, teacher.revision))
-    except StudentError as error:
+    except OtherLayout as error:
         raise RecipeError(f"{field}: embedding-mse: the vectors of teacher {name!r} are not over a vocabulary: "
                           f"{error}") from error
     theirs = loading(name, teacher.model, lambda: load_tokenizer(teacher.model, teacher.revision,

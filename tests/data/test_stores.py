@@ -94,6 +94,27 @@ def test_a_token_key_depends_on_content_and_prefix_not_on_calls(tiny_mlm):
     assert token_key(tokenizer) == before == token_key(tiny_mlm) != token_key(tiny_mlm, "query: ")
 
 
+def test_the_token_key_of_a_slow_tokenizer_depends_on_its_options_not_on_its_place(tmp_path):
+    from tiny_models import tiny_tokenizer
+    from transformers import BertJapaneseTokenizer
+
+    (tmp_path / "vocab.txt").write_text("\n".join(tiny_tokenizer().get_vocab()), encoding="utf-8")
+    options = {"vocab_file": str(tmp_path / "vocab.txt"), "word_tokenizer_type": "basic"}
+    tokenizer = BertJapaneseTokenizer(**options)
+    assert not hasattr(tokenizer, "backend_tokenizer")
+    by_letters = BertJapaneseTokenizer(**options, subword_tokenizer_type="character")
+    assert by_letters.get_vocab() == tokenizer.get_vocab() and token_key(by_letters) != token_key(tokenizer)
+    keys = set()
+    for place in ("here", "there"):
+        tokenizer.save_pretrained(tmp_path / place)
+        moved = BertJapaneseTokenizer.from_pretrained(tmp_path / place)
+        keys.add(token_key(moved))
+        moved.model_max_length = 64
+        moved.save_pretrained(tmp_path / "again")
+        keys.add(token_key(BertJapaneseTokenizer.from_pretrained(tmp_path / "again")))
+    assert len(keys) == 1
+
+
 def candidates() -> Candidates:
     return from_lists([3, 5, 9], [[1, 2, 3], [4], [5, 6]], [1, 0, 2], ("judgement", "bm25"),
                       source=[[0, 1, 1], [1], [0, 0]], rank=[[0, 1, 2], [1], [0, 0]])

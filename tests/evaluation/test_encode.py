@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from sentence_transformers import SparseEncoder
 from small_run import PASSAGES, QUERIES, save_checkpoint, write_run
 
 from distill.data.texts import TextStore
+from distill.errors import StudentError
 from distill.mining import encode
 from distill.mining.encode import encode_store, encode_texts, token_store
 from distill.student.checkpoint import load_checkpoint
@@ -44,6 +46,33 @@ def test_half_precision_is_near(checkpoint, tmp_path):
     half = encode_store(student, tokens, rows, "passage", precision="bfloat16")
     assert half.dtype == np.float32 and (whole != half).nnz
     np.testing.assert_allclose(half.toarray(), whole.toarray(), atol=0.1)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"query": {"kind": "lexical"}}], ids=str)
+def test_vectors_that_are_not_finite_are_refused_with_what_to_do(tiny_mlm, tmp_path, options):
+    student = load_checkpoint(save_checkpoint(tiny_mlm, tmp_path / "model", **options))
+    folder = write_run(tmp_path)
+    tokens = token_store(student, TextStore.open(folder.passages), folder, "passages")
+    with torch.no_grad():
+        student.head.weight.mul_(1e6)  # past float16's largest number
+    assert np.isfinite(encode_texts(student, PASSAGES, "query").data).all()
+    with pytest.raises(StudentError, match=r"query vectors .* float16: .* \(evaluate\.precision, mine\.precision"):
+        encode_texts(student, PASSAGES, "query", precision="float16")
+    with pytest.raises(StudentError, match=r"passage vectors .* in float16: .* to bfloat16 or float32"):
+        encode_store(student, tokens, np.arange(3), "passage", precision="float16")
+    with torch.no_grad():
+        student.head.weight.fill_(torch.nan)
+    with pytest.raises(StudentError, match=r"in float32.* weights are broken"):
+        encode_texts(student, PASSAGES, "query")
+
+
+def test_a_query_table_that_is_not_finite_is_refused(tiny_mlm, tmp_path):
+    for kind in ("binary", "lexical"):
+        student = load_checkpoint(save_checkpoint(tiny_mlm, tmp_path / kind, query={"kind": kind}))
+        with torch.no_grad():
+            student.table.weight.fill_(torch.nan)
+        with pytest.raises(StudentError, match="query vectors have NaN"):
+            encode_texts(student, PASSAGES, "query")
 
 
 def test_prompts_and_top_k_are_the_checkpoints(tiny_mlm, tmp_path):

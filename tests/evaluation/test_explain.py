@@ -1,11 +1,15 @@
 """Terms and matches against the checkpoint's own vectors."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sentence_transformers import SparseEncoder
 from small_run import PASSAGES, save_checkpoint, write_run
 
+from distill.errors import DataError, StudentError
 from distill.evaluation.explain import encode_collection, explain, open_model, search_and_explain
+from distill.inspection import inspect_path, search_and_print
 
 
 @pytest.fixture(scope="module", params=["model", "lexical", "binary"])
@@ -32,3 +36,32 @@ def test_matches_add_up_to_the_score_and_hits_come_best_first(checkpoint, tmp_pa
     for hit in hits:
         assert hit.score == pytest.approx(scores[hit.row], rel=1e-4)
         assert sum(term.weight for term in hit.matches) == pytest.approx(hit.score, rel=1e-4)
+
+
+def test_models_of_packages_are_inspected_and_searched_with(checkpoint, tmp_path, monkeypatch, capsys):
+    (tmp_path / "carrier").mkdir()
+    (tmp_path / "carrier" / "__init__.py").touch()
+    (tmp_path / "carrier" / "model").symlink_to(checkpoint)
+    monkeypatch.syspath_prepend(tmp_path)
+    inspect_path("package:carrier/model", "the cat sat on the mat")
+    assert f"{len(explain(open_model(checkpoint), 'the cat sat on the mat'))} active dim" in capsys.readouterr().out
+    write_run(tmp_path / "run")
+    search_and_print("package:carrier/model", tmp_path / "run", "cat on a tree", beside=checkpoint)
+    assert "package:carrier/model: 'cat on a tree'\n  1. " in capsys.readouterr().out
+
+
+def test_what_cannot_be_inspected_or_searched_with_is_refused_in_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "runs")
+    for look in (lambda name: inspect_path(name, "text"), lambda name: search_and_print(name, Path("runs"), "cat")):
+        with pytest.raises(StudentError, match="runs/modle: no such folder in runs/"):
+            look("runs/modle")
+        with pytest.raises(StudentError, match=r"'org/model' cannot be loaded: its modules\.json"):  # the hub was asked
+            look("org/model")
+    with pytest.raises(StudentError, match="not a checkpoint"):
+        inspect_path("runs", "text")
+    with pytest.raises(DataError, match="no such file or folder; if it is a model of the hub, give a text"):
+        inspect_path("runs/modle")
+    with pytest.raises(DataError, match=r"nor an \.arrow shard"):
+        (tmp_path / "file").touch()
+        inspect_path("file", "text")

@@ -179,9 +179,17 @@ def test_half_precision_is_near_and_has_an_index_and_a_fingerprint_of_its_own(fo
     assert "precision" not in one and other == {**one, "precision": "bfloat16"}
 
 
+def test_a_dense_miner_s_vectors_that_are_not_finite_are_refused(folder, tiny_sentence, monkeypatch):
+    monkeypatch.setattr(SentenceTransformer, "encode_document", lambda *_, **__: np.full((1, 32), np.nan, np.float32))
+    miner = Miner(kind="dense", model=str(tiny_sentence))
+    with pytest.raises(RecipeError, match=r"tiny-sentence.* NaN or infinite values in float16; set mine\.precision"):
+        open_searcher(miner, TextStore.open(folder.passages), folder, Mine(precision="float16")).search(["cat"], 4)
+    assert not list(folder.data.glob("index/*/*.arrow"))
+
+
 def test_a_miner_that_cannot_be_loaded_is_named(folder):
     recipe = small_recipe(folder.root, mine={"miners": {"far": {"kind": "dense", "model": "/no/such/model"}}})
-    with pytest.raises(RecipeError, match="/no/such/model"):
+    with pytest.raises(RecipeError, match="/no/such/model: no such folder"):
         mine(recipe, folder)
 
 

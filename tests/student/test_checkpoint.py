@@ -110,5 +110,6 @@ def test_the_older_layout_of_sentence_transformers_loads(tiny_mlm, tmp_path):
 def test_other_models_are_refused_in_words(tiny_sentence, tmp_path):
     with pytest.raises(StudentError, match="not a SPLADE checkpoint"):
         load_checkpoint(tiny_sentence)
-    with pytest.raises(StudentError, match="cannot be loaded"):
-        load_checkpoint(tmp_path / "nothing")
+    for load in (load_checkpoint, lambda name: load_student(config.Student(model=str(name)))):
+        with pytest.raises(StudentError, match="nothing: no such folder"):
+            load(tmp_path / "nothing")

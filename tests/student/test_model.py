@@ -10,8 +10,9 @@ from tiny_models import tiny_tokenizer
 
 from distill import config
 from distill.errors import StudentError
+from distill.student.checkpoint import load_checkpoint
 from distill.student.dropout import set_dropout
-from distill.student.model import SpladeStudent, load_student
+from distill.student.model import SpladeStudent, load_student, longest_input
 
 SMALL = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
          "intermediate_size": 24, "max_position_embeddings": 40, "pad_token_id": 0, "initializer_range": 0.3}
@@ -63,6 +64,20 @@ def test_every_architecture_gives_the_pooled_logits_and_gradients_of_its_own_for
             torch.testing.assert_close(mlm.get_parameter(parameter).grad, gradient, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "XLMRoberta", "MPNet", "Electra", "DistilBert", "ModernBert"])
+def test_a_text_may_be_as_long_as_the_model_s_positions(name):
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_max_length = 10**30  # as where the tokenizer names none
+    mlm = random_mlm(name, pad_token_id=1)
+    longest = longest_input(mlm, tokenizer)
+    assert longest == (38 if name in ("Roberta", "XLMRoberta", "MPNet") else 40)
+    ids = torch.full((1, longest + 1), 7)
+    assert mlm(input_ids=ids[:, 1:]).logits.shape[1] == longest
+    if name != "ModernBert":  # whose positions are turns
+        with pytest.raises((IndexError, RuntimeError)):
+            mlm(input_ids=ids)
+
+
 def test_texts_are_assembled_as_the_tokenizer_does(tiny_mlm):
     student = load_student(config.Student(model=str(tiny_mlm)))
     texts = ["the function returns a sorted list", "", "open", "a b c d e f g h i j k l m n o p"]
@@ -104,6 +119,25 @@ def test_a_backbone_without_an_mlm_head_gets_a_calibrated_one(tiny_sentence):
     ids = student.tokenizer(texts[:3], add_special_tokens=False)["input_ids"]
     active = student(*student.assemble(ids, 32)).active
     assert active.min() > 0 and active.max() < student.vocab_size / 2
+
+
+def test_an_architecture_whose_logits_are_not_its_decoder_s_is_refused_in_words(tmp_path):
+    from transformers import EsmConfig, EsmForMaskedLM, MobileBertConfig, MobileBertForMaskedLM
+
+    others = [random_mlm("DebertaV2", legacy=False), EsmForMaskedLM(EsmConfig(**SMALL)), MobileBertForMaskedLM(
+        MobileBertConfig(**SMALL, embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8))]
+    for mlm in others:
+        mlm.save_pretrained(tmp_path / "mlm")
+        tiny_tokenizer().save_pretrained(tmp_path / "mlm")
+        for load in (lambda name: load_student(config.Student(model=name, **LENGTHS)), load_checkpoint):
+            with pytest.raises(StudentError, match=f"cannot be a student: the logits of {type(mlm).__name__} are not"):
+                load(str(tmp_path / "mlm"))
+
+
+def test_a_student_is_loaded_without_drawing_random_numbers(tiny_mlm):
+    before = torch.get_rng_state()
+    student = load_student(config.Student(model=str(tiny_mlm)))
+    assert torch.equal(torch.get_rng_state(), before) and not student.mlm.training
 
 
 def test_dropout_is_set_everywhere(tiny_mlm):

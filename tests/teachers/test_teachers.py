@@ -316,6 +316,8 @@ def test_a_model_without_a_trained_head_is_no_cross_encoder(tiny_sentence, tiny_
         identity("t", Teacher(kind="cross-encoder", model=str(tiny_sentence)), folder)
     with pytest.raises(TeacherError, match="not from the hub"):
         identity("t", Teacher(kind="cross-encoder", model="nobody/nothing"), folder)
+    with pytest.raises(TeacherError, match="teacher 't' cannot be loaded: /no/such/model: no such folder"):
+        identity("t", Teacher(kind="splade", model="/no/such/model"), folder)
 
 
 def test_identity_follows_the_content_not_the_place(tiny_classifier, folder, tmp_path):
