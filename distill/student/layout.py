@@ -21,6 +21,10 @@ from distill.config import missing_folder
 from distill.errors import StudentError
 
 
+class NotCached(StudentError):
+    """A file that the hub may have is not on this machine, and the hub cannot be asked."""
+
+
 class OtherLayout(StudentError):
     """The checkpoint is there, and none that a `SpladeStudent` can be."""
 
@@ -112,7 +116,7 @@ def _from_hub(name: str, file: str, revision: str | None) -> Path | None:
     except LocalEntryNotFoundError:  # an `EntryNotFoundError`, but the hub was not asked
         if _known_missing(name, file, revision):
             return None
-        raise StudentError(f"{name!r} cannot be loaded: its {file}, if it has one, is not in this machine's cache, and "
+        raise NotCached(f"{name!r} cannot be loaded: its {file}, if it has one, is not in this machine's cache, and "
                            f"the hub cannot be asked; run `hf download {name}` where it can be") from None
     except EntryNotFoundError:
         return None

@@ -7,6 +7,7 @@ comes without an MLM head gets a calibrated one (`distill.student.calibrate`).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,8 +26,10 @@ from distill.errors import StudentError
 from distill.student.base import Cached, Side, Student
 from distill.student.calibrate import calibrate_head
 from distill.student.head import SparseReps, SpladeHead
-from distill.student.layout import Parts, load_table, router_parts
+from distill.student.layout import NotCached, Parts, load_table, router_parts
 from distill.student.query_table import QueryTable, binary_weights, idf_weights, own_terms, weights_from_file
+
+log = logging.getLogger(__name__)
 
 # A tokenizer, and the tokens that are read of a text, to the passages that have each term, int64 [V], and their number
 DocumentFrequencies = Callable[[Any, int], tuple[np.ndarray, int]]
@@ -134,7 +137,11 @@ def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = 
     Raises `StudentError`, in words, for what cannot be loaded or built.
     """
     name = config.resolve_model(cfg.model)
-    parts = router_parts(name, cfg.revision) or Parts()
+    try:
+        parts = router_parts(name, cfg.revision) or Parts()
+    except NotCached as error:  # transformers, which may have filled the cache, does not ask for modules.json
+        log.warning("%s; until then it is taken for a plain masked language model", error)
+        parts = Parts()
     mlm, headless = load_mlm(name, cfg.revision, cfg.layers, parts.transformer)
     tokenizer = load_tokenizer(name, cfg.revision, cfg.lower_case, parts.transformer)
     longest = longest_input(mlm, tokenizer)
