@@ -35,6 +35,8 @@ def check_recipe(recipe: Recipe) -> None:
 
 def check_with_data(recipe: Recipe, folder: RunFolder, stage: str | None = None) -> None:
     """What needs the imported data. `stage`: the only one that is to run; None is all of them, on this machine."""
+    if stage in (None, "evaluate"):
+        _check_split(recipe, folder)
     if read_manifest(folder.model) is None:
         from distill.training.opening import check_development
 
@@ -45,8 +47,6 @@ def check_with_data(recipe: Recipe, folder: RunFolder, stage: str | None = None)
             from distill.training.targets import check_targets
 
             check_targets(recipe, folder)
-    if stage in (None, "evaluate"):
-        _check_split(recipe, folder)
     if recipe.evaluate.evaluators and read_manifest(folder.metrics) is None:
         from distill.data.texts import TextStore
         from distill.evaluation.evaluators import check_evaluators

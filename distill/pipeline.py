@@ -395,9 +395,11 @@ def _teach(recipe: Recipe, folder: RunFolder) -> None:
 def _score_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
     from ray_jobs.score import score_fields, scoring_teachers, splits_to_score
 
-    require_manifest(folder.data, "import")
+    teachers = scoring_teachers(recipe)
+    if not teachers:  # nothing to do, but not before there is something
+        require_manifest(folder.data, "import")
     return {folder.scores(name, split): score_fields(recipe, folder, name, split)
-            for name in scoring_teachers(recipe) for split in splits_to_score(recipe, folder)}
+            for name in teachers for split in splits_to_score(recipe, folder)}
 
 
 def _score(recipe: Recipe, folder: RunFolder) -> None:

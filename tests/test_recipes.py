@@ -105,7 +105,11 @@ def shrunk(tree: dict[str, Any], tiny: dict[str, Path], root: Path) -> dict[str,
     for part in (tree, *tree["rounds"]):
         for miner in filter(None, part.get("mine", {}).get("miners", {}).values()):
             replace_model(miner, tiny)
+            if not miner.get("sample"):
+                miner.pop("depth", None)  # read with a sample alone
         for teacher in filter(None, part.get("teachers", {}).values()):
+            if teacher["kind"] in ("bm25", "custom"):
+                teacher.pop("max_length")
             if teacher["kind"] == "custom":
                 teacher["options"].update(model=str(tiny["rank-t5"]), backbone=str(tiny["rank-t5"]))
             else:
@@ -115,6 +119,7 @@ def shrunk(tree: dict[str, Any], tiny: dict[str, Path], root: Path) -> dict[str,
     sentence_encoder = "minilm" in tree["student"]["model"].lower() or tree["student"]["kind"] == "csr"
     tree["student"].update(model=str(tiny["bi-encoder" if sentence_encoder else "mlm"]), revision=None)
     tree["train"]["steps"] = MAX["steps"]
+    tree["evaluate"]["metrics"] = ["nDCG@10"]  # for rankings so short
     return {**limited(tree), "run_dir": str(root / "run")}
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
+from small_run import write_passages
 
 from distill.config import Label, Recipe
 from distill.data.batches import TrainingData
@@ -108,6 +109,7 @@ def recipe(**label) -> Recipe:
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
     folder = RunFolder(tmp_path)
+    write_passages(folder.passages, list("abcdefghij"))
     path, shards = folder.candidates("train"), []
     for i, (queries, lists, positives) in enumerate(SHARDS):
         shards.append(write_candidates(path / f"part-{i:05d}.arrow",

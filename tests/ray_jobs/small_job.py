@@ -39,7 +39,8 @@ def write_job(root: Path, queries: int = 24, per_shard: int = 2, candidates: int
 
 def recipe_for(folder: RunFolder, teachers: dict, **score) -> Recipe:
     """In float32, unless a teacher says otherwise: what `auto` measures on a busy machine differs from run to run."""
-    teachers = {name: {"dtype": "float32", **fields} for name, fields in teachers.items()}
+    teachers = {name: {**({} if fields["kind"] in ("bm25", "custom") else {"dtype": "float32"}), **fields}
+                for name, fields in teachers.items()}
     return small_recipe(folder.root, teachers=teachers, score={"actors": 2, "cpus": 1, **score})
 
 

@@ -71,7 +71,7 @@ def test_offline_a_file_that_was_not_downloaded_is_not_taken_as_missing(tiny_mlm
     with pytest.raises(StudentError, match=r"its modules\.json, if it has one, is not in"):
         load_checkpoint(NAME)
     with caplog.at_level("WARNING"):  # a start is a masked language model nearly always
-        assert load_student(config.Student(model=NAME)).table is None
+        assert load_student(config.Student(model=NAME, query_max_length=8, passage_max_length=12)).table is None
     assert "until then it is taken for a plain masked language model" in caplog.text
     with pytest.raises(TeacherError, match=r"teacher 't': 'org/model' cannot be loaded"):
         _like_a_student("t", config.Teacher(kind="splade", model=NAME))

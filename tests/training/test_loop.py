@@ -429,7 +429,7 @@ def test_a_signal_during_the_evaluation_is_heeded_and_the_evaluation_made_up_for
 
     changes = {"steps": 4, "evaluate_every": 2}
     expected = run(make_recipe(tiny_mlm, run_folder, **changes))
-    copy = tmp_path / "copy"
+    copy = tmp_path / "other"
     shutil.copytree(run_folder, copy, ignore=shutil.ignore_patterns("model", "checkpoints", "start", "logs"))
     recipe = make_recipe(tiny_mlm, copy, **changes)
     evaluating = loop.Run._stop_evaluating
