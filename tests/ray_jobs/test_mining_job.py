@@ -10,7 +10,7 @@ import sys
 import pyarrow as pa
 import pytest
 import ray
-from chaos import PATIENCE, wait_for, workers
+from chaos import HERE, PATIENCE, wait_for, workers
 from small_job import WORDS
 from small_run import save_checkpoint, small_recipe, write_passages, write_queries, write_run
 
@@ -94,9 +94,8 @@ def test_killed_workers_and_a_killed_driver_leave_only_what_is_missing_to_do(clu
 
     said = tmp_path / "driver.log"
     with open(said, "w") as log:
-        driver = subprocess.Popen([sys.executable, "-m", "distill.cli", "mine", str(tmp_path / "recipe.yaml"),
-                                   "cluster.address=auto"], stderr=log,
-                                  env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+        driver = subprocess.Popen([sys.executable, str(HERE / "drive.py"), str(tmp_path / "recipe.yaml"), "mine"],
+                                  stderr=log, env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address})
     try:
         wait_for(chunks, driver)
         workers("MineWorker")[0].kill()
