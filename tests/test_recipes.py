@@ -101,7 +101,7 @@ def shrunk(tree: dict[str, Any], tiny: dict[str, Path], root: Path) -> dict[str,
     splits = {"test": "test"} if data["generate"] else {"train": "train", "dev": "dev", "test": "test"}
     data.update(source={"kind": "beir", "path": str(tiny["data"]), "splits": splits}, train_queries=None, sizes=None)
     if data["generate"]:
-        data["generate"].update(min_words=2, min_passage_words=5)
+        data["generate"].update(kinds=["title", "sentence"], min_words=2, min_passage_words=5)
     for part in (tree, *tree["rounds"]):
         for miner in filter(None, part.get("mine", {}).get("miners", {}).values()):
             replace_model(miner, tiny)
