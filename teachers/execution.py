@@ -51,7 +51,10 @@ class Execution:
 def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: int | None = None) -> Execution:
     """The record for this machine: `device` None takes CUDA where there is one, `threads` None torch's own number."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    precision = cfg.dtype if cfg.dtype != "auto" else fastest_precision(device)
+    if cfg.kind in ("bm25", "custom"):  # whose products, if any, are their own affair
+        precision = "float32"
+    else:
+        precision = cfg.dtype if cfg.dtype != "auto" else fastest_precision(device)
     if cfg.dtype == "auto" and cfg.kind == "llm" and precision == "float16":
         precision = "float32"
     tokens = cfg.batch_tokens or (_CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS)

@@ -31,6 +31,7 @@ def test_auto_precision_is_the_fastest_that_the_gpu_has_and_the_model_bears(gpu,
     assert resolve_execution(Teacher(kind="cross-encoder", model="m")).precision == ranker
     assert resolve_execution(Teacher(kind="llm", model="m")).precision == llm
     assert resolve_execution(Teacher(kind="llm", model="m", dtype="float16")).precision == "float16"
+    assert resolve_execution(Teacher(kind="custom", cls="a:B")).precision == "float32"  # and says nothing of its own
 
 
 def test_the_first_worker_freezes_the_record_and_another_device_kind_gets_its_own(gpu, tmp_path):
