@@ -7,7 +7,6 @@ which are the expensive ones.
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
 from distill.config import CustomStudent, Recipe, resolve_model
 from distill.data.layout import RunFolder
@@ -69,16 +68,14 @@ def _check_student(recipe: Recipe) -> None:
     if isinstance(student, CustomStudent) or (
             recipe.follows is not None and student.model == str(recipe.follows.checkpoint)):
         return
-    from transformers.utils import cached_file
+    from distill.student.layout import NotCached, read_json
 
-    path = Path(resolve_model(student.model))
-    if path.is_dir():
-        return
-    refusal = None
+    name = resolve_model(student.model)
+    refusal = StudentError(f"student.model: {student.model!r} has neither config.json nor modules.json")
     for file in ("config.json", "modules.json"):
         try:
-            cached_file(student.model, file)
-            return
-        except OSError as error:
+            if read_json(name, file, student.revision) is not None:
+                return
+        except NotCached as error:
             refusal = error
-    raise StudentError(f"student.model {student.model!r} cannot be had: {str(refusal).splitlines()[0]}")
+    raise refusal

@@ -3,7 +3,7 @@
 `import -> mine -> teach -> score -> label -> train -> evaluate`, and for each further round of the recipe the same
 again, but for the data and the teachers' training. Every stage is a plain function of the recipe and
 the run folder, idempotent and resumable; what it depends on stands in the manifest of what it wrote. Here they are
-put in order, compared with what lies on disk, and run:
+compared with what lies on disk, and run:
 
     from distill.recipe_file import load_recipe
     from distill.pipeline import run
@@ -19,7 +19,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,29 +27,17 @@ from distill import slurm
 from distill.config import Recipe
 from distill.data.files import append_json_line, locked, write_atomic
 from distill.data.fingerprint import fingerprint, first_difference
-from distill.data.layout import SPLITS, RunFolder
-from distill.data.manifest import claimed, read_manifest, require_manifest, verify
+from distill.data.layout import RunFolder
+from distill.data.manifest import claimed, read_manifest, verify
 from distill.early import check_recipe, check_with_data
 from distill.errors import DistillError, FingerprintError, RecipeError, SlurmError
 from distill.recipe_file import dump_recipe
 from distill.reporting.emissions import measure_emissions
 from distill.reporting.tracker import first_rank
 from distill.rounds import all_rounds, number_of
+from distill.stages import Stage, stage_of, stages_of
 
 log = logging.getLogger(__name__)
-
-Outputs = dict[Path, dict[str, Any]]  # folder with a manifest -> the fields its fingerprint must come from
-
-
-@dataclass(frozen=True)
-class Stage:
-    """`outputs` says what the stage writes for a recipe, given that the stages before it are done; `beside` names
-    folders without a manifest that belong to those outputs and go with them."""
-
-    name: str
-    outputs: Callable[[Recipe, RunFolder], Outputs]
-    run: Callable[[Recipe, RunFolder], Any]
-    beside: Callable[[RunFolder], tuple[Path, ...]] = lambda folder: ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +94,7 @@ def run(recipe: Recipe, *, only: str | None = None, round: int | None = None, li
 def _run_alone(name: str, rounds: list[Recipe], redo: bool) -> RunFolder:
     """One stage of the last of these rounds."""
     recipe, folder = rounds[-1], RunFolder.of(rounds[-1])
-    stage = _stage(recipe, name)
+    stage = stage_of(recipe, name)
     if first_rank():
         check_recipe(recipe)
         if name != "import" and read_manifest(folder.data) is not None:
@@ -123,18 +110,6 @@ def _run_alone(name: str, rounds: list[Recipe], redo: bool) -> RunFolder:
     return folder
 
 
-def stages_of(recipe: Recipe) -> list[Stage]:
-    """The stages of one round, in order: a further one uses the first one's data and teachers."""
-    return [stage for stage in STAGES if recipe.follows is None or stage.name not in ("import", "teach")]
-
-
-def _stage(recipe: Recipe, name: str) -> Stage:
-    for stage in stages_of(recipe):
-        if stage.name == name:
-            return stage
-    raise RecipeError(f"a further round has no stage {name!r} of its own: it uses what the first round has made")
-
-
 def score_part(recipe: Recipe, part: tuple[int, int], *, limit: int | None = None, redo: bool = False) -> RunFolder:
     """One task of a job array: score every n-th shard from the i-th on, `part = (i, n)`, in this process.
 
@@ -144,7 +119,7 @@ def score_part(recipe: Recipe, part: tuple[int, int], *, limit: int | None = Non
 
     recipe = rehearsal(recipe, limit)
     folder = RunFolder.of(recipe)
-    part_of_it = replace(_stage(recipe, "score"), run=lambda recipe, folder: score_local(recipe, folder, part=part))
+    part_of_it = replace(stage_of(recipe, "score"), run=lambda recipe, folder: score_local(recipe, folder, part=part))
     check_recipe(recipe)
     _refuse_stale(_before(part_of_it, recipe, but="import"), recipe, "score")  # not every task need read the source
     _run_stage(part_of_it, recipe, folder, redo)
@@ -341,119 +316,3 @@ def _print_results(rounds: list[Recipe]) -> None:
     if len(rounds) > 1:
         print_rounds(evaluations)
     print(f"checkpoint: {folders[-1].model}\nreport:     {folders[-1].report}")
-
-
-# --------------------------------------------------------------------------------------------- the stages
-# Each imports its room when it is first used: a run of `import` needs no torch.
-
-
-def _import_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from distill.data.importing import import_outputs
-
-    return import_outputs(recipe, folder)
-
-
-def _import(recipe: Recipe, folder: RunFolder) -> None:
-    from distill.data.importing import import_data
-
-    import_data(recipe, folder)
-
-
-def _mine_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from distill.data.candidates import are_imported
-    from distill.mining.mine import mining_fields
-
-    require_manifest(folder.data, "import")
-    splits = [split for split in SPLITS if split == "train" or folder.judgements(split).exists()]
-    return {folder.candidates(split): mining_fields(recipe, folder, split)
-            for split in splits if not are_imported(folder.candidates(split))}
-
-
-def _mine(recipe: Recipe, folder: RunFolder) -> None:
-    from ray_jobs.mine import mine
-
-    mine(recipe, folder)
-
-
-def _teach_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    tuned = [name for name, teacher in recipe.teachers.items() if teacher.fine_tune is not None]
-    if not tuned:
-        return {}
-    from teachers.fine_tune import fine_tune_fields
-
-    return {folder.teacher(name): fine_tune_fields(recipe, folder, name) for name in tuned}
-
-
-def _teach(recipe: Recipe, folder: RunFolder) -> None:
-    from teachers.fine_tune import fine_tune
-
-    for name, teacher in recipe.teachers.items():
-        if teacher.fine_tune is not None:
-            fine_tune(recipe, folder, name)
-
-
-def _score_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from ray_jobs.score import score_fields, scoring_teachers, splits_to_score
-
-    teachers = scoring_teachers(recipe)
-    if not teachers:  # nothing to do, but not before there is something
-        require_manifest(folder.data, "import")
-    return {folder.scores(name, split): score_fields(recipe, folder, name, split)
-            for name in teachers for split in splits_to_score(recipe, folder)}
-
-
-def _score(recipe: Recipe, folder: RunFolder) -> None:
-    from ray_jobs.score import score
-
-    score(recipe, folder)
-
-
-def _label_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from distill.data.labels import label_fields
-
-    return {folder.labels(): label_fields(recipe, folder)}
-
-
-def _label(recipe: Recipe, folder: RunFolder) -> None:
-    from distill.data.labels import build_labels
-
-    build_labels(recipe, folder)
-
-
-def _train_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from distill.training.loop import training_fields
-
-    return {folder.model: training_fields(recipe, folder)}
-
-
-def _train(recipe: Recipe, folder: RunFolder) -> None:
-    from distill.reporting.tracking import follow
-    from distill.training.loop import train
-
-    with follow(recipe, folder):
-        train(recipe, folder)
-
-
-def _evaluate_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
-    from distill.evaluation.evaluate import evaluation_fields
-
-    return {folder.metrics: evaluation_fields(recipe, folder)}
-
-
-def _evaluate(recipe: Recipe, folder: RunFolder) -> None:
-    from distill.evaluation.evaluate import evaluate
-    from distill.reporting.tracking import follow
-
-    with follow(recipe, folder):
-        evaluate(recipe, folder)
-
-
-STAGES = (
-    Stage("import", _import_outputs, _import),
-    Stage("mine", _mine_outputs, _mine),
-    Stage("teach", _teach_outputs, _teach),
-    Stage("score", _score_outputs, _score),
-    Stage("label", _label_outputs, _label),
-    Stage("train", _train_outputs, _train, lambda folder: (folder.checkpoints, folder.start, folder.train_log)),
-    Stage("evaluate", _evaluate_outputs, _evaluate),
-)

@@ -130,8 +130,9 @@ def plan(recipe: Recipe) -> tuple[Volumes, list[Planned]]:
 
 def print_plan(recipe: Recipe, *, limit: int | None = None) -> None:
     """Print what `distill run` would do."""
-    from distill.pipeline import rehearsal, stages_of
+    from distill.pipeline import rehearsal
     from distill.rounds import all_rounds
+    from distill.stages import stages_of
 
     rounds, disk = all_rounds(rehearsal(recipe, limit)), 0.0
     for one in rounds:

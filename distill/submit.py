@@ -23,9 +23,10 @@ from distill.data.layout import RunFolder
 from distill.data.manifest import read_manifest
 from distill.early import check_recipe
 from distill.errors import FingerprintError, RecipeError, SlurmError
-from distill.pipeline import rehearsal, stage_states, stages_of
+from distill.pipeline import rehearsal, stage_states
 from distill.recipe_file import dump_recipe
 from distill.rounds import all_rounds
+from distill.stages import stages_of
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from small_run import save_checkpoint
 from whole_run import write_beir
 
 from distill.data.layout import RunFolder
-from distill.pipeline import run, score_part, stages_of
+from distill.pipeline import run, score_part
 from distill.plan import plan
 from distill.recipe_file import dump_recipe, load_recipe, parse_recipe
 from distill.rounds import all_rounds
+from distill.stages import stages_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))

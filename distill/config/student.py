@@ -67,16 +67,11 @@ class Student(Section):
         return self
 
 
-class CsrStudent(Section):
-    """A dense model, and an autoencoder that makes its vectors sparse (CSR, arXiv 2503.01776)."""
+class OtherStudent(Section):
+    """What students that are no masked language models have in common. `model`: what it starts from."""
 
-    kind: Literal["csr"]
-    model: str  # a dense model of sentence-transformers, or an earlier CSR checkpoint
+    model: str
     revision: str | None = None
-    latents: Positive | None = None  # terms there are; None: four times the dense vector's dimensions
-    k: Positive = 64  # terms a text keeps
-    dead_after: Positive = 30  # updates in a row without a latent, after which it is put to use (`reconstruction`)
-    frozen: bool = False  # the dense model stays as it is, as in the paper
     query_max_length: Positive = 64
     passage_max_length: Positive = 128
     prompts: Prompts = Prompts()
@@ -86,21 +81,23 @@ class CsrStudent(Section):
     top_k: ClassVar[None] = None
 
 
-class CustomStudent(Section):
+class CsrStudent(OtherStudent):
+    """A dense model, and an autoencoder that makes its vectors sparse (CSR, arXiv 2503.01776). `model`: of
+    sentence-transformers, or an earlier CSR checkpoint."""
+
+    kind: Literal["csr"]
+    latents: Positive | None = None  # terms there are; None: four times the dense vector's dimensions
+    k: Positive = 64  # terms a text keeps
+    dead_after: Positive = 30  # updates in a row without a latent, after which it is put to use (`reconstruction`)
+    frozen: bool = False  # the dense model stays as it is, as in the paper
+
+
+class CustomStudent(OtherStudent):
     """`cls`: import path of a class derived from `distill.student.base.Student`; its `start` gets this section."""
 
     kind: Literal["custom"]
     cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
     options: dict[str, Any] = {}
-    model: str  # what it starts from
-    revision: str | None = None
-    query_max_length: Positive = 64
-    passage_max_length: Positive = 128
-    prompts: Prompts = Prompts()
-
-    query: ClassVar[ModelQuery] = ModelQuery(kind="model")
-    layers: ClassVar[None] = None
-    top_k: ClassVar[None] = None
 
 
 def _kind(student: Any) -> Any:

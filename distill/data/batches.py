@@ -133,8 +133,11 @@ class Sampler:
             drawn = draw(positives, values, self._negatives, (self._seed, self._epoch, int(queries[row])),
                          self._sampling)
             passages[row], labels[row] = rows[drawn], values[drawn]
-            known.append(self._data.origins(rows[:positives]))
-        return Batch(queries, passages, labels, self._data.origins(passages), tuple(known))
+            known.append(rows[:positives])
+        origins = self._data.origins(np.concatenate([passages.reshape(-1), *known]))  # one look into the store
+        ends = np.cumsum([passages.size, *map(len, known)])
+        of_passages, *of_positives = np.split(origins, ends[:-1])
+        return Batch(queries, passages, labels, of_passages.reshape(passages.shape), tuple(of_positives))
 
     def _shuffled(self) -> np.ndarray:
         return np.random.default_rng([self._seed, self._epoch, _ORDER]).permutation(len(self._data))

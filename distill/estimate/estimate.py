@@ -17,7 +17,6 @@ from distill.config import Miner, ModelShape, Recipe, Teacher
 from distill.estimate.hardware import Device, device
 from distill.estimate.memory import Memory, graph_bytes_per_token, training_memory
 from distill.estimate.probe import Probe, find_probe
-from distill.pipeline import stages_of
 from distill.plan import Counts, Planned, Volumes, plan
 from distill.rounds import all_rounds
 from distill.shapes import (
@@ -29,6 +28,7 @@ from distill.shapes import (
     student_shape,
     teacher_shape,
 )
+from distill.stages import stages_of
 from distill.submit import plan_jobs
 
 # Assumed shares of a device's peak, until a rehearsal has measured the real ones.

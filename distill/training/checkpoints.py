@@ -94,14 +94,8 @@ def _best_file(folder: RunFolder, step: int) -> Path:
     return folder.checkpoints / f"best-{step:08d}.pt"
 
 
-def latest(folder: RunFolder, fields: dict[str, Any]) -> dict[str, Any] | None:
-    """The newest checkpoint's state; None where there is none. Raises as `newest` does."""
-    path = newest(folder, fields)
-    return None if path is None else load(path)
-
-
 def newest(folder: RunFolder, fields: dict[str, Any]) -> Path | None:
-    """The newest checkpoint; a damaged one is passed over, with a warning.
+    """The newest checkpoint, None where there is none; a damaged one is passed over, with a warning.
 
     Raises `FingerprintError` where it belongs to another recipe, `TrainingError` for another version's.
     """

@@ -15,7 +15,7 @@ from distill.errors import DistillError
 from distill.mining.encode import encode_texts
 from distill.student.checkpoint import load_checkpoint, save_student
 from distill.student.csr import CsrStudent
-from distill.training.checkpoints import latest
+from distill.training.checkpoints import load, newest
 from distill.training.engine import Engine
 from distill.training.loop import train
 from distill.training.opening import training_fields
@@ -107,7 +107,7 @@ def test_trained_from_a_recipe_it_resumes_exactly_counts_included(tiny_sentence,
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(Engine, "step", killed_at_the_third)
         train(interrupted, folder)
-    saved = latest(folder, training_fields(interrupted, folder))["parameters"]["autoencoder.stats_last_nonzero"]
+    saved = load(newest(folder, training_fields(interrupted, folder)))["parameters"]["autoencoder.stats_last_nonzero"]
     assert set(saved.tolist()) == {0, 1, 2}
     train(interrupted, folder)
     found, expected = (load_checkpoint(RunFolder(each.folder).model).state_dict() for each in (interrupted, recipe))

@@ -28,7 +28,7 @@ from distill.errors import FingerprintError, Preempted, RecipeError, StudentErro
 from distill.recipe_file import dump_recipe
 from distill.student.checkpoint import load_checkpoint
 from distill.training import checkpoints, launch, loop, opening
-from distill.training.checkpoints import latest, load_best, save, save_best
+from distill.training.checkpoints import load, load_best, newest, save, save_best
 from distill.training.datasets import Dataset, open_tokens
 from distill.training.engine import Engine
 from distill.training.loop import train
@@ -292,7 +292,7 @@ def test_activation_checkpointing_holds_less_and_changes_nothing(tiny_mlm, run_f
     plain = make_recipe(tiny_mlm, run_folder, **changes)
     checkpointed = make_recipe(tiny_mlm, copied, **changes, activation_checkpointing=True)
     assert_close(run(checkpointed), run(plain))
-    held = [latest(RunFolder(recipe.folder), opening.training_fields(recipe, RunFolder(recipe.folder)))
+    held = [load(newest(RunFolder(recipe.folder), opening.training_fields(recipe, RunFolder(recipe.folder))))
             ["standing"]["graph_bytes"] for recipe in (plain, checkpointed)]
     assert held[1] < 0.7 * held[0]
 
@@ -379,11 +379,11 @@ def test_damaged_checkpoints_make_way_and_one_being_replaced_counts(tmp_path):
         save(folder, step, {"step": step}, {}, keep_last=3)
     for step in (6, 8):
         (folder.checkpoint(step) / "state.pt").write_bytes(b"damaged")
-    assert latest(folder, {}) == {"step": 4}
+    assert load(newest(folder, {})) == {"step": 4}
     save(folder, 5, {"step": 5}, {}, keep_last=1)
     assert [path.name for path in folder.checkpoints.glob("step-*")] == ["step-00000005"]
     folder.checkpoint(5).rename(folder.checkpoints / ".step-00000005.abc.old")  # killed while it was saved again
-    assert latest(folder, {}) == {"step": 5}
+    assert load(newest(folder, {})) == {"step": 5}
 
 
 def test_smaller_chunks_and_a_precision_in_the_recipe_count_when_a_run_goes_on(tiny_mlm, run_folder, monkeypatch):
@@ -447,10 +447,10 @@ def test_a_checkpoint_that_is_seen_late_is_waited_for(tmp_path, monkeypatch):
     path = save(folder, 3, {"step": 3}, {}, keep_last=1)
     hidden = path.rename(path.with_name("elsewhere"))
     threading.Timer(1.0, hidden.rename, [path]).start()
-    assert checkpoints.load(path) == {"step": 3}
+    assert load(path) == {"step": 3}
     monkeypatch.setattr(checkpoints, "SIGHT_SECONDS", 0.1)
     with pytest.raises(TrainingError, match="run_dir must be on a file system that all machines share"):
-        checkpoints.load(path.with_name("step-00000009"))
+        load(path.with_name("step-00000009"))
 
 
 def test_a_finished_model_of_another_recipe_is_not_trained_over(tiny_mlm, run_folder):

@@ -100,14 +100,14 @@ def test_checkpoints_are_whole_or_not_there(tmp_path):
     for step in (2, 4, 6):
         checkpoints.save(folder, step, {"value": torch.tensor(step)}, {"a": 1}, keep_last=2)
     assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-00000004", "step-00000006"]
-    assert int(checkpoints.latest(folder, {"a": 1})["value"]) == 6
+    assert int(checkpoints.load(checkpoints.newest(folder, {"a": 1}))["value"]) == 6
     state = folder.checkpoint(6) / checkpoints.STATE
     state.write_bytes(state.read_bytes()[:-10] + b"0123456789")  # damaged: the one before it serves
-    assert int(checkpoints.latest(folder, {"a": 1})["value"]) == 4
+    assert int(checkpoints.load(checkpoints.newest(folder, {"a": 1}))["value"]) == 4
     (folder.checkpoint(4) / checkpoints.MARKER).unlink()  # without its marker it was never finished
-    assert checkpoints.latest(folder, {"a": 1}) is None
+    assert checkpoints.newest(folder, {"a": 1}) is None
     with pytest.raises(FingerprintError, match="a 1 -> 2"):
-        checkpoints.latest(folder, {"a": 2})
+        checkpoints.newest(folder, {"a": 2})
 
 
 @pytest.mark.parametrize(("nodes", "first"), [("node[03-05,9],other", "node03"), ("gpu-1,gpu-2", "gpu-1"), ("a7", "a7"),
