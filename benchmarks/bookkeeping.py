@@ -65,14 +65,25 @@ def main() -> None:
             assert counters["shards"] == args.shards
             per_shard = seconds / args.shards * 1000
             report("driver CPU milliseconds a shard", per_shard, TARGET_MS, per_shard / TARGET_MS, **common)
-            report("driver memory from the first shard to the last, MiB of growth", memory[-1] - memory[0], memory[0],
-                   memory[-1] / memory[0], **common, highest=round(max(memory), 1))
+            report(
+                "driver memory from the first shard to the last, MiB of growth",
+                memory[-1] - memory[0],
+                memory[0],
+                memory[-1] / memory[0],
+                **common,
+                highest=round(max(memory), 1),
+            )
             manifest_path(folder.scores("stub", "train")).unlink()
             seconds, counters = cpu_seconds(recipe, folder)
             assert counters["shards"] == 0
             per_shard = seconds / args.shards * 1000
-            report("driver CPU milliseconds a committed shard, at the next launch", per_shard, TARGET_MS,
-                   per_shard / TARGET_MS, **common)
+            report(
+                "driver CPU milliseconds a committed shard, at the next launch",
+                per_shard,
+                TARGET_MS,
+                per_shard / TARGET_MS,
+                **common,
+            )
         if profile is not None:
             pstats.Stats(profile).sort_stats("cumulative").print_stats(45)
 
@@ -109,26 +120,41 @@ def make_job(root: Path, shards: int, pairs: int) -> Recipe:
     folder = RunFolder(root / "run")
     texts = [f"text {i}" for i in range(max(QUERIES, pairs // QUERIES))]
     ids = {"id": texts, "text": texts}
-    for path, schema, columns in ((folder.queries("train"), QUERY_SCHEMA, ids),
-                                  (folder.passages, PASSAGE_SCHEMA, {**ids, "title": [""] * len(texts),
-                                                                     "origin": [-1] * len(texts)})):
+    for path, schema, columns in (
+        (folder.queries("train"), QUERY_SCHEMA, ids),
+        (folder.passages, PASSAGE_SCHEMA, {**ids, "title": [""] * len(texts), "origin": [-1] * len(texts)}),
+    ):
         write_ipc(path, schema, [pa.RecordBatch.from_pydict(columns, schema=schema)], {"fingerprint": "bookkeeping"})
     lists = [list(range(pairs // QUERIES))] * QUERIES
     home = folder.candidates("train")
-    shard = write_candidates(home / shard_name(0), from_lists(range(QUERIES), lists, [1] * QUERIES, ("judgement",)),
-                             "bookkeeping")
+    shard = write_candidates(
+        home / shard_name(0), from_lists(range(QUERIES), lists, [1] * QUERIES, ("judgement",)), "bookkeeping"
+    )
     for i in range(1, shards):
         os.link(home / shard_name(0), home / shard_name(i))
-    write_manifest(home, Manifest({"stage": "mine", "split": "train"},
-                                  tuple(replace(shard, name=shard_name(i)) for i in range(shards))))
-    return parse_recipe({"name": "bookkeeping", "run_dir": str(folder.root), "student": {"model": "none"},
-                         "data": {"source": {"kind": "python-docs"}}, "score": {"rerank": False},
-                         "teachers": {"stub": {"kind": "custom", "cls": "bookkeeping:Stub", "dtype": "float32"}}})
+    write_manifest(
+        home,
+        Manifest({"stage": "mine", "split": "train"}, tuple(replace(shard, name=shard_name(i)) for i in range(shards))),
+    )
+    return parse_recipe(
+        {
+            "name": "bookkeeping",
+            "run_dir": str(folder.root),
+            "student": {"model": "none"},
+            "data": {"source": {"kind": "python-docs"}},
+            "score": {"rerank": False},
+            "teachers": {"stub": {"kind": "custom", "cls": "bookkeeping:Stub", "dtype": "float32"}},
+        }
+    )
 
 
 def report(figure: str, ours: float, peer: float, ratio: float, **conditions: object) -> None:
-    print(json.dumps({"figure": figure, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ratio, 3),
-                      **conditions}), flush=True)
+    print(
+        json.dumps(
+            {"figure": figure, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ratio, 3), **conditions}
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

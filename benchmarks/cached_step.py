@@ -23,10 +23,19 @@ PEERS = {"CachedSpladeLoss": True, "SpladeLoss": False}  # whether cached
 
 def main() -> None:
     parser = arguments(__doc__.split("\n")[0])
-    parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"], help="of our step; the peer's is float32 "
-                                                                                 "on a CPU, the same on a GPU")
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=["CachedSpladeLoss"],
-                        help="SpladeLoss, uncached, needs some 20 GB at the full shape")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        default=["fp32", "bf16"],
+        help="of our step; the peer's is float32 on a CPU, the same on a GPU",
+    )
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=PEERS,
+        default=["CachedSpladeLoss"],
+        help="SpladeLoss, uncached, needs some 20 GB at the full shape",
+    )
     args = parse(parser)
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(args, Path(folder))
@@ -39,18 +48,34 @@ def figures(args, model: Path, precision: str) -> None:
     peer_precision = precision if DEVICE.type == "cuda" else "fp32"
     plain = Plain(args, model, precision)
     peers = {name: Peer(args, model, cached=PEERS[name], precision=peer_precision) for name in args.peers}
-    bare = {bare_of(route): partial(bare_products, ours, args, precision, again=route == TWICE)
-            for route, ours in routes.items()}
+    bare = {
+        bare_of(route): partial(bare_products, ours, args, precision, again=route == TWICE)
+        for route, ours in routes.items()
+    }
     times = take_turns({**routes, PLAIN: plain, **peers, **bare}, args.repeats)
 
     def compare(figure: str, one: str, other: str, **more) -> None:
-        report(figure, args, "s", statistics.median(times[one]), statistics.median(times[other]),
-               median_ratio(times[one], times[other]), precision=precision, **more)
+        report(
+            figure,
+            args,
+            "s",
+            statistics.median(times[one]),
+            statistics.median(times[other]),
+            median_ratio(times[one], times[other]),
+            precision=precision,
+            **more,
+        )
 
     for route, ours in routes.items():
         step = ours.last
-        compare(f"step, {route} / bare matrix products", route, bare_of(route), padding=1 - step.tokens / step.padded,
-                measured_active=float(step.sides[1].active.double().mean()), mfu=ours.mfu(times[route]))
+        compare(
+            f"step, {route} / bare matrix products",
+            route,
+            bare_of(route),
+            padding=1 - step.tokens / step.padded,
+            measured_active=float(step.sides[1].active.double().mean()),
+            mfu=ours.mfu(times[route]),
+        )
         for peer in args.peers:
             compare(f"step, {route} / {peer} in {peer_precision}", route, peer)
         compare(f"step, {route} / our plain step", route, PLAIN)

@@ -24,8 +24,14 @@ from distill.student.head import SpladeHead
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    for name, default in (("texts", 32), ("tokens", 128), ("hidden", 384), ("vocabulary", 30522), ("repeats", 5),
-                          ("threads", torch.get_num_threads())):
+    for name, default in (
+        ("texts", 32),
+        ("tokens", 128),
+        ("hidden", 384),
+        ("vocabulary", 30522),
+        ("repeats", 5),
+        ("threads", torch.get_num_threads()),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--active", type=int, nargs="+", default=[300, 400, 0], help="terms a text; 0: every term")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
@@ -44,26 +50,50 @@ def forward_figures(args, dtype: str) -> None:
     flat, logits = hidden.view(-1, args.hidden), hidden.new_empty(args.texts * args.tokens, args.vocabulary)
     head = SpladeHead(torch.nn.Parameter(weight), torch.nn.Parameter(bias))
     with torch.no_grad():
-        compare("head forward / bare matrix product", args, dtype, args.active[0],
-                lambda: head(hidden, mask), lambda: torch.mm(flat, weight.T, out=logits))
+        compare(
+            "head forward / bare matrix product",
+            args,
+            dtype,
+            args.active[0],
+            lambda: head(hidden, mask),
+            lambda: torch.mm(flat, weight.T, out=logits),
+        )
 
 
 def step_figures(args, dtype: str, active: int) -> None:
     tensors = inputs(args, dtype, active)
-    compare("head forward + backward / materialised head", args, dtype, active,
-            partial(ours, *tensors), partial(peer, *tensors))
+    compare(
+        "head forward + backward / materialised head",
+        args,
+        dtype,
+        active,
+        partial(ours, *tensors),
+        partial(peer, *tensors),
+    )
     if DEVICE.type == "cuda":
         compiled = torch.compile(materialised)
-        compare("head forward + backward / torch.compile of the materialised head", args, dtype, active,
-                partial(ours, *tensors), partial(peer, *tensors, head=compiled))
+        compare(
+            "head forward + backward / torch.compile of the materialised head",
+            args,
+            dtype,
+            active,
+            partial(ours, *tensors),
+            partial(peer, *tensors, head=compiled),
+        )
     hidden, mask, weight, bias, upstream = tensors
     parameters = [torch.nn.Parameter(x) for x in (hidden, weight, bias)]
     head = SpladeHead(*parameters[1:])
     with torch.no_grad():
         reps = head(hidden, mask)
     coefficients = upstream[reps.texts, reps.terms]
-    compare("second pass of the cached step (no product) / materialised head", args, dtype, active,
-            lambda: head.surrogate(parameters[0], mask, reps, coefficients).backward(), partial(peer, *tensors))
+    compare(
+        "second pass of the cached step (no product) / materialised head",
+        args,
+        dtype,
+        active,
+        lambda: head.surrogate(parameters[0], mask, reps, coefficients).backward(),
+        partial(peer, *tensors),
+    )
 
 
 def memory_figures(args, dtype: str, active: int) -> None:
@@ -80,8 +110,9 @@ def ours(hidden, mask, weight, bias, upstream) -> None:
 
 def materialised(hidden, mask, weight, bias):
     """SpladePooling's dense representations [B, V]."""
-    return SpladePooling("max").train()({"token_embeddings": F.linear(hidden, weight, bias),
-                                         "attention_mask": mask})["sentence_embedding"]
+    return SpladePooling("max").train()({"token_embeddings": F.linear(hidden, weight, bias), "attention_mask": mask})[
+        "sentence_embedding"
+    ]
 
 
 def peer(hidden, mask, weight, bias, upstream, head=materialised) -> None:
@@ -105,8 +136,15 @@ def inputs(args, dtype: str, active: int):
 
 def compare(name: str, args, dtype: str, active: int, mine, theirs) -> None:
     times = take_turns({"ours": mine, "peer": theirs}, args.repeats)
-    print_figure(name, args, dtype, active, "ms", *(1000 * statistics.median(kept) for kept in times.values()),
-                 median_ratio(*times.values()))
+    print_figure(
+        name,
+        args,
+        dtype,
+        active,
+        "ms",
+        *(1000 * statistics.median(kept) for kept in times.values()),
+        median_ratio(*times.values()),
+    )
 
 
 def extra_memory(which: str, args, dtype: str, active: int) -> float:
@@ -120,10 +158,23 @@ def extra_memory(which: str, args, dtype: str, active: int) -> float:
 
 def print_figure(name: str, args, dtype: str, active: int, unit: str, mine: float, theirs: float, ratio: float) -> None:
     shape = f"{args.texts} x {args.tokens} tokens, hidden {args.hidden}, vocabulary {args.vocabulary}"
-    print(json.dumps({"figure": name, "shape": shape, "dtype": dtype, "active_terms": active or args.vocabulary,
-                      "device": device_name(args.threads), "unit": unit, "ours": round(mine, 3),
-                      "peer": round(theirs, 3), "ours/peer": round(ratio, 4), "peer/ours": round(1 / ratio, 2)}),
-          flush=True)
+    print(
+        json.dumps(
+            {
+                "figure": name,
+                "shape": shape,
+                "dtype": dtype,
+                "active_terms": active or args.vocabulary,
+                "device": device_name(args.threads),
+                "unit": unit,
+                "ours": round(mine, 3),
+                "peer": round(theirs, 3),
+                "ours/peer": round(ratio, 4),
+                "peer/ours": round(1 / ratio, 2),
+            }
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

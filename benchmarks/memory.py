@@ -26,8 +26,16 @@ def main() -> None:
         model = make_model(args, Path(folder))
         once, active = measured("ours", args, model, 1)
         many, _ = measured("ours", args, model, args.times)
-        report(f"peak memory at {args.times}x the batch / at 1x", args, "GB", many, once, many / once,
-               precision=args.precision, measured_active=active)
+        report(
+            f"peak memory at {args.times}x the batch / at 1x",
+            args,
+            "GB",
+            many,
+            once,
+            many / once,
+            precision=args.precision,
+            measured_active=active,
+        )
         for name in ("CachedSpladeLoss", *(["SpladeLoss"] if args.uncached_peer else [])):
             peer, _ = measured(name, args, model, 1)
             report(f"peak memory / {name}", args, "GB", once, peer, once / peer, precision=args.precision)

@@ -34,10 +34,29 @@ def main() -> None:
         run(recipe)
         taken = {line["stage"]: line["seconds"] for line in read_json_lines(RunFolder(recipe.folder).stage_log)}
     for stage, seconds in taken.items():
-        print(json.dumps({"stage": stage, "foreseen seconds": round(foreseen[stage], 1), "taken seconds": seconds,
-                          "ratio": round(foreseen[stage] / seconds, 2), "rehearsal": args.limit}), flush=True)
-    print(json.dumps({"stage": "all", "foreseen seconds": round(sum(foreseen.values()), 1), "taken seconds": round(sum(
-        taken.values()), 1), "ratio": round(sum(foreseen.values()) / sum(taken.values()), 2)}), flush=True)
+        print(
+            json.dumps(
+                {
+                    "stage": stage,
+                    "foreseen seconds": round(foreseen[stage], 1),
+                    "taken seconds": seconds,
+                    "ratio": round(foreseen[stage] / seconds, 2),
+                    "rehearsal": args.limit,
+                }
+            ),
+            flush=True,
+        )
+    print(
+        json.dumps(
+            {
+                "stage": "all",
+                "foreseen seconds": round(sum(foreseen.values()), 1),
+                "taken seconds": round(sum(taken.values()), 1),
+                "ratio": round(sum(foreseen.values()) / sum(taken.values()), 2),
+            }
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

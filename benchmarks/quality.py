@@ -46,10 +46,12 @@ LARGER = "ours, bfloat16, batches of 24"
 LABELLED = ("data", "candidates", "teachers", "scores")  # what labels are made of
 BASE = "ours, bfloat16"  # which the self-mining round goes on from
 STEPS = ("labels", *OURS, *PEERS, LARGER, SECOND, FREE)
-SELF_MINING = ("{mine: {miners: {student: {kind: splade, model: round:previous, top: 5, sample: 5, depth: 50}}}, "
-               "student: {model: round:previous}, score: {rerank: false}, train: {steps: %d, lr: 1.0e-4, "
-               "query_regularizers: [{kind: l1, weight: 0.005, ramp: constant}], "
-               "passage_regularizers: [{kind: flops, weight: 0.01, ramp: constant}]}}")
+SELF_MINING = (
+    "{mine: {miners: {student: {kind: splade, model: round:previous, top: 5, sample: 5, depth: 50}}}, "
+    "student: {model: round:previous}, score: {rerank: false}, train: {steps: %d, lr: 1.0e-4, "
+    "query_regularizers: [{kind: l1, weight: 0.005, ramp: constant}], "
+    "passage_regularizers: [{kind: flops, weight: 0.01, ramp: constant}]}}"
+)
 
 
 def main() -> None:
@@ -100,9 +102,15 @@ def step(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def changes(name: str, first: Recipe) -> list[str]:
     if name == FREE:  # as configs/quickstart-inference-free.yaml differs from configs/quickstart.yaml
-        return ["train.precision=bf16", "student.query.kind=idf", "train.query_regularizers=[]", "label.scale=30",
-                "train.losses=[{kind: kl, student_temperature: 4, teacher_temperature: 4}, "
-                "{kind: margin-mse, weight: 0.005}]", "train.passage_regularizers.0.weight=0.002"]
+        return [
+            "train.precision=bf16",
+            "student.query.kind=idf",
+            "train.query_regularizers=[]",
+            "label.scale=30",
+            "train.losses=[{kind: kl, student_temperature: 4, teacher_temperature: 4}, "
+            "{kind: margin-mse, weight: 0.005}]",
+            "train.passage_regularizers.0.weight=0.002",
+        ]
     if name == LARGER:
         return ["train.precision=bf16", f"train.batch_size={first.train.batch_size * 3 // 2}"]
     if name == SECOND:
@@ -111,9 +119,17 @@ def changes(name: str, first: Recipe) -> list[str]:
 
 
 def recipe_of(args: argparse.Namespace, name: str, *more: str) -> Recipe:
-    return load_recipe(RECIPE, [
-        f"data.source.path={args.collection.resolve()}", f"run_dir={(args.work / name).resolve()}",
-        "evaluate.baselines=false", "evaluate.evaluators=[{kind: information-retrieval}]", *args.set, *more])
+    return load_recipe(
+        RECIPE,
+        [
+            f"data.source.path={args.collection.resolve()}",
+            f"run_dir={(args.work / name).resolve()}",
+            "evaluate.baselines=false",
+            "evaluate.evaluators=[{kind: information-retrieval}]",
+            *args.set,
+            *more,
+        ],
+    )
 
 
 def link(labelled: Path, folder: Path, parts: Iterable[str]) -> None:
@@ -134,6 +150,7 @@ def label(recipe: Recipe, *before: str) -> None:
 
 def measure(train: Callable[[], None], cost: dict[str, float]) -> None:
     """Wall and processor seconds from loading the start to the saved model, and gigabytes above the idle process."""
+
     def timed() -> None:
         began, busy = time.perf_counter(), time.process_time()
         train()
@@ -154,12 +171,17 @@ def quality(recipe: Recipe) -> dict[str, float]:
     (row,) = result["rows"]
     (theirs,) = result["evaluators"]
     costs = {name: round(row[name], 2) for name in ("query_terms", "passage_terms", "flops")}
-    return {**{name: round(value, 4) for name, value in row["metrics"].items()}, **costs,
-            "sentence_transformers": {name: round(value, 4) for name, value in theirs["metrics"].items()
-                                      if name.endswith(("ndcg@10", "mrr@10"))}}
+    return {
+        **{name: round(value, 4) for name, value in row["metrics"].items()},
+        **costs,
+        "sentence_transformers": {
+            name: round(value, 4) for name, value in theirs["metrics"].items() if name.endswith(("ndcg@10", "mrr@10"))
+        },
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- the peer
+
 
 class Both(nn.Module):
     """KL-divergence and MarginMSE added up, as SpladeLoss takes a loss."""
@@ -168,14 +190,18 @@ class Both(nn.Module):
         from sentence_transformers.sparse_encoder import losses
 
         super().__init__()
-        self.parts = {"kl": (losses.SparseDistillKLDivLoss(encoder, student_temperature=1.0, teacher_temperature=1.0),
-                             kl_weight),
-                      "margin": (losses.SparseMarginMSELoss(encoder), margin_weight)}
+        self.parts = {
+            "kl": (losses.SparseDistillKLDivLoss(encoder, student_temperature=1.0, teacher_temperature=1.0), kl_weight),
+            "margin": (losses.SparseMarginMSELoss(encoder), margin_weight),
+        }
 
-    def compute_loss_from_embeddings(self, embeddings: list[torch.Tensor], labels: torch.Tensor
-                                     ) -> dict[str, torch.Tensor]:
-        return {name: loss.compute_loss_from_embeddings(embeddings, labels) * weight
-                for name, (loss, weight) in self.parts.items()}
+    def compute_loss_from_embeddings(
+        self, embeddings: list[torch.Tensor], labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        return {
+            name: loss.compute_loss_from_embeddings(embeddings, labels) * weight
+            for name, (loss, weight) in self.parts.items()
+        }
 
 
 class L1(nn.Module):
@@ -217,19 +243,35 @@ def train_peer(recipe: Recipe, cost: dict[str, float], bf16: bool) -> None:
     folder = RunFolder.of(recipe)
     encoder = SparseEncoder(str(folder.start), device="cpu")
     set_dropout(encoder, train.dropout)
-    loss = losses.SpladeLoss(encoder, Both(encoder, kl.weight, margin.weight),
-                             document_regularizer_weight=flops.weight, query_regularizer_weight=l1.weight,
-                             query_regularizer=L1())
+    loss = losses.SpladeLoss(
+        encoder,
+        Both(encoder, kl.weight, margin.weight),
+        document_regularizer_weight=flops.weight,
+        query_regularizer_weight=l1.weight,
+        query_regularizer=L1(),
+    )
     arguments = SparseEncoderTrainingArguments(
-        output_dir=str(folder.root / "trainer"), max_steps=train.steps, per_device_train_batch_size=train.batch_size,
-        learning_rate=train.lr, lr_scheduler_type=train.schedule, weight_decay=train.weight_decay,
-        warmup_steps=math.ceil(train.warmup_ratio * train.steps), max_grad_norm=train.max_grad_norm,
-        seed=recipe.seed, save_strategy="no", report_to="none", use_cpu=True, bf16=bf16, disable_tqdm=True,
-        logging_strategy="no")
+        output_dir=str(folder.root / "trainer"),
+        max_steps=train.steps,
+        per_device_train_batch_size=train.batch_size,
+        learning_rate=train.lr,
+        lr_scheduler_type=train.schedule,
+        weight_decay=train.weight_decay,
+        warmup_steps=math.ceil(train.warmup_ratio * train.steps),
+        max_grad_norm=train.max_grad_norm,
+        seed=recipe.seed,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=bf16,
+        disable_tqdm=True,
+        logging_strategy="no",
+    )
     ramp = SpladeRegularizerWeightSchedulerCallback(loss, flops.ramp, flops.ramp_steps / train.steps)
     clock = Clock()
-    SparseEncoderTrainer(encoder, arguments, train_dataset=Dataset.from_dict(drawn_rows(recipe)), loss=loss,
-                         callbacks=[ramp, clock]).train()
+    SparseEncoderTrainer(
+        encoder, arguments, train_dataset=Dataset.from_dict(drawn_rows(recipe)), loss=loss, callbacks=[ramp, clock]
+    ).train()
     encoder.save_pretrained(str(folder.model))
     cost["steps_s"] = round(clock.seconds, 1)
 

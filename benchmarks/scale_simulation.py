@@ -55,10 +55,12 @@ def simulate(workers: int, shards: int, seconds: float) -> dict[str, float]:
     """Score so many shards with so many workers, and what their log says of it."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:  # a worker may still be on its way out
         recipe = make_job(Path(root), shards, PAIRS)
-        teacher = recipe.teachers["stub"].model_copy(update={"cls": "scale_simulation:Waiting",
-                                                             "options": {"seconds": seconds}})
-        recipe = recipe.model_copy(update={"teachers": {"stub": teacher},
-                                           "score": recipe.score.model_copy(update={"actors": workers})})
+        teacher = recipe.teachers["stub"].model_copy(
+            update={"cls": "scale_simulation:Waiting", "options": {"seconds": seconds}}
+        )
+        recipe = recipe.model_copy(
+            update={"teachers": {"stub": teacher}, "score": recipe.score.model_copy(update={"actors": workers})}
+        )
         folder = RunFolder(recipe.folder)
         cpu = time.process_time()
         counters = score(recipe, folder)
@@ -69,11 +71,16 @@ def simulate(workers: int, shards: int, seconds: float) -> dict[str, float]:
     full, end = when_all_work(spans, workers), max(done for _, done in spans)
     busy = sum(max(0.0, done - max(began, full)) for began, done in spans)
     first_idle = sorted(done for _, done in spans)[-workers]  # from here on there is a worker without a shard
-    return {"workers": workers, "shards": shards, "seconds a shard": seconds,
-            "shards a second": round(sum(done > full for _, done in spans) / (end - full), 1),
-            "efficiency": round(busy / workers / (end - full), 3), "tail seconds": round(end - first_idle, 2),
-            "driver CPU milliseconds a shard": round(cpu / shards * 1000, 2), "driver CPU share": round(
-                cpu / (end - min(began for began, _ in spans)), 3)}
+    return {
+        "workers": workers,
+        "shards": shards,
+        "seconds a shard": seconds,
+        "shards a second": round(sum(done > full for _, done in spans) / (end - full), 1),
+        "efficiency": round(busy / workers / (end - full), 3),
+        "tail seconds": round(end - first_idle, 2),
+        "driver CPU milliseconds a shard": round(cpu / shards * 1000, 2),
+        "driver CPU share": round(cpu / (end - min(began for began, _ in spans)), 3),
+    }
 
 
 def when_all_work(spans: list[tuple[float, float]], workers: int) -> float:

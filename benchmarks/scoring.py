@@ -64,11 +64,20 @@ def make_run(root: Path) -> Recipe:
     tuned = Teacher(kind="cross-encoder", model=BACKBONE, max_length=MAX_LENGTH, fine_tune={})
     torch.manual_seed(0)
     load_backbone("ranker", tuned, "cpu").save(str(root / "ranker"))
-    recipe = parse_recipe({
-        "name": "scoring", "run_dir": str(root / "run"), "student": {"model": BACKBONE},
-        "data": {"source": {"kind": "python-docs"}}, "mine": {"shard_queries": 10, "rerank_depth": 16, "miners": {
-            "bm25": {"kind": "bm25", "top": 8, "sample": 8}}},
-        "teachers": {"ranker": {"kind": "cross-encoder", "model": str(root / "ranker"), "max_length": MAX_LENGTH}}})
+    recipe = parse_recipe(
+        {
+            "name": "scoring",
+            "run_dir": str(root / "run"),
+            "student": {"model": BACKBONE},
+            "data": {"source": {"kind": "python-docs"}},
+            "mine": {
+                "shard_queries": 10,
+                "rerank_depth": 16,
+                "miners": {"bm25": {"kind": "bm25", "top": 8, "sample": 8}},
+            },
+            "teachers": {"ranker": {"kind": "cross-encoder", "model": str(root / "ranker"), "max_length": MAX_LENGTH}},
+        }
+    )
     folder = RunFolder(recipe.folder)
     import_data(recipe, folder)
     mine(recipe, folder)
@@ -81,31 +90,57 @@ def against_predict(args: argparse.Namespace, recipe: Recipe, folder: RunFolder)
     against `predict` with its defaults; on a GPU in our choice against bfloat16 at the peer's best batch size."""
     model, gpu = recipe.teachers["ranker"].model, DEVICE.type == "cuda"
     pairs = sample_pairs(folder, args.pairs)
-    texts = list(zip(TextStore.open(folder.queries("train")).texts(pairs.query_rows),
-                     TextStore.open(folder.passages).texts(pairs.passage_rows), strict=True))
-    peer = CrossEncoder(model, max_length=MAX_LENGTH, device=str(DEVICE),
-                        model_kwargs={"dtype": torch.bfloat16} if gpu else {})
+    texts = list(
+        zip(
+            TextStore.open(folder.queries("train")).texts(pairs.query_rows),
+            TextStore.open(folder.passages).texts(pairs.passage_rows),
+            strict=True,
+        )
+    )
+    peer = CrossEncoder(
+        model, max_length=MAX_LENGTH, device=str(DEVICE), model_kwargs={"dtype": torch.bfloat16} if gpu else {}
+    )
     chosen = resolve_execution(recipe.teachers["ranker"], DEVICE.type, args.threads)
     plain = replace(chosen, precision="float32")
-    ours = {execution.precision: CrossEncoderTeacher("ranker", model, None, MAX_LENGTH, folder, execution)
-            for execution in ((chosen,) if gpu else (plain, chosen))}
-    peers = {f"predict, batch {size}": partial(peer.predict, texts, batch_size=size, activation_fn=torch.nn.Identity())
-             for size in ((32, 64, 128, 256, 512) if gpu else (32,))}
-    times, scores = measure({**peers, **{name: partial(teacher.score, pairs) for name, teacher in ours.items()}},
-                            args.rounds, args.threads)
+    ours = {
+        execution.precision: CrossEncoderTeacher("ranker", model, None, MAX_LENGTH, folder, execution)
+        for execution in ((chosen,) if gpu else (plain, chosen))
+    }
+    peers = {
+        f"predict, batch {size}": partial(peer.predict, texts, batch_size=size, activation_fn=torch.nn.Identity())
+        for size in ((32, 64, 128, 256, 512) if gpu else (32,))
+    }
+    times, scores = measure(
+        {**peers, **{name: partial(teacher.score, pairs) for name, teacher in ours.items()}}, args.rounds, args.threads
+    )
     best = min(peers, key=lambda name: times[name])
     for precision, teacher in ours.items():
         tokens, padded = teacher.work.tokens / (args.rounds + 1), teacher.work.padded_tokens / (args.rounds + 1)
-        bare = statistics.median(bare_products(peer[0].model.config, int(tokens), args.threads, precision)
-                                 for _ in range(args.rounds))
-        common = {"device": device_name(args.threads), "pairs": len(pairs),
-                  "mean_tokens": round(tokens / len(pairs), 1), "padding": round(1 - tokens / padded, 4)}
-        report(f"pairs/s, {precision} / CrossEncoder.{best} in {'bfloat16' if gpu else 'float32'}",
-               len(pairs) / times[precision], len(pairs) / times[best], times[best] / times[precision], **common,
-               largest_difference=float(np.abs(scores[precision] - scores[best]).max()),
-               correlation=float(np.corrcoef(scores[precision], scores[best])[0, 1]))
-        report(f"bare {precision} products of the full model, share of our time", bare, times[precision],
-               bare / times[precision], **common)
+        bare = statistics.median(
+            bare_products(peer[0].model.config, int(tokens), args.threads, precision) for _ in range(args.rounds)
+        )
+        common = {
+            "device": device_name(args.threads),
+            "pairs": len(pairs),
+            "mean_tokens": round(tokens / len(pairs), 1),
+            "padding": round(1 - tokens / padded, 4),
+        }
+        report(
+            f"pairs/s, {precision} / CrossEncoder.{best} in {'bfloat16' if gpu else 'float32'}",
+            len(pairs) / times[precision],
+            len(pairs) / times[best],
+            times[best] / times[precision],
+            **common,
+            largest_difference=float(np.abs(scores[precision] - scores[best]).max()),
+            correlation=float(np.corrcoef(scores[precision], scores[best])[0, 1]),
+        )
+        report(
+            f"bare {precision} products of the full model, share of our time",
+            bare,
+            times[precision],
+            bare / times[precision],
+            **common,
+        )
 
 
 def measure(runs: dict[str, Callable[[], np.ndarray]], rounds: int, threads: int) -> tuple[dict, dict]:
@@ -153,8 +188,11 @@ def two_actors(recipe: Recipe, folder: RunFolder) -> None:
         root.mkdir()
         for name in ("data", "candidates"):
             (root / name).symlink_to(folder.root / name)
-        score(recipe.model_copy(update={"run_dir": root, "score": recipe.score.model_copy(update={
-            "actors": actors})}), there, splits=["dev"])
+        score(
+            recipe.model_copy(update={"run_dir": root, "score": recipe.score.model_copy(update={"actors": actors})}),
+            there,
+            splits=["dev"],
+        )
         done = [event for event in JobLog(there).events() if event["event"] == "done"]
         seconds = done[-1]["elapsed"] - done[actors - 1]["elapsed"]
         rates[actors] = sum(event["pairs"] for event in done[actors:]) / seconds
@@ -171,8 +209,12 @@ def sample_pairs(folder: RunFolder, count: int) -> Pairs:
 
 
 def report(figure: str, ours: float, peer: float, ratio: float, **conditions: object) -> None:
-    print(json.dumps({"figure": figure, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ratio, 3),
-                      **conditions}), flush=True)
+    print(
+        json.dumps(
+            {"figure": figure, "ours": round(ours, 3), "peer": round(peer, 3), "ratio": round(ratio, 3), **conditions}
+        ),
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -34,9 +34,18 @@ REGULARIZER_WEIGHT = 1e-3
 
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    for name, default in (("queries", 32), ("passages", 8), ("tokens", 92), ("layers", 6), ("hidden", 384),
-                          ("vocabulary", 30522), ("repeats", 5), ("threads", torch.get_num_threads()),
-                          ("chunk-tokens", 4096), ("peer-texts", 32)):
+    for name, default in (
+        ("queries", 32),
+        ("passages", 8),
+        ("tokens", 92),
+        ("layers", 6),
+        ("hidden", 384),
+        ("vocabulary", 30522),
+        ("repeats", 5),
+        ("threads", torch.get_num_threads()),
+        ("chunk-tokens", 4096),
+        ("peer-texts", 32),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--active", type=int, default=300, help="active terms of a passage; 0: every term")
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -55,12 +64,25 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def make_model(args, folder: Path) -> Path:
     """A random BertForMaskedLM whose passages have about `args.active` active terms, with a word-level tokenizer."""
     torch.manual_seed(0)
-    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(
-        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(args.vocabulary - 5))])})
-    model = BertForMaskedLM(BertConfig(
-        vocab_size=args.vocabulary, hidden_size=args.hidden, num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 32, intermediate_size=4 * args.hidden, hidden_dropout_prob=args.dropout,
-        attention_probs_dropout_prob=args.dropout)).eval()
+    tokenizer = BertTokenizer(
+        vocab={
+            word: i
+            for i, word in enumerate(
+                ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(args.vocabulary - 5))]
+            )
+        }
+    )
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=args.vocabulary,
+            hidden_size=args.hidden,
+            num_hidden_layers=args.layers,
+            num_attention_heads=args.hidden // 32,
+            intermediate_size=4 * args.hidden,
+            hidden_dropout_prob=args.dropout,
+            attention_probs_dropout_prob=args.dropout,
+        )
+    ).eval()
     _, passages, _ = make_batch(args, 1)
     with torch.no_grad():
         maxima = torch.stack([model(torch.from_numpy(text)[None]).logits[0].max(0).values for text in passages[:8]])
@@ -81,8 +103,11 @@ def make_batch(args, times: int):
         return [rng.integers(5, args.vocabulary, length) for length in lengths]
 
     queries = args.queries * times
-    return (texts(queries, 10, QUERY_LENGTH), texts(queries * args.passages, args.tokens, PASSAGE_LENGTH),
-            torch.from_numpy(rng.normal(size=(queries, args.passages)).astype(np.float32)) * 3)
+    return (
+        texts(queries, 10, QUERY_LENGTH),
+        texts(queries * args.passages, args.tokens, PASSAGE_LENGTH),
+        torch.from_numpy(rng.normal(size=(queries, args.passages)).astype(np.float32)) * 3,
+    )
 
 
 class Ours:
@@ -91,13 +116,22 @@ class Ours:
     def __init__(self, args, model: Path, precision: str = "fp32", budget_gib: float = 0.0, times: int = 1):
         from transformers import AutoTokenizer
 
-        student = SpladeStudent(BertForMaskedLM.from_pretrained(model), AutoTokenizer.from_pretrained(model),
-                                query_max_length=QUERY_LENGTH, passage_max_length=PASSAGE_LENGTH)
+        student = SpladeStudent(
+            BertForMaskedLM.from_pretrained(model),
+            AutoTokenizer.from_pretrained(model),
+            query_max_length=QUERY_LENGTH,
+            passage_max_length=PASSAGE_LENGTH,
+        )
         set_dropout(student, args.dropout)
-        self.train = config.Train.model_validate({
-            "losses": [{"kind": "margin-mse"}], "precision": precision, "lr": 1e-5,
-            "query_regularizers": [{"kind": "flops", "weight": REGULARIZER_WEIGHT, "ramp": "constant"}],
-            "passage_regularizers": [{"kind": "flops", "weight": REGULARIZER_WEIGHT, "ramp": "constant"}]})
+        self.train = config.Train.model_validate(
+            {
+                "losses": [{"kind": "margin-mse"}],
+                "precision": precision,
+                "lr": 1e-5,
+                "query_regularizers": [{"kind": "flops", "weight": REGULARIZER_WEIGHT, "ramp": "constant"}],
+                "passage_regularizers": [{"kind": "flops", "weight": REGULARIZER_WEIGHT, "ramp": "constant"}],
+            }
+        )
         self.world = join()
         self.engine = Engine(student, self.train, self.world, precision)
         queries, passages, labels = make_batch(args, times)
@@ -131,8 +165,9 @@ class Plain(Ours):
 
     def encode(self, side: int) -> SparseReps:
         texts, chunks = self.sides[side], [planned.chunk for planned in self.plan if planned.side == side]
-        inputs = [self.engine.student.assemble([texts.ids[row] for row in chunk.rows], texts.max_length)
-                  for chunk in chunks]
+        inputs = [
+            self.engine.student.assemble([texts.ids[row] for row in chunk.rows], texts.max_length) for chunk in chunks
+        ]
         reps = SparseReps.cat([self.engine.encode(ids.to(DEVICE), mask.to(DEVICE)) for ids, mask in inputs])
         return reps.take(torch.from_numpy(np.argsort(np.concatenate([chunk.rows for chunk in chunks]))).to(DEVICE))
 
@@ -144,12 +179,16 @@ class Peer:
         transformer = Transformer(str(model), transformer_task="fill-mask", max_seq_length=PASSAGE_LENGTH)
         encoder = SparseEncoder(modules=[transformer, SpladePooling("max")], device=str(DEVICE)).train()
         kind = partial(losses.CachedSpladeLoss, mini_batch_size=args.peer_texts) if cached else losses.SpladeLoss
-        self.loss = kind(encoder, losses.SparseMarginMSELoss(encoder), document_regularizer_weight=REGULARIZER_WEIGHT,
-                         query_regularizer_weight=REGULARIZER_WEIGHT)
+        self.loss = kind(
+            encoder,
+            losses.SparseMarginMSELoss(encoder),
+            document_regularizer_weight=REGULARIZER_WEIGHT,
+            query_regularizer_weight=REGULARIZER_WEIGHT,
+        )
         self.optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-5)
         queries, passages, labels = make_batch(args, times)
         self.labels = labels.to(DEVICE)
-        columns = [queries, *(passages[i::args.passages] for i in range(args.passages))]
+        columns = [queries, *(passages[i :: args.passages] for i in range(args.passages))]
         self.columns = [features(column) for column in columns]
         self.half = precision == "bf16"
 
@@ -169,16 +208,33 @@ def features(texts: list[np.ndarray]) -> dict[str, torch.Tensor]:
     rows = [np.concatenate([[2], text, [3]]) for text in texts]
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for i, row in enumerate(rows):
-        ids[i, :len(row)] = row
+        ids[i, : len(row)] = row
     input_ids = torch.from_numpy(ids).to(DEVICE)
     return {"input_ids": input_ids, "attention_mask": (input_ids != 0).long()}
 
 
 def report(figure: str, args, unit: str, ours: float, peer: float, ratio: float, **more) -> None:
     """One JSON line. `ratio`: ours / peer."""
-    shape = (f"{args.queries} queries x {args.passages} passages of {args.tokens} tokens, {args.layers} layers, "
-             f"hidden {args.hidden}, vocabulary {args.vocabulary}")
-    print(json.dumps({"figure": figure, "shape": shape, "active_terms": args.active or args.vocabulary,
-                      "dropout": args.dropout, "chunk_tokens": args.chunk_tokens, "device": device_name(args.threads),
-                      "unit": unit, "ours": round(ours, 3), "peer": round(peer, 3),
-                      "ours/peer": round(ratio, 3), "peer/ours": round(1 / ratio, 2), **more}), flush=True)
+    shape = (
+        f"{args.queries} queries x {args.passages} passages of {args.tokens} tokens, {args.layers} layers, "
+        f"hidden {args.hidden}, vocabulary {args.vocabulary}"
+    )
+    print(
+        json.dumps(
+            {
+                "figure": figure,
+                "shape": shape,
+                "active_terms": args.active or args.vocabulary,
+                "dropout": args.dropout,
+                "chunk_tokens": args.chunk_tokens,
+                "device": device_name(args.threads),
+                "unit": unit,
+                "ours": round(ours, 3),
+                "peer": round(peer, 3),
+                "ours/peer": round(ratio, 3),
+                "peer/ours": round(1 / ratio, 2),
+                **more,
+            }
+        ),
+        flush=True,
+    )

@@ -32,15 +32,25 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="Recipe file (YAML), e.g. configs/quickstart.yaml.")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[PATH=VALUE]...",
-                                                       help="Overrides, e.g. train.lr=1e-5 run_dir=/scratch/run.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Rehearse on N queries of every split, in a run folder of "
-                                                       "its own (<run>-limit-N).")]
-Redo = Annotated[bool, typer.Option("--redo", help="Where an earlier output was made by another recipe, set it aside "
-                                                   "and make it again, instead of stopping.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PATH=VALUE]...", help="Overrides, e.g. train.lr=1e-5 run_dir=/scratch/run."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Rehearse on N queries of every split, in a run folder of its own (<run>-limit-N)."),
+]
+Redo = Annotated[
+    bool,
+    typer.Option(
+        "--redo",
+        help="Where an earlier output was made by another recipe, set it aside and make it again, instead of stopping.",
+    ),
+]
 
-Round = Annotated[int | None, typer.Option("--round", min=1, help="Of a recipe with rounds: which one. Without it the "
-                                                                  "first.")]
+Round = Annotated[
+    int | None, typer.Option("--round", min=1, help="Of a recipe with rounds: which one. Without it the first.")
+]
 
 
 def main() -> None:
@@ -85,8 +95,9 @@ def _load(recipe: Path, overrides: list[str] | None, limit: int | None, round: i
 
 
 def _stage_command(stage: str, about: str) -> None:
-    def command(recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None,
-                redo: Redo = False) -> None:
+    def command(
+        recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, redo: Redo = False
+    ) -> None:
         from distill.pipeline import run
 
         run(load_recipe(recipe, overrides or ()), only=stage, round=round, limit=limit, redo=redo)
@@ -106,9 +117,19 @@ for _name, _about in {
 
 @app.command()
 def score(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, redo: Redo = False,
-    shard: Annotated[str | None, typer.Option(metavar="I/N", help="Without Ray, as one of N tasks of a job array: task "
-                                              "I, from 0, scores its share; the last to end finishes.")] = None,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    round: Round = None,
+    redo: Redo = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Without Ray, as one of N tasks of a job array: task "
+            "I, from 0, scores its share; the last to end finishes.",
+        ),
+    ] = None,
 ) -> None:
     """Let every teacher score the candidates, in Ray, into Arrow shards."""
     from distill.pipeline import run, score_part
@@ -123,9 +144,18 @@ def score(
 
 @app.command()
 def label(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, redo: Redo = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Show each teacher's scores, how far teachers agree, and how "
-                                                        "often a negative outscores the positive.")] = False,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    round: Round = None,
+    redo: Redo = False,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats",
+            help="Show each teacher's scores, how far teachers agree, and how often a negative outscores the positive.",
+        ),
+    ] = False,
 ) -> None:
     """Make training labels of the teachers' scores."""
     from distill.pipeline import run
@@ -140,7 +170,10 @@ def label(
 
 @app.command("run")
 def run_command(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, redo: Redo = False,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    redo: Redo = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what each stage would do.")] = False,
 ) -> None:
     """Run every stage that is not done yet, and print the final table."""
@@ -157,7 +190,9 @@ def run_command(
 
 @app.command()
 def status(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read every shard and compare its checksum.")] = False,
 ) -> None:
@@ -176,27 +211,65 @@ def status(
 
 @app.command()
 def export(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, *,
-    output: Annotated[Path, typer.Option("--output", "-o", help="What to write: .jsonl, .jsonl.gz, .parquet, or a name "
-                                         "without an ending for a folder of `datasets`; naver: .json, .json.gz; trec: "
-                                         ".run, .run.gz.")],
-    format: Annotated[str, typer.Option("--format", "-f", help="lists (a row a query, everything in it); triplet, "
-                                        "n-tuple, labeled-list (sentence-transformers); flagembedding; naver; trec.")
-                      ] = "lists",
-    teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Whose raw scores. Without it: the labels.")
-                       ] = None,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    round: Round = None,
+    *,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="What to write: .jsonl, .jsonl.gz, .parquet, or a name "
+            "without an ending for a folder of `datasets`; naver: .json, .json.gz; trec: "
+            ".run, .run.gz.",
+        ),
+    ],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            "-f",
+            help="lists (a row a query, everything in it); triplet, "
+            "n-tuple, labeled-list (sentence-transformers); flagembedding; naver; trec.",
+        ),
+    ] = "lists",
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", "-t", help="Whose raw scores. Without it: the labels.")
+    ] = None,
     split: Annotated[str, typer.Option("--split", help="train, dev or test.")] = "train",
-    negatives: Annotated[int | None, typer.Option("--negatives", "-n", min=1, help="Only the first N negatives of each "
-                                                  "query, and no query with fewer.")] = None,
-    ids: Annotated[bool, typer.Option("--ids", help="Columns of ids in the layouts of sentence-transformers, too; drop "
-                                                    "them before training, or they are taken for texts.")] = False,
+    negatives: Annotated[
+        int | None,
+        typer.Option(
+            "--negatives", "-n", min=1, help="Only the first N negatives of each query, and no query with fewer."
+        ),
+    ] = None,
+    ids: Annotated[
+        bool,
+        typer.Option(
+            "--ids",
+            help="Columns of ids in the layouts of sentence-transformers, too; drop "
+            "them before training, or they are taken for texts.",
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
     """Write scores or labels, with texts and ids, in a format that others read."""
     from distill.data.export import export_scores
 
-    print(export_scores(_load(recipe, overrides, limit, round), output, format=format, teacher=teacher, split=split,
-                        negatives=negatives, ids=ids, force=force))
+    print(
+        export_scores(
+            _load(recipe, overrides, limit, round),
+            output,
+            format=format,
+            teacher=teacher,
+            split=split,
+            negatives=negatives,
+            ids=ids,
+            force=force,
+        )
+    )
 
 
 @app.command("export-index")
@@ -215,27 +288,40 @@ def export_index_command(
 
 @app.command()
 def plan(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, *,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    *,
     gpus: Annotated[int, typer.Option("--gpus", "-g", min=1, help="How many devices (cpu: machines like this).")] = 1,
     gpu_type: Annotated[str, typer.Option("--gpu-type", "-t", help="h100, a100, l4, ...; cpu: this machine.")] = "h100",
-    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Go by the rates of a rehearsal or an earlier run, "
-                                        "where there is one.")] = True,
+    probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe/--no-probe", help="Go by the rates of a rehearsal or an earlier run, where there is one."
+        ),
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what a recipe would cost: tokens, FLOPs, device-hours, wall time, disk, memory, jobs."""
     from distill.estimate.show import print_estimate
     from distill.pipeline import rehearsal
 
-    print_estimate(rehearsal(load_recipe(recipe, overrides or ()), limit), gpus, gpu_type, use_probe=probe,
-                   as_json=as_json)
+    print_estimate(
+        rehearsal(load_recipe(recipe, overrides or ()), limit), gpus, gpu_type, use_probe=probe, as_json=as_json
+    )
 
 
 @app.command()
 def submit(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, round: Round = None, redo: Redo = False,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    round: Round = None,
+    redo: Redo = False,
     stage: Annotated[str | None, typer.Option("--stage", "-s", help="Only this stage.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every stage that is not done yet, one after the other.")
-                          ] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every stage that is not done yet, one after the other.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be submitted.")] = False,
 ) -> None:
     """Submit stages to Slurm, with dependencies, as the recipe's `slurm:` section says."""
@@ -261,7 +347,8 @@ def cancel(recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None)
 
 @app.command()
 def show(
-    recipe: RecipeFile, overrides: Overrides = None,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
     folder: Annotated[bool, typer.Option("--folder", help="Print the run folder alone, for scripts.")] = False,
 ) -> None:
     """Print the recipe with every default written out."""
@@ -271,8 +358,12 @@ def show(
 
 @app.command()
 def init(
-    data: Annotated[Path, typer.Argument(help="A BEIR or MS MARCO folder, a dataset saved by `datasets`, or a "
-                                               "JSONL, CSV, TSV or Parquet file.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="A BEIR or MS MARCO folder, a dataset saved by `datasets`, or a JSONL, CSV, TSV or Parquet file."
+        ),
+    ],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to write the recipe.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing recipe.")] = False,
 ) -> None:
@@ -284,8 +375,9 @@ def init(
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="A checkpoint (a folder, or a name on the hub), a shard (.arrow), or a "
-                                             "store.")],
+    path: Annotated[
+        str, typer.Argument(help="A checkpoint (a folder, or a name on the hub), a shard (.arrow), or a store.")
+    ],
     text: Annotated[str | None, typer.Argument(help="With a checkpoint: the text to encode.")] = None,
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="Terms, or rows of a shard, to show.")] = 20,
     query: Annotated[bool, typer.Option("--query", help="Encode the text as a query, not as a passage.")] = False,
@@ -314,12 +406,16 @@ def search(
 def compare(
     run_a: Annotated[Path, typer.Argument(help="A run folder, or a TREC run file.")],
     run_b: Annotated[Path, typer.Argument(help="Another, judged on the same queries.")],
-    metric: Annotated[list[str] | None, typer.Option("--metric", "-m", help="A measure of ir-measures, nDCG@10 where "
-                                                     "none is given; may be repeated.")] = None,
-    qrels: Annotated[Path | None, typer.Option("--qrels", help="Judgements for runs outside run folders: BEIR's or "
-                                               "TREC's format.")] = None,
-    queries: Annotated[int, typer.Option("--queries", "-n", min=0, help="How many of the queries that differ most to "
-                                         "show.")] = 10,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", "-m", help="A measure of ir-measures, nDCG@10 where none is given; may be repeated."),
+    ] = None,
+    qrels: Annotated[
+        Path | None, typer.Option("--qrels", help="Judgements for runs outside run folders: BEIR's or TREC's format.")
+    ] = None,
+    queries: Annotated[
+        int, typer.Option("--queries", "-n", min=0, help="How many of the queries that differ most to show.")
+    ] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Test whether one run is better than another: means, paired t-test and randomisation test, wins and losses."""
@@ -335,11 +431,15 @@ def compare(
 
 @app.command()
 def push(
-    recipe: RecipeFile, overrides: Overrides = None, limit: Limit = None, *,
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    limit: Limit = None,
+    *,
     repo: Annotated[str, typer.Option("--repo", help="Name on the hub, organisation/model; made if missing.")],
     private: Annotated[bool, typer.Option("--private", help="Make it visible to its owners alone.")] = False,
-    revision: Annotated[str | None, typer.Option("--revision", help="A branch instead of main; made if missing.")
-                        ] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="A branch instead of main; made if missing.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the files, with their bytes.")] = False,
 ) -> None:
     """Share a finished run's last model on the Hugging Face hub, with its card, recipe and evaluation."""

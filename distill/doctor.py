@@ -66,8 +66,11 @@ def _torch() -> Finding:
         )
         return Finding("ok", "torch", f"{version}, CUDA {torch.version.cuda}: {cards}")
     if shutil.which("nvidia-smi"):
-        return Finding("fail", "torch", f"{version} sees no GPU, but this machine has an NVIDIA driver: "
-                                        "install a CUDA build of torch")
+        return Finding(
+            "fail",
+            "torch",
+            f"{version} sees no GPU, but this machine has an NVIDIA driver: install a CUDA build of torch",
+        )
     bf16 = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
     return Finding("ok", "torch", f"{version}, no GPU; processor {'has' if bf16 else 'lacks'} AVX512-bf16")
 
@@ -79,22 +82,33 @@ def _deepspeed() -> Finding:
     import deepspeed
 
     accelerator = deepspeed.accelerator.get_accelerator()
-    return Finding("ok", "deepspeed", f"{version}, accelerator {accelerator._name}, "
-                                      f"backend {accelerator.communication_backend_name()}")
+    return Finding(
+        "ok",
+        "deepspeed",
+        f"{version}, accelerator {accelerator._name}, backend {accelerator.communication_backend_name()}",
+    )
 
 
 def _ray() -> Finding:
     version = importlib.metadata.version("ray")
     address = os.environ.get("RAY_ADDRESS")
-    return Finding("ok", "ray", f"{version}; RAY_ADDRESS={address}" if address else
-                   f"{version}; no RAY_ADDRESS: jobs start a Ray of their own on this machine")
+    return Finding(
+        "ok",
+        "ray",
+        f"{version}; RAY_ADDRESS={address}"
+        if address
+        else f"{version}; no RAY_ADDRESS: jobs start a Ray of their own on this machine",
+    )
 
 
 def _compiler() -> Finding:
     found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
     if found is None:
-        return Finding("warn", "compiler", "no C++ compiler: the portable CPU head is used, and DeepSpeed cannot "
-                                           "build its CPU optimizer (offload)")
+        return Finding(
+            "warn",
+            "compiler",
+            "no C++ compiler: the portable CPU head is used, and DeepSpeed cannot build its CPU optimizer (offload)",
+        )
     return Finding("ok", "compiler", found)
 
 
@@ -109,8 +123,12 @@ def _memory() -> Finding:
 def _shared_memory() -> Finding:
     free = shutil.disk_usage("/dev/shm").free
     if free < GIB // 2:
-        return Finding("warn", "shared memory", f"{free / GIB:.2f} GiB free in /dev/shm: Ray's object store falls back "
-                                                "to disk; mount it larger (docker: --shm-size=2g)")
+        return Finding(
+            "warn",
+            "shared memory",
+            f"{free / GIB:.2f} GiB free in /dev/shm: Ray's object store falls back "
+            "to disk; mount it larger (docker: --shm-size=2g)",
+        )
     return Finding("ok", "shared memory", f"{free / GIB:.1f} GiB free in /dev/shm")
 
 
@@ -134,8 +152,12 @@ def _ports() -> Finding:
     try:
         socket.getaddrinfo(host, None)
     except socket.gaierror:
-        return Finding("warn", "ports", f"loopback works, but this host's own name {host!r} does not resolve: "
-                                        "add it to /etc/hosts before multi-process runs")
+        return Finding(
+            "warn",
+            "ports",
+            f"loopback works, but this host's own name {host!r} does not resolve: "
+            "add it to /etc/hosts before multi-process runs",
+        )
     return Finding("ok", "ports", "loopback works; host name resolves")
 
 
@@ -149,8 +171,12 @@ def _hub() -> Finding:
     try:
         status = get_session().head(constants.ENDPOINT, timeout=5).status_code  # a mirror and proxies included
     except HTTPError as error:
-        return Finding("warn", "model hub", f"{constants.ENDPOINT} cannot be reached ({error}): {without}; a mirror is "
-                                            "named by HF_ENDPOINT, a proxy by HTTPS_PROXY")
+        return Finding(
+            "warn",
+            "model hub",
+            f"{constants.ENDPOINT} cannot be reached ({error}): {without}; a mirror is "
+            "named by HF_ENDPOINT, a proxy by HTTPS_PROXY",
+        )
     return Finding("ok", "model hub", f"{constants.ENDPOINT} answers, with status {status}")
 
 

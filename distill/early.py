@@ -22,8 +22,11 @@ def check_recipe(recipe: Recipe) -> None:
     check_depth(recipe.evaluate.metrics, recipe.evaluate.depth)
     check_own_code(recipe)
     tracking = recipe.tracking
-    for name, wanted in {"wandb": tracking.wandb, "tensorboard": tracking.tensorboard,
-                         "codecarbon": tracking.codecarbon}.items():
+    for name, wanted in {
+        "wandb": tracking.wandb,
+        "tensorboard": tracking.tensorboard,
+        "codecarbon": tracking.codecarbon,
+    }.items():
         if wanted and find_spec(name) is None:
             raise RecipeError(f"tracking.{name} needs the package {name}: pip install 'splade-distill[{name}]'")
     if recipe.train.deepspeed and recipe.train.precision != "auto":
@@ -58,15 +61,17 @@ def _check_split(recipe: Recipe, folder: RunFolder) -> None:
     if not folder.judgements(split).exists():
         others = [other for other in ("dev", "test") if folder.judgements(other).exists()]
         remedy = f"set evaluate.split={others[0]}" if others else "run the stages one by one, without `evaluate`"
-        raise RecipeError(f"evaluate.split is {split!r}, but the data in {folder.data} has no judged {split} queries; "
-                          + remedy)
+        raise RecipeError(
+            f"evaluate.split is {split!r}, but the data in {folder.data} has no judged {split} queries; " + remedy
+        )
 
 
 def _check_student(recipe: Recipe) -> None:
     """Whether there is a model by the student's name; it may be a round's checkpoint that is still to come."""
     student = recipe.student
     if isinstance(student, CustomStudent) or (
-            recipe.follows is not None and student.model == str(recipe.follows.checkpoint)):
+        recipe.follows is not None and student.model == str(recipe.follows.checkpoint)
+    ):
         return
     from distill.student.layout import NotCached, read_json
 

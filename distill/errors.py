@@ -25,8 +25,9 @@ class DataError(DistillError):
     `path`, `line` (1-based) and `field` are prefixed to the message as far as they are known.
     """
 
-    def __init__(self, message: str, *, path: str | Path | None = None, line: int | None = None,
-                 field: str | None = None):
+    def __init__(
+        self, message: str, *, path: str | Path | None = None, line: int | None = None, field: str | None = None
+    ):
         where = str(path) if path is not None else ""
         if line is not None:
             where += f":{line}" if where else f"line {line}"

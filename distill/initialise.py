@@ -77,15 +77,25 @@ def write_recipe_for(data: Path, output: Path | None, *, force: bool = False) ->
     if output.exists() and not force:
         raise RecipeError(f"{output} exists; name another with -o, or add --force")
     plain = name[0].isalpha() and isinstance(yaml.safe_load(name), str)
-    text = _TEMPLATE.format(path=data, output=output, quoted=name if plain else f"'{name}'",
-                            data=_data_section(found), evaluate=_evaluate_section(found),
-                            teachers=_teachers_section(found),
-                            found="\n".join(f"#   {line}" for line in found.lines), ramp=_ramp_steps(found))
+    text = _TEMPLATE.format(
+        path=data,
+        output=output,
+        quoted=name if plain else f"'{name}'",
+        data=_data_section(found),
+        evaluate=_evaluate_section(found),
+        teachers=_teachers_section(found),
+        found="\n".join(f"#   {line}" for line in found.lines),
+        ramp=_ramp_steps(found),
+    )
     parse_recipe(yaml.safe_load(text), origin=str(output))
     with write_atomic(output) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    lines = [f"{data} holds", *(f"  {line}" for line in found.lines), f"wrote {output}; next:",
-             f"  distill run {output} --dry-run"]
+    lines = [
+        f"{data} holds",
+        *(f"  {line}" for line in found.lines),
+        f"wrote {output}; next:",
+        f"  distill run {output} --dry-run",
+    ]
     return "\n".join(lines)
 
 

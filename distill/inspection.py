@@ -27,14 +27,18 @@ def inspect_path(path: str | Path, text: str | None = None, *, rows: int = 20, a
     elif place.is_file():
         raise DataError("not a checkpoint folder, nor an .arrow shard or store", path=place)
     elif text is None:
-        raise DataError(('give' if place.exists() else 'no such file or folder; if it is a model of the hub, give')
-                        + ' a text to encode: distill inspect CHECKPOINT "text"', path=path)
+        raise DataError(
+            ("give" if place.exists() else "no such file or folder; if it is a model of the hub, give")
+            + ' a text to encode: distill inspect CHECKPOINT "text"',
+            path=path,
+        )
     else:
         _print_terms(path, text, rows, as_query)
 
 
-def search_and_print(checkpoint: str | Path, data: Path, query: str, *, beside: str | Path | None = None,
-                     top: int = 5) -> None:
+def search_and_print(
+    checkpoint: str | Path, data: Path, query: str, *, beside: str | Path | None = None, top: int = 5
+) -> None:
     """Print the best passages of a run folder, or of any data that `distill init` recognises, and why they matched."""
     from distill.evaluation.explain import encode_collection, open_model, search_and_explain
 
@@ -119,8 +123,9 @@ def _run_of(path: Path) -> tuple[RunFolder, str]:
     for parent in path.resolve().parents:
         folder = run_at(parent)
         if folder.passages.is_file():
-            split = next((part for part in (path.parent.name, *path.stem.split(".")) if part in
-                          ("train", "dev", "test")), None)
+            split = next(
+                (part for part in (path.parent.name, *path.stem.split(".")) if part in ("train", "dev", "test")), None
+            )
             if split is None:
                 break
             return folder, split
@@ -129,4 +134,4 @@ def _run_of(path: Path) -> tuple[RunFolder, str]:
 
 def _short(text: str) -> str:
     text = " ".join(text.split())
-    return text if len(text) <= _TEXT_WIDTH else text[:_TEXT_WIDTH - 1] + "…"
+    return text if len(text) <= _TEXT_WIDTH else text[: _TEXT_WIDTH - 1] + "…"

@@ -31,8 +31,11 @@ def check_own_code(recipe: config.Recipe) -> None:
     if isinstance(recipe.student, config.CustomStudent):
         _check("student.cls", recipe.student.cls)
     train = recipe.train
-    terms = {**train.losses_by_field, "query_regularizers": train.query_regularizers,
-             "passage_regularizers": train.passage_regularizers}
+    terms = {
+        **train.losses_by_field,
+        "query_regularizers": train.query_regularizers,
+        "passage_regularizers": train.passage_regularizers,
+    }
     for field, of_field in terms.items():
         for number, term in enumerate(of_field):
             if term.kind == "custom":

@@ -59,8 +59,9 @@ class StageState:
         return {key: value for key, value in tree.items() if value is not None}
 
 
-def run(recipe: Recipe, *, only: str | None = None, round: int | None = None, limit: int | None = None,
-        redo: bool = False) -> RunFolder:
+def run(
+    recipe: Recipe, *, only: str | None = None, round: int | None = None, limit: int | None = None, redo: bool = False
+) -> RunFolder:
     """Run the stages that are not done, of all rounds (or the one called `only`, of one round); the last one's folder.
 
     A stage whose output was made from other inputs raises `FingerprintError` naming the field that differs, or, with
@@ -69,7 +70,7 @@ def run(recipe: Recipe, *, only: str | None = None, round: int | None = None, li
     """
     rounds = all_rounds(rehearsal(recipe, limit))
     if only is not None:
-        return _run_alone(only, rounds[:number_of(rounds, round)], redo)
+        return _run_alone(only, rounds[: number_of(rounds, round)], redo)
     start = time.monotonic()
     did_something = False
     for one in rounds:
@@ -135,7 +136,8 @@ def _refuse_stale(stages: list[Stage], recipe: Recipe, name: str) -> None:
         if state.state == "stale":
             raise FingerprintError(
                 f"stage {name!r} would build on stage {earlier.name!r}, which must run again: {state.reason}\n"
-                f"Choose another run_dir (or name), or run `distill {earlier.name} --redo` and the stages after it")
+                f"Choose another run_dir (or name), or run `distill {earlier.name} --redo` and the stages after it"
+            )
 
 
 def _before(stage: Stage, recipe: Recipe, but: str = "") -> list[Stage]:
@@ -148,8 +150,10 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> b
     """Run a stage unless it is done, and say so; stale output is refused, or set aside. Whether anything was run."""
     state = stage_state(stage, recipe, folder)
     if state.state == "stale" and not redo:
-        raise FingerprintError(f"stage {stage.name!r} must run again: {state.reason}\n"
-                               "Choose another run_dir (or name), or add --redo to set the old output aside")
+        raise FingerprintError(
+            f"stage {stage.name!r} must run again: {state.reason}\n"
+            "Choose another run_dir (or name), or add --redo to set the old output aside"
+        )
     if state.state == "stale":
         with locked(folder.root / "replaced"):
             state = stage_state(stage, recipe, folder)  # another task of a job array may have begun anew meanwhile
@@ -166,8 +170,9 @@ def _run_stage(stage: Stage, recipe: Recipe, folder: RunFolder, redo: bool) -> b
     _free_gpu()
     _write_recipe(recipe, folder)
     seconds = time.monotonic() - began
-    append_json_line(folder.stage_log,
-                     {"stage": stage.name, "seconds": round(seconds, 3), "host": socket.gethostname()})
+    append_json_line(
+        folder.stage_log, {"stage": stage.name, "seconds": round(seconds, 3), "host": socket.gethostname()}
+    )
     log.info("%-9s done in %.0f s", stage.name, seconds)
     return True
 
@@ -188,8 +193,10 @@ def rehearsal(recipe: Recipe, limit: int | None) -> Recipe:
     if limit is None:
         return recipe
     if recipe.follows is not None:
-        raise RecipeError(f"{recipe.name} is a further round of {recipe.follows.run}, with its data; rehearse "
-                          "the whole recipe (--limit, with --round)")
+        raise RecipeError(
+            f"{recipe.name} is a further round of {recipe.follows.run}, with its data; rehearse "
+            "the whole recipe (--limit, with --round)"
+        )
     folder = recipe.folder.with_name(f"{recipe.folder.name}-limit-{limit}")
     data, train = recipe.data.model_copy(update={"limit": limit}), recipe.train
     if train.steps is not None:  # an epoch of so few queries
@@ -224,8 +231,12 @@ def _round_states(recipe: Recipe, verify: bool, waits: bool) -> list[StageState]
     jobs = {stage: job for job in slurm.recorded_jobs(folder) for stage in job.stages}  # the last one of each
     if jobs:
         known = _slurm_states({job.id for job in jobs.values()})
-        states = [replace(state, slurm={"job": job.id, "state": known[job.id], "log": job.log})
-                  if (job := jobs.get(state.stage)) else state for state in states]
+        states = [
+            replace(state, slurm={"job": job.id, "state": known[job.id], "log": job.log})
+            if (job := jobs.get(state.stage))
+            else state
+            for state in states
+        ]
     return states
 
 
@@ -264,8 +275,10 @@ def stage_state(stage: Stage, recipe: Recipe, folder: RunFolder, *, check: bool 
         difference = None if made_from is None else first_difference(made_from, fields)
         if difference is not None:
             stale.append(path)
-            reasons.append(f"{path} was made from other inputs (fingerprint {fingerprint(made_from)}, this recipe: "
-                           f"{fingerprint(fields)}): {difference}")
+            reasons.append(
+                f"{path} was made from other inputs (fingerprint {fingerprint(made_from)}, this recipe: "
+                f"{fingerprint(fields)}): {difference}"
+            )
         if manifest is None:
             missing.append(path)
             continue

@@ -48,8 +48,13 @@ def volumes(recipe: Recipe) -> Volumes:
     manifest = read_manifest(RunFolder.of(recipe).data)
     if manifest is not None:
         queries = {split: manifest.counts.get(f"queries.{split}", 0) for split in ("train", "dev", "test")}
-        return Volumes(f"the data in {RunFolder.of(recipe).data}", manifest.counts["passages"], queries,
-                       declared.passage_tokens if declared else 80.0, declared.query_tokens if declared else 12.0)
+        return Volumes(
+            f"the data in {RunFolder.of(recipe).data}",
+            manifest.counts["passages"],
+            queries,
+            declared.passage_tokens if declared else 80.0,
+            declared.query_tokens if declared else 12.0,
+        )
     try:
         sizes, origin = sizes_of(recipe.data), "the source's files"
     except DataError as error:  # the data is not there, or not all of it
@@ -59,10 +64,14 @@ def volumes(recipe: Recipe) -> Volumes:
     if sizes is None:
         sizes, origin = declared, "data.sizes of the recipe"
     if sizes is None:
-        raise RecipeError("a dry run needs sizes: run `distill import` first, or declare data.sizes "
-                          "(passages, queries) in the recipe")
-    queries = {"train": min(sizes.queries, recipe.data.train_queries or sizes.queries), "dev": sizes.dev_queries,
-               "test": sizes.test_queries}
+        raise RecipeError(
+            "a dry run needs sizes: run `distill import` first, or declare data.sizes (passages, queries) in the recipe"
+        )
+    queries = {
+        "train": min(sizes.queries, recipe.data.train_queries or sizes.queries),
+        "dev": sizes.dev_queries,
+        "test": sizes.test_queries,
+    }
     queries = {split: min(count, recipe.data.limit or count) for split, count in queries.items()}
     lengths = declared or sizes
     return Volumes(origin, sizes.passages, queries, lengths.passage_tokens, lengths.query_tokens)
@@ -87,19 +96,32 @@ class Counts:
         queries, train = size.queries["train"], recipe.train
         negatives = sum(miner.top + miner.sample for miner in recipe.mine.miners.values())
         rerank_queries = sum(size.queries[split] for split in ("dev", "test")) if recipe.score.rerank else 0
-        rankers = {name: teacher for name, teacher in recipe.teachers.items()
-                   if teacher.kind in ("cross-encoder", "llm", "custom")}
-        pair_tokens = {name: min(size.query_tokens + size.passage_tokens + 3, teacher.max_length)
-                       for name, teacher in rankers.items()}
-        teach_pairs = {name: queries * max(cfg.folds - 1, 1) * (1 + cfg.negatives + cfg.random_negatives)
-                       for name, teacher in recipe.teachers.items() if (cfg := teacher.fine_tune)}
+        rankers = {
+            name: teacher
+            for name, teacher in recipe.teachers.items()
+            if teacher.kind in ("cross-encoder", "llm", "custom")
+        }
+        pair_tokens = {
+            name: min(size.query_tokens + size.passage_tokens + 3, teacher.max_length)
+            for name, teacher in rankers.items()
+        }
+        teach_pairs = {
+            name: queries * max(cfg.folds - 1, 1) * (1 + cfg.negatives + cfg.random_negatives)
+            for name, teacher in recipe.teachers.items()
+            if (cfg := teacher.fine_tune)
+        }
         passage_tokens = min(size.passage_tokens + 2, recipe.student.passage_max_length)
-        return cls(negatives, queries * (1 + negatives),
-                   queries * (1 + negatives) + rerank_queries * recipe.mine.rerank_depth,
-                   sum(math.ceil(count / recipe.mine.shard_queries) for count in size.queries.values()),
-                   size.passages * size.passage_tokens + sum(size.queries.values()) * size.query_tokens,
-                   pair_tokens, teach_pairs, train.steps or math.ceil(queries * train.epochs / train.batch_size),
-                   train.batch_size * (size.query_tokens + 2 + (1 + train.negatives) * passage_tokens))
+        return cls(
+            negatives,
+            queries * (1 + negatives),
+            queries * (1 + negatives) + rerank_queries * recipe.mine.rerank_depth,
+            sum(math.ceil(count / recipe.mine.shard_queries) for count in size.queries.values()),
+            size.passages * size.passage_tokens + sum(size.queries.values()) * size.query_tokens,
+            pair_tokens,
+            teach_pairs,
+            train.steps or math.ceil(queries * train.epochs / train.batch_size),
+            train.batch_size * (size.query_tokens + 2 + (1 + train.negatives) * passage_tokens),
+        )
 
 
 def plan(recipe: Recipe) -> tuple[Volumes, list[Planned]]:
@@ -109,21 +131,47 @@ def plan(recipe: Recipe) -> tuple[Volumes, list[Planned]]:
     tokenizers = len({teacher.model for teacher in recipe.teachers.values() if teacher.model} | {recipe.student.model})
     stages = [
         Planned("import", f"{size.passages:,} passages, {_queries(size)}", n.text_tokens * CHARACTERS_PER_TOKEN),
-        Planned("mine", f"{', '.join(recipe.mine.miners)}: up to {n.negatives} negatives for each of {queries:,} "
-                f"training queries, {n.shards:,} shards", n.pairs * BYTES_PER_PAIR),
-        Planned("teach", "; ".join(f"{name}: {recipe.teachers[name].fine_tune.folds} folds, {pairs:,} pairs an epoch"
-                                   for name, pairs in n.teach_pairs.items()) or "no teacher to fine-tune", None),
-        Planned("score", f"{n.pairs:,} pairs x {len(recipe.teachers)} teachers, {n.shards * len(recipe.teachers):,} "
-                f"shards; {sum(n.pairs * tokens for tokens in n.pair_tokens.values()):.3g} tokens through rankers",
-                n.pairs * BYTES_PER_SCORE * len(recipe.teachers) + n.text_tokens * 4 * tokenizers),
-        Planned("label", f"{recipe.label.normalise} per query, weighted mean"
-                + (f", mapped to {recipe.label.map_to}" if recipe.label.map_to else "")
-                + f": {n.train_pairs:,} labels", n.train_pairs * (BYTES_PER_PAIR + BYTES_PER_SCORE)),
-        Planned("train", f"{n.steps:,} steps of {train.batch_size} queries x {1 + train.negatives} passages; "
-                f"{n.steps * n.step_tokens:.3g} tokens; a checkpoint every {train.checkpoints.every} steps, "
-                f"{train.checkpoints.keep_last} kept", _checkpoint_bytes(recipe)),
-        Planned("evaluate", f"{size.queries[recipe.evaluate.split]:,} {recipe.evaluate.split} queries against "
-                f"{size.passages:,} passages", size.queries[recipe.evaluate.split] * recipe.evaluate.depth * 40.0),
+        Planned(
+            "mine",
+            f"{', '.join(recipe.mine.miners)}: up to {n.negatives} negatives for each of {queries:,} "
+            f"training queries, {n.shards:,} shards",
+            n.pairs * BYTES_PER_PAIR,
+        ),
+        Planned(
+            "teach",
+            "; ".join(
+                f"{name}: {recipe.teachers[name].fine_tune.folds} folds, {pairs:,} pairs an epoch"
+                for name, pairs in n.teach_pairs.items()
+            )
+            or "no teacher to fine-tune",
+            None,
+        ),
+        Planned(
+            "score",
+            f"{n.pairs:,} pairs x {len(recipe.teachers)} teachers, {n.shards * len(recipe.teachers):,} "
+            f"shards; {sum(n.pairs * tokens for tokens in n.pair_tokens.values()):.3g} tokens through rankers",
+            n.pairs * BYTES_PER_SCORE * len(recipe.teachers) + n.text_tokens * 4 * tokenizers,
+        ),
+        Planned(
+            "label",
+            f"{recipe.label.normalise} per query, weighted mean"
+            + (f", mapped to {recipe.label.map_to}" if recipe.label.map_to else "")
+            + f": {n.train_pairs:,} labels",
+            n.train_pairs * (BYTES_PER_PAIR + BYTES_PER_SCORE),
+        ),
+        Planned(
+            "train",
+            f"{n.steps:,} steps of {train.batch_size} queries x {1 + train.negatives} passages; "
+            f"{n.steps * n.step_tokens:.3g} tokens; a checkpoint every {train.checkpoints.every} steps, "
+            f"{train.checkpoints.keep_last} kept",
+            _checkpoint_bytes(recipe),
+        ),
+        Planned(
+            "evaluate",
+            f"{size.queries[recipe.evaluate.split]:,} {recipe.evaluate.split} queries against "
+            f"{size.passages:,} passages",
+            size.queries[recipe.evaluate.split] * recipe.evaluate.depth * 40.0,
+        ),
     ]
     return size, stages
 

@@ -52,9 +52,15 @@ def _bar(description: str, total: float | None, unit: str) -> Iterator[Advance]:
         TimeRemainingColumn,
     )
 
-    columns = [TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(),
-               TextColumn("{task.fields[rate]}"), TimeElapsedColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}")]
+    columns = [
+        TextColumn("{task.description:<24}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
     with Progress(*columns, console=Console(stderr=True), transient=False) as bars:
         task = bars.add_task(description, total=total, rate="", note="")
         start, done = time.monotonic(), 0.0
@@ -81,8 +87,12 @@ def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance
         rate = done / max(seconds, 1e-9)
         of = f"/{total:,.0f}" if total else ""
         left = f", {clock((total - done) / rate)} left" if total and rate > 0 and done < total else ""
-        print(f"{description}: {done:,.0f}{of} {unit}, {rate:,.1f} {unit}/s, {clock(seconds)} elapsed{left}"
-              f"{'  ' + note if note else ''}", file=sys.stderr, flush=True)
+        print(
+            f"{description}: {done:,.0f}{of} {unit}, {rate:,.1f} {unit}/s, {clock(seconds)} elapsed{left}"
+            f"{'  ' + note if note else ''}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def advance(n: float = 1, note: str = "") -> None:
         nonlocal done, last

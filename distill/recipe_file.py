@@ -67,8 +67,9 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-                              list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -111,8 +112,12 @@ def _describe(error: ValidationError) -> list[str]:
             lines.append(f"field {field!r} is missing")
         else:
             given = "" if isinstance(problem["input"], dict) else f" (given: {problem['input']!r})"
-            message = problem["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list").replace(
-                "a valid dictionary or object to extract fields from", "a section, with fields of its own")
+            message = (
+                problem["msg"]
+                .removeprefix("Value error, ")
+                .replace("a valid tuple", "a list")
+                .replace("a valid dictionary or object to extract fields from", "a section, with fields of its own")
+            )
             lines.append((f"field {field!r}: " if names else "") + message + given)
     return lines
 

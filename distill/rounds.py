@@ -25,12 +25,21 @@ def all_rounds(recipe: Recipe) -> list[Recipe]:
         before = found[-1]
         checkpoint = str(RunFolder.of(before).model)
         goes_on = before.follows is not None and before.student.model == str(before.follows.checkpoint)
-        own = {**with_previous(merged(tree, changes), checkpoint),
-               "name": f"{recipe.name}-round-{index + 2}", "run_dir": str(first.round(index + 2)),
-               "follows": {"run": str(first.root), "checkpoint": checkpoint,
-                           "model": before.follows.model if goes_on else before.student.model}}
-        if isinstance(own["student"], dict) and own["student"].get("model") == checkpoint and \
-                own["student"].get("start") == "calibrated":
+        own = {
+            **with_previous(merged(tree, changes), checkpoint),
+            "name": f"{recipe.name}-round-{index + 2}",
+            "run_dir": str(first.round(index + 2)),
+            "follows": {
+                "run": str(first.root),
+                "checkpoint": checkpoint,
+                "model": before.follows.model if goes_on else before.student.model,
+            },
+        }
+        if (
+            isinstance(own["student"], dict)
+            and own["student"].get("model") == checkpoint
+            and own["student"].get("start") == "calibrated"
+        ):
             own["student"] = {**own["student"], "start": "mlm"}  # the checkpoint has a head already, a trained one
         found.append(parse_recipe(own, origin=f"recipe {recipe.name!r}: rounds.{index}"))
         _refuse_other_fine_tuning(recipe, found[-1], f"recipe {recipe.name!r}: rounds.{index}")
@@ -55,7 +64,10 @@ def _refuse_other_fine_tuning(first: Recipe, later: Recipe, origin: str) -> None
     for name, teacher in later.teachers.items():
         before = first.teachers.get(name)
         fields = ("kind", "model", "revision", "max_length", "fine_tune")
-        if teacher.fine_tune is not None and (before is None or any(
-                getattr(teacher, field) != getattr(before, field) for field in fields)):
-            raise RecipeError(f"{origin}: teachers.{name}: a teacher is fine-tuned in the first round only; declare it "
-                              "there (weight: 0 keeps it out of the first round's labels), and leave it as it is")
+        if teacher.fine_tune is not None and (
+            before is None or any(getattr(teacher, field) != getattr(before, field) for field in fields)
+        ):
+            raise RecipeError(
+                f"{origin}: teachers.{name}: a teacher is fine-tuned in the first round only; declare it "
+                "there (weight: 0 keeps it out of the first round's labels), and leave it as it is"
+            )

@@ -51,8 +51,9 @@ def student_head_flops(recipe: Recipe, shape: ModelShape) -> float:
 def weights(shape: ModelShape) -> float:
     """Weights of the layers' matrices."""
     attention, feed_forward = shape.attention or shape.hidden, shape.feed_forward or 4 * shape.hidden
-    return float(shape.layers) * (4 * shape.hidden * attention
-                                  + (3 if shape.gated else 2) * shape.hidden * feed_forward)
+    return float(shape.layers) * (
+        4 * shape.hidden * attention + (3 if shape.gated else 2) * shape.hidden * feed_forward
+    )
 
 
 def parameters(shape: ModelShape) -> float:
@@ -94,6 +95,11 @@ def _shape(config: dict[str, Any]) -> ModelShape | None:
     if not (layers and hidden):
         return None
     heads, channels = first("num_attention_heads", "n_heads", "num_heads"), first("d_kv", "head_dim")
-    return ModelShape(layers=layers, hidden=hidden, attention=heads * channels if heads and channels else None,
-                      feed_forward=first("intermediate_size", "hidden_dim", "d_ff"), vocabulary=first("vocab_size"),
-                      gated=config.get("model_type") in ("modernbert", "llama", "qwen2", "qwen3", "mistral", "gemma"))
+    return ModelShape(
+        layers=layers,
+        hidden=hidden,
+        attention=heads * channels if heads and channels else None,
+        feed_forward=first("intermediate_size", "hidden_dim", "d_ff"),
+        vocabulary=first("vocab_size"),
+        gated=config.get("model_type") in ("modernbert", "llama", "qwen2", "qwen3", "mistral", "gemma"),
+    )

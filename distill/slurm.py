@@ -17,8 +17,19 @@ from distill.data.files import read_json, write_json
 from distill.data.layout import RunFolder
 from distill.errors import SlurmError
 
-ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE",
-         "PREEMPTED", "REVOKED", "UNKNOWN"}
+ENDED = {
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "PREEMPTED",
+    "REVOKED",
+    "UNKNOWN",
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,11 @@ def record_jobs(launch: Path, jobs: Sequence[Job]) -> None:
 def recorded_jobs(folder: RunFolder) -> list[Job]:
     """The jobs of all launches, the oldest first."""
     records = sorted(folder.jobs.glob("*/jobs.json"), key=lambda path: int(path.parent.name))
-    return [Job(job["id"], tuple(job["stages"]), job["log"], tuple(job["command"]))
-            for path in records for job in read_json(path)]
+    return [
+        Job(job["id"], tuple(job["stages"]), job["log"], tuple(job["command"]))
+        for path in records
+        for job in read_json(path)
+    ]
 
 
 def job_states(ids: Collection[str]) -> dict[str, str]:
@@ -68,8 +82,20 @@ def job_states(ids: Collection[str]) -> dict[str, str]:
     forgotten = {job: counts[job] for job in ids if not counts[job]}
     if forgotten:
         with contextlib.suppress(SlurmError):  # many have no accounting
-            _count(forgotten, ask(["sacct", "--allocations", "--array", "--noheader", "--parsable2",
-                                   "--format=JobID,State", f"--jobs={','.join(forgotten)}"]))
+            _count(
+                forgotten,
+                ask(
+                    [
+                        "sacct",
+                        "--allocations",
+                        "--array",
+                        "--noheader",
+                        "--parsable2",
+                        "--format=JobID,State",
+                        f"--jobs={','.join(forgotten)}",
+                    ]
+                ),
+            )
     return {job: _in_words(states) for job, states in counts.items()}
 
 

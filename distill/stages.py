@@ -59,8 +59,11 @@ def _mine_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
 
     require_manifest(folder.data, "import")
     splits = [split for split in SPLITS if split == "train" or folder.judgements(split).exists()]
-    return {folder.candidates(split): mining_fields(recipe, folder, split)
-            for split in splits if not are_imported(folder.candidates(split))}
+    return {
+        folder.candidates(split): mining_fields(recipe, folder, split)
+        for split in splits
+        if not are_imported(folder.candidates(split))
+    }
 
 
 def _mine(recipe: Recipe, folder: RunFolder) -> None:
@@ -92,8 +95,11 @@ def _score_outputs(recipe: Recipe, folder: RunFolder) -> Outputs:
     teachers = scoring_teachers(recipe)
     if not teachers:  # nothing to do, but not before there is something
         require_manifest(folder.data, "import")
-    return {folder.scores(name, split): score_fields(recipe, folder, name, split)
-            for name in teachers for split in splits_to_score(recipe, folder)}
+    return {
+        folder.scores(name, split): score_fields(recipe, folder, name, split)
+        for name in teachers
+        for split in splits_to_score(recipe, folder)
+    }
 
 
 def _score(recipe: Recipe, folder: RunFolder) -> None:

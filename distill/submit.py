@@ -40,8 +40,9 @@ class Plan:
     arguments: tuple[str, ...] = ()
 
 
-def submit_jobs(recipe: Recipe, *, only: str | None = None, limit: int | None = None, redo: bool = False,
-                dry_run: bool = False) -> list[slurm.Job]:
+def submit_jobs(
+    recipe: Recipe, *, only: str | None = None, limit: int | None = None, redo: bool = False, dry_run: bool = False
+) -> list[slurm.Job]:
     """Submit the stages that are not done, of all rounds (or the one called `only`, of the first); returns the jobs.
 
     With `dry_run` they are only printed. Raises `SlurmError`, after cancelling what this call has submitted, where
@@ -64,8 +65,10 @@ def submit_jobs(recipe: Recipe, *, only: str | None = None, limit: int | None = 
         live = [_live_jobs(RunFolder.of(one)) for one in rounds]
         for jobs, stages in zip(live, left, strict=True):
             if busy := [job for job in jobs if {*job.stages} & {*stages}]:
-                raise SlurmError(f"job {busy[0].id} ({', '.join(busy[0].stages)}) of this run still waits or runs; "
-                                 "`distill status` shows it, `distill cancel` ends it")
+                raise SlurmError(
+                    f"job {busy[0].id} ({', '.join(busy[0].stages)}) of this run still waits or runs; "
+                    "`distill status` shows it, `distill cancel` ends it"
+                )
         before = [job for jobs in live for job in jobs]
         if only is not None:
             before = _round_before(rounds[0]) + live[0]
@@ -94,11 +97,15 @@ def plan_jobs(recipe: Recipe, stages: Sequence[str]) -> list[Plan]:
             plans.append(Plan((stage,), "train.sbatch", _options(request, request.nodes or 1, ranks), "train-%j.out"))
         else:
             options = _options(request, 1, 1)
-            together = plans.pop().stages if plans and plans[-1].script == "pipeline.sbatch" and \
-                plans[-1].options == options else ()
+            together = (
+                plans.pop().stages
+                if plans and plans[-1].script == "pipeline.sbatch" and plans[-1].options == options
+                else ()
+            )
             names = ",".join((*together, stage))
-            plans.append(Plan((*together, stage), "pipeline.sbatch", options, f"{names.replace(',', '-')}-%j.out",
-                              (names,)))
+            plans.append(
+                Plan((*together, stage), "pipeline.sbatch", options, f"{names.replace(',', '-')}-%j.out", (names,))
+            )
     return plans
 
 
@@ -113,17 +120,28 @@ def _score_plan(recipe: Recipe, request: SlurmJob) -> Plan:
 def _request(recipe: Recipe, stage: str) -> SlurmJob:
     """What the stage's job asks for: what its own section gives, null included, over what the whole section gives."""
     own = recipe.slurm.stages.get(stage, SlurmJob())
-    fields = {name: getattr(own if name in own.model_fields_set else recipe.slurm, name)
-              for name in SlurmJob.model_fields}
+    fields = {
+        name: getattr(own if name in own.model_fields_set else recipe.slurm, name) for name in SlurmJob.model_fields
+    }
     return SlurmJob.model_validate(fields)
 
 
 def _options(request: SlurmJob, nodes: int, tasks: int) -> tuple[str, ...]:
-    asked = {"--partition": request.partition, "--account": request.account, "--time": request.time,
-             "--gpus-per-node": request.gpus, "--cpus-per-task": request.cpus, "--mem": request.memory,
-             "--signal": request.warn and f"USR1@{request.warn}"}
-    return (f"--nodes={nodes}", f"--ntasks-per-node={tasks}",
-            *(f"{name}={value}" for name, value in asked.items() if value is not None), *request.options)
+    asked = {
+        "--partition": request.partition,
+        "--account": request.account,
+        "--time": request.time,
+        "--gpus-per-node": request.gpus,
+        "--cpus-per-task": request.cpus,
+        "--mem": request.memory,
+        "--signal": request.warn and f"USR1@{request.warn}",
+    }
+    return (
+        f"--nodes={nodes}",
+        f"--ntasks-per-node={tasks}",
+        *(f"{name}={value}" for name, value in asked.items() if value is not None),
+        *request.options,
+    )
 
 
 def _stages_left(recipe: Recipe, only: str | None, redo: bool) -> list[list[str]]:
@@ -137,8 +155,10 @@ def _stages_left(recipe: Recipe, only: str | None, redo: bool) -> list[list[str]
         if state.state == "done" or only not in (None, state.stage) or (only is not None and number > 1):
             continue
         if state.state == "stale" and not redo:
-            raise FingerprintError(f"stage {state.stage!r} must run again: {state.reason}\n"
-                                   "Choose another run_dir (or name), or add --redo to set the old output aside")
+            raise FingerprintError(
+                f"stage {state.stage!r} must run again: {state.reason}\n"
+                "Choose another run_dir (or name), or add --redo to set the old output aside"
+            )
         if state.stage not in _idle(rounds[number - 1]):
             left[number - 1].append(state.stage)
     return left
@@ -195,8 +215,9 @@ def _submit(plans: Sequence[tuple[Recipe, list[Plan]]], before: list[str], redo:
         folder = RunFolder.of(recipe)
         launch = _new_launch(recipe, folder)
         # what the submitting shell got from a job that it may itself be part of, the new jobs must not take for theirs
-        environment = {name: value for name, value in os.environ.items()
-                       if name == "SLURM_CONF" or not name.startswith("SLURM_")}
+        environment = {
+            name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith("SLURM_")
+        }
         environment |= {"DISTILL_SETUP": str(launch / "setup.sh"), "DISTILL_RUN": str(folder.root)}
         for place, plan in enumerate(jobs_of_round):
             command = _command(plan, launch, [jobs[-1].id] if jobs else before, redo)
@@ -211,7 +232,7 @@ def _submit(plans: Sequence[tuple[Recipe, list[Plan]]], before: list[str], redo:
                 slurm.ask(["scancel", *earlier])
                 raise SlurmError(f"{error}\nThe jobs before it ({', '.join(earlier)}) were cancelled") from None
             jobs.append(slurm.Job(number, plan.stages, str(launch / plan.log), tuple(command)))
-            slurm.record_jobs(launch, jobs[-place - 1:])
+            slurm.record_jobs(launch, jobs[-place - 1 :])
             print(f"job {number}: {', '.join(plan.stages)}" + (f" ({recipe.name})" if recipe.follows else ""))
         print(f"logs: {launch}")
     return jobs
@@ -221,8 +242,19 @@ def _command(plan: Plan, launch: Path, after: Sequence[str], redo: bool) -> list
     name = f"distill-{'-'.join(plan.stages)}"
     log = str(launch).replace("%", "%%") + f"/{plan.log}"
     waits = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"] if after else []
-    return ["sbatch", "--parsable", f"--job-name={name}", "--export=ALL", f"--output={log}", *waits, *plan.options,
-            str(_scripts() / plan.script), *plan.arguments, str(launch / "recipe.yaml"), *(["--redo"] if redo else [])]
+    return [
+        "sbatch",
+        "--parsable",
+        f"--job-name={name}",
+        "--export=ALL",
+        f"--output={log}",
+        *waits,
+        *plan.options,
+        str(_scripts() / plan.script),
+        *plan.arguments,
+        str(launch / "recipe.yaml"),
+        *(["--redo"] if redo else []),
+    ]
 
 
 def _scripts() -> Path:

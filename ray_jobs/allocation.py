@@ -44,15 +44,21 @@ class Place:
     @classmethod
     def find(cls, recipe: Recipe, environment: Mapping[str, str]) -> Place:
         try:
-            launch = "-".join(environment.get(name, "0") for name in (
-                "SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID"))
-            return cls(int(environment["SLURM_PROCID"]), int(environment["SLURM_STEP_NUM_TASKS"]),
-                       recipe.folder.resolve() / "jobs" / f"ray-{launch}",
-                       int(environment.get("SLURM_CPUS_PER_TASK") or environment["SLURM_CPUS_ON_NODE"]),
-                       int(environment.get("SLURM_GPUS_ON_NODE", 0)))
+            launch = "-".join(
+                environment.get(name, "0") for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "SLURM_STEP_ID")
+            )
+            return cls(
+                int(environment["SLURM_PROCID"]),
+                int(environment["SLURM_STEP_NUM_TASKS"]),
+                recipe.folder.resolve() / "jobs" / f"ray-{launch}",
+                int(environment.get("SLURM_CPUS_PER_TASK") or environment["SLURM_CPUS_ON_NODE"]),
+                int(environment.get("SLURM_GPUS_ON_NODE", 0)),
+            )
         except KeyError as error:
-            raise RecipeError(f"{error} is not set: this must be started by srun, in a Slurm job; elsewhere "
-                              "`distill score` starts Ray by itself") from None
+            raise RecipeError(
+                f"{error} is not set: this must be started by srun, in a Slurm job; elsewhere "
+                "`distill score` starts Ray by itself"
+            ) from None
 
     @property
     def address(self) -> Path:
@@ -81,15 +87,31 @@ def _lead(place: Place, object_store: int, arguments: Sequence[str]) -> int:
     address = f"{host}:{port}"
     client = [f"--ray-client-server-port={client_port}"] if find_spec("grpc") else []  # else Ray refuses the option
     try:
-        with _ray(place, object_store, "--head", f"--node-ip-address={host}", f"--port={port}", *client,
-                  "--include-dashboard=false", f"--dashboard-port={dashboard_port}") as head:
+        with _ray(
+            place,
+            object_store,
+            "--head",
+            f"--node-ip-address={host}",
+            f"--port={port}",
+            *client,
+            "--include-dashboard=false",
+            f"--dashboard-port={dashboard_port}",
+        ) as head:
             _await_port(host, port, head)
             with write_atomic(place.address) as temporary:
                 temporary.write_text(address, encoding="utf-8")
             driver = subprocess.Popen(
-                [sys.executable, "-m", "distill.cli", *arguments, "cluster.address=auto",
-                 f"cluster.nodes={place.tasks}"],
-                env=_environment(place) | {"RAY_ADDRESS": address}, start_new_session=True)
+                [
+                    sys.executable,
+                    "-m",
+                    "distill.cli",
+                    *arguments,
+                    "cluster.address=auto",
+                    f"cluster.nodes={place.tasks}",
+                ],
+                env=_environment(place) | {"RAY_ADDRESS": address},
+                start_new_session=True,
+            )
             with _ended(driver):
                 while driver.poll() is None:
                     if head.poll() is not None:  # the driver would go on asking for it
@@ -125,14 +147,31 @@ def _join(place: Place, object_store: int) -> int:
 def _ray(place: Place, object_store: int, *options: str) -> Iterator[subprocess.Popen]:
     """One machine's Ray, which ends with the block and leaves nothing behind."""
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Unix sockets below it have at most 107 characters
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats",
-               f"--temp-dir={temporary}", f"--num-cpus={place.cpus}", f"--num-gpus={place.gpus}",
-               f"--object-store-memory={object_store}", "--dashboard-agent-listen-port=0", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        "--disable-usage-stats",
+        f"--temp-dir={temporary}",
+        f"--num-cpus={place.cpus}",
+        f"--num-gpus={place.gpus}",
+        f"--object-store-memory={object_store}",
+        "--dashboard-agent-listen-port=0",
+        *options,
+    ]
     log = open(Path(temporary) / "start.log", "w", encoding="utf-8")  # noqa: SIM115 (closed below)
     try:
         with log:
-            process = subprocess.Popen(command, env=_environment(place), stdin=subprocess.DEVNULL, stdout=log,
-                                       stderr=log, start_new_session=True)
+            process = subprocess.Popen(
+                command,
+                env=_environment(place),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         with _ended(process):
             try:
                 yield process

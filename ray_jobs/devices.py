@@ -37,17 +37,27 @@ def ending_with_the_device(task: str, folder: RunFolder) -> Iterator[None]:
             raise
         try:
             log.error("%s: %s", task, error)
-            append_json_line(folder.lost_devices, {
-                "task": task, "host": socket.gethostname(), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
-                "time": round(time.time(), 3), "error": str(error)})
+            append_json_line(
+                folder.lost_devices,
+                {
+                    "task": task,
+                    "host": socket.gethostname(),
+                    "gpus": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+                    "time": round(time.time(), 3),
+                    "error": str(error),
+                },
+            )
         finally:  # also with a full disk: an exception would end the whole job
             os._exit(70)
 
 
 def lost_device(task: str, folder: RunFolder, since: float) -> str | None:
     """What the worker that last ran a task wrote, `since` that time, of the device it lost; for people."""
-    lines = [line for line in read_json_lines(folder.lost_devices)
-             if line["task"] == task and line["time"] >= since - _CLOCKS]
+    lines = [
+        line
+        for line in read_json_lines(folder.lost_devices)
+        if line["task"] == task and line["time"] >= since - _CLOCKS
+    ]
     if not lines:
         return None
     last = lines[-1]

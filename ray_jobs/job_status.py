@@ -58,8 +58,10 @@ def job_status(folder: RunFolder, teachers: Sequence[str], splits: Sequence[str]
         return None
     current = [log for log in logs if log.state in ("running", "unknown")]
     current = current or [log for log in logs if log.pending][-1:] or logs[-1:]
-    return JobStatus(tuple(_progress(folder, teacher, splits, current) for teacher in teachers),
-                     tuple(log.summary() for log in current))
+    return JobStatus(
+        tuple(_progress(folder, teacher, splits, current) for teacher in teachers),
+        tuple(log.summary() for log in current),
+    )
 
 
 @dataclass
@@ -132,8 +134,11 @@ def _progress(folder: RunFolder, teacher: str, splits: Sequence[str], current: S
     works = [(log, log.work[teacher]) for log in current if teacher in log.work and log.work[teacher].tasks]
     spans = [max(work.latest - work.began, 1e-3) for _, work in works]
     tokens, padded = sum(work.tokens for _, work in works), sum(work.padded_tokens for _, work in works)
-    left = [(log.pending[teacher] - work.tasks) * span / work.tasks
-            for (log, work), span in zip(works, spans, strict=True) if log.state in ("running", "unknown")]
+    left = [
+        (log.pending[teacher] - work.tasks) * span / work.tasks
+        for (log, work), span in zip(works, spans, strict=True)
+        if log.state in ("running", "unknown")
+    ]
     return TeacherProgress(
         teacher,
         shards=sum(len(manifest.shards) for manifest in candidates if manifest),
@@ -143,7 +148,8 @@ def _progress(folder: RunFolder, teacher: str, splits: Sequence[str], current: S
         pairs_per_second=_rounded(sum(work.pairs / span for (_, work), span in zip(works, spans, strict=True))),
         tokens_per_second=_rounded(sum(work.tokens / span for (_, work), span in zip(works, spans, strict=True))),
         padding=round(1 - tokens / padded, 4) if padded else None,
-        seconds_left=round(max(left), 1) if left else None)
+        seconds_left=round(max(left), 1) if left else None,
+    )
 
 
 def _teacher(task: str) -> str:

@@ -101,16 +101,23 @@ def mine(recipe: Recipe, folder: RunFolder) -> Manifest:
 
         from ray_jobs.shard_map import Resources, ray_cluster
 
-        miners = list({name: None for split in {task.shard.split for task in shards}
-                       for name in miners_of(recipe, split)})
+        miners = list(
+            {name: None for split in {task.shard.split for task in shards} for name in miners_of(recipe, split)}
+        )
         if any(recipe.mine.miners[name].kind == "bm25" for name in miners):
             _make_bm25_index(passages, folder)
         with ray_cluster(recipe.cluster):
             gpus = recipe.mine.gpus
             if gpus is None:
                 gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-            _map(recipe, folder, _missing_chunks(recipe, folder, miners), "encode", "passages",
-                 Resources(recipe.mine.cpus, gpus, recipe.mine.actors))
+            _map(
+                recipe,
+                folder,
+                _missing_chunks(recipe, folder, miners),
+                "encode",
+                "passages",
+                Resources(recipe.mine.cpus, gpus, recipe.mine.actors),
+            )
             _map(recipe, folder, shards, "mine", "queries", Resources(recipe.mine.cpus, 0.0, recipe.mine.actors))
     return finish(recipe, folder)
 
@@ -123,9 +130,15 @@ def _map(recipe: Recipe, folder: RunFolder, tasks: Sequence[Any], title: str, un
         return
     size = Counter({task.name: task.passages if isinstance(task, ChunkTask) else task.shard.queries for task in tasks})
     with progress(title, size.total(), unit) as advance:
-        shard_map(MineWorker, (recipe, folder, max(1, int(recipe.mine.cpus))), tasks, resources=resources,
-                  max_tries=recipe.mine.max_tries, done=lambda task, _: advance(size[task.name], task.name),
-                  why=lambda task, since: lost_device(task.name, folder, since))
+        shard_map(
+            MineWorker,
+            (recipe, folder, max(1, int(recipe.mine.cpus))),
+            tasks,
+            resources=resources,
+            max_tries=recipe.mine.max_tries,
+            done=lambda task, _: advance(size[task.name], task.name),
+            why=lambda task, since: lost_device(task.name, folder, since),
+        )
 
 
 def _chunks(recipe: Recipe, folder: RunFolder, miner: str, device: str | None = None) -> Chunks:

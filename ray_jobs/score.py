@@ -69,12 +69,17 @@ def splits_to_score(recipe: Recipe, folder: RunFolder) -> tuple[str, ...]:
 def score_fields(recipe: Recipe, folder: RunFolder, teacher: str, split: str) -> dict[str, Any]:
     """What a teacher's scores of a split depend on: the hashed part of their manifest. Raises `TeacherError`."""
     candidates = require_manifest(folder.candidates(split), "mine")
-    return {"stage": "score", "format": FORMAT, "candidates": candidates.fingerprint,
-            "teacher": identity(teacher, recipe.teachers[teacher], folder)}
+    return {
+        "stage": "score",
+        "format": FORMAT,
+        "candidates": candidates.fingerprint,
+        "teacher": identity(teacher, recipe.teachers[teacher], folder),
+    }
 
 
-def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None = None,
-          splits: Sequence[str] | None = None) -> dict[str, int]:
+def score(
+    recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None = None, splits: Sequence[str] | None = None
+) -> dict[str, int]:
     """Score with all teachers in one Ray job; returns counters (shards, pairs, tokens, deaths).
 
     A local Ray is started, and stopped again, unless the recipe names a cluster or Ray runs already. Started again
@@ -90,9 +95,17 @@ def score(recipe: Recipe, folder: RunFolder, *, teachers: Sequence[str] | None =
             for need in sorted({gpus[task.teacher] for task in tasks}):
                 some = [task for task in tasks if gpus[task.teacher] == need]
                 resources = Resources(recipe.score.cpus, need, recipe.score.actors)
-                shard_map(ScoreWorker, arguments, some, resources=resources, max_tries=recipe.score.max_tries,
-                          done=done, handed=job.handed, died=job.died,
-                          why=lambda task, since: lost_device(task.name, folder, since))
+                shard_map(
+                    ScoreWorker,
+                    arguments,
+                    some,
+                    resources=resources,
+                    max_tries=recipe.score.max_tries,
+                    done=done,
+                    handed=job.handed,
+                    died=job.died,
+                    why=lambda task, since: lost_device(task.name, folder, since),
+                )
     job.finish()
     return job.counters
 
@@ -111,8 +124,14 @@ def _gpus(recipe: Recipe, folder: RunFolder, teacher: str, identity: str) -> flo
     return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 
-def score_local(recipe: Recipe, folder: RunFolder, *, part: tuple[int, int] = (0, 1),
-                teachers: Sequence[str] | None = None, splits: Sequence[str] | None = None) -> dict[str, int]:
+def score_local(
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    part: tuple[int, int] = (0, 1),
+    teachers: Sequence[str] | None = None,
+    splits: Sequence[str] | None = None,
+) -> dict[str, int]:
     """Score in this process, without Ray: every n-th shard of the plan from the i-th on, `part = (i, n)`.
 
     The tasks of a job array share nothing but the folder; the one that finds nothing pending writes the manifests.
@@ -138,8 +157,9 @@ def parse_part(text: str) -> tuple[int, int]:
     """`"I/N"` as (I, N): part I of N, counted from 0. Raises `RecipeError`."""
     index, of = (int(number) if number.isdecimal() else -1 for number in (*text.split("/", 1), "")[:2])
     if not 0 <= index < of:
-        raise RecipeError(f"{text!r} is no part of the shards: write I/N, where N tasks count from 0 to N-1 "
-                          "(0/8 to 7/8)")
+        raise RecipeError(
+            f"{text!r} is no part of the shards: write I/N, where N tasks count from 0 to N-1 (0/8 to 7/8)"
+        )
     return index, of
 
 
@@ -152,8 +172,11 @@ class _Job:
         if unknown := [name for name in self.teachers if name not in recipe.teachers]:
             raise RecipeError(f"no teacher {unknown[0]!r} in the recipe ({', '.join(recipe.teachers)})")
         self.splits = tuple(splits or splits_to_score(recipe, folder))
-        self.fields = {(teacher, split): score_fields(recipe, folder, teacher, split)
-                       for teacher in self.teachers for split in self.splits}
+        self.fields = {
+            (teacher, split): score_fields(recipe, folder, teacher, split)
+            for teacher in self.teachers
+            for split in self.splits
+        }
         self.identities = {teacher: fingerprint_of(fields["teacher"]) for (teacher, _), fields in self.fields.items()}
         self.shards: dict[str, Shard] = {}  # task name -> what was committed
         self._pairs: dict[str, dict[str, int]] = {}  # split -> candidate shard -> pairs in it
@@ -170,22 +193,36 @@ class _Job:
         for teacher in self.teachers:
             cfg = self.recipe.teachers[teacher]
             splits = [split for split in self.splits if not self._finished(teacher, split)]
-            pending = [task for split in splits for task in self._shards(teacher, split)
-                       if mine(task) and not self._committed(task, known)]
+            pending = [
+                task
+                for split in splits
+                for task in self._shards(teacher, split)
+                if mine(task) and not self._committed(task, known)
+            ]
             if not pending:
                 continue
             prepare(teacher, cfg, self.folder, splits)
             if cfg.kind in _VECTOR_KINDS:
-                tasks += [task for split in splits for task in self._chunks(teacher, split)
-                          if mine(task) and not chunk_done(teacher, self.folder, split, task.store, task.chunk)]
+                tasks += [
+                    task
+                    for split in splits
+                    for task in self._chunks(teacher, split)
+                    if mine(task) and not chunk_done(teacher, self.folder, split, task.store, task.chunk)
+                ]
             tasks += pending
         return tasks
 
     @contextlib.contextmanager
     def progress(self, tasks: Sequence[ScoreTask]) -> Iterator[Callable[[ScoreTask, Result], None]]:
         """Show and log what is done; yields the function to call for each finished task."""
-        self._log.write("start", teachers=self.teachers, splits=self.splits, tasks=len(tasks),
-                        pairs=sum(task.pairs for task in tasks), pending=Counter(task.teacher for task in tasks))
+        self._log.write(
+            "start",
+            teachers=self.teachers,
+            splits=self.splits,
+            tasks=len(tasks),
+            pairs=sum(task.pairs for task in tasks),
+            pending=Counter(task.teacher for task in tasks),
+        )
         with self._logged(), progress("score", sum(task.pairs for task in tasks), "pairs") as advance:
 
             def done(task: ScoreTask, result: Result) -> None:
@@ -235,8 +272,10 @@ class _Job:
                 missing = [task for task in tasks if task.name not in self.shards and not self._committed(task, known)]
             if missing:
                 if must_be_complete:
-                    raise StorageError(f"{home / missing[0].shard}: gone or damaged since it was written; look at the "
-                                       "disk, and start the same command again")
+                    raise StorageError(
+                        f"{home / missing[0].shard}: gone or damaged since it was written; look at the "
+                        "disk, and start the same command again"
+                    )
                 elsewhere += len(missing)
                 continue
             pairs = sum(task.pairs for task in tasks)
@@ -262,16 +301,21 @@ class _Job:
     def _shards(self, teacher: str, split: str) -> list[ScoreTask]:
         if split not in self._pairs:
             home = self.folder.candidates(split)
-            self._pairs[split] = {shard.name: read_candidates(home / shard.name).pairs
-                                  for shard in candidate_shards(home)}
+            self._pairs[split] = {
+                shard.name: read_candidates(home / shard.name).pairs for shard in candidate_shards(home)
+            }
         fingerprint = fingerprint_of(self.fields[teacher, split])
-        return [ScoreTask(teacher, split, name, fingerprint, i, pairs)
-                for i, (name, pairs) in enumerate(self._pairs[split].items(), self._offset(teacher, split))]
+        return [
+            ScoreTask(teacher, split, name, fingerprint, i, pairs)
+            for i, (name, pairs) in enumerate(self._pairs[split].items(), self._offset(teacher, split))
+        ]
 
     def _chunks(self, teacher: str, split: str) -> list[ScoreTask]:
         chunks = vector_chunks(teacher, self.folder, split)
-        return [ScoreTask(teacher, split, f"vectors/{store}-{chunk:05d}", "", i, 0, store, chunk)
-                for i, (store, chunk) in enumerate(chunks, self._offset(teacher, split))]
+        return [
+            ScoreTask(teacher, split, f"vectors/{store}-{chunk:05d}", "", i, 0, store, chunk)
+            for i, (store, chunk) in enumerate(chunks, self._offset(teacher, split))
+        ]
 
     def _offset(self, teacher: str, split: str) -> int:
         # another first part for each teacher and split, or the first task of an array would get all the remainders
@@ -295,11 +339,14 @@ class _Job:
             _set_aside(path)
             return False
         if made_from != task.fingerprint:
-            raise FingerprintError(f"{path}: made from other inputs (fingerprint {made_from}, this run needs "
-                                   f"{task.fingerprint}); remove the file and start again")
+            raise FingerprintError(
+                f"{path}: made from other inputs (fingerprint {made_from}, this run needs "
+                f"{task.fingerprint}); remove the file and start again"
+            )
         if not whole:
-            log.warning("%s is damaged (it has %d scores, not %d); it is scored again", path, len(found.values),
-                        task.pairs)
+            log.warning(
+                "%s is damaged (it has %d scores, not %d); it is scored again", path, len(found.values), task.pairs
+            )
             _set_aside(path)
             return False
         self.shards[task.name] = Shard(path.name, len(found.query), path.stat().st_size, checksum)

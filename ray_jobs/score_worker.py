@@ -90,19 +90,33 @@ def score_shard(task: ScoreTask, teacher: Teacher, folder: RunFolder) -> Result:
     tokens, padded = teacher.work.tokens, teacher.work.padded_tokens
     scores = teacher.score(Pairs(candidates.pair_queries, candidates.passages, task.split))
     _check_finite(scores, candidates, task, folder, teacher.execution.precision)
-    shard = write_scores(path, candidates, scores, fingerprint=task.fingerprint, teacher=task.teacher,
-                         execution=teacher.execution.record())
-    return {"pairs": candidates.pairs, "tokens": teacher.work.tokens - tokens,
-            "padded_tokens": teacher.work.padded_tokens - padded, "seconds": time.monotonic() - start, "shard": shard}
+    shard = write_scores(
+        path,
+        candidates,
+        scores,
+        fingerprint=task.fingerprint,
+        teacher=task.teacher,
+        execution=teacher.execution.record(),
+    )
+    return {
+        "pairs": candidates.pairs,
+        "tokens": teacher.work.tokens - tokens,
+        "padded_tokens": teacher.work.padded_tokens - padded,
+        "seconds": time.monotonic() - start,
+        "shard": shard,
+    }
 
 
-def _check_finite(scores: np.ndarray, candidates: Candidates, task: ScoreTask, folder: RunFolder, precision: str
-                  ) -> None:
+def _check_finite(
+    scores: np.ndarray, candidates: Candidates, task: ScoreTask, folder: RunFolder, precision: str
+) -> None:
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
         rows = [candidates.pair_queries[bad[0]]], [candidates.passages[bad[0]]]
         query = TextStore.open(folder.queries(task.split)).ids(np.array(rows[0]))[0]
         passage = TextStore.open(folder.passages).ids(np.array(rows[1]))[0]
         half = "; float16 may have overflowed: set the teacher's dtype to float32" if precision == "float16" else ""
-        raise TeacherError(f"teacher {task.teacher!r} returned {scores[bad[0]]} for query {query!r} (row {rows[0][0]}) "
-                           f"and passage {passage!r} (row {rows[1][0]}); {len(bad)} such scores in this shard{half}")
+        raise TeacherError(
+            f"teacher {task.teacher!r} returned {scores[bad[0]]} for query {query!r} (row {rows[0][0]}) "
+            f"and passage {passage!r} (row {rows[1][0]}); {len(bad)} such scores in this shard{half}"
+        )

@@ -61,10 +61,18 @@ class Resources:
     actors: int | None = None
 
 
-def shard_map(worker: type, arguments: tuple[Any, ...], tasks: Sequence[Task], *, resources: Resources, max_tries: int,
-              done: Callable[[Task, Any], None], handed: Callable[[Task], None] = lambda task: None,
-              died: Callable[[list[Task]], None] = lambda tasks: None,
-              why: Callable[[Task, float], str | None] = lambda task, since: None) -> None:
+def shard_map(
+    worker: type,
+    arguments: tuple[Any, ...],
+    tasks: Sequence[Task],
+    *,
+    resources: Resources,
+    max_tries: int,
+    done: Callable[[Task, Any], None],
+    handed: Callable[[Task], None] = lambda task: None,
+    died: Callable[[list[Task]], None] = lambda tasks: None,
+    why: Callable[[Task, float], str | None] = lambda task, since: None,
+) -> None:
     """Run `worker(*arguments).run(task)` for every task; `done(task, result)` is called in the driver as they finish.
 
     A task whose worker dies is tried again, at most `max_tries` times in all; only the task that was running counts a
@@ -88,9 +96,17 @@ def shard_map(worker: type, arguments: tuple[Any, ...], tasks: Sequence[Task], *
 class _Map:
     """The driver's bookkeeping: who runs what, and what is still to be handed out."""
 
-    def __init__(self, worker: Any, arguments: tuple[Any, ...], tasks: Sequence[Task], resources: Resources,
-                 max_tries: int, handed: Callable[[Task], None], died: Callable[[list[Task]], None],
-                 why: Callable[[Task, float], str | None]):
+    def __init__(
+        self,
+        worker: Any,
+        arguments: tuple[Any, ...],
+        tasks: Sequence[Task],
+        resources: Resources,
+        max_tries: int,
+        handed: Callable[[Task], None],
+        died: Callable[[list[Task]], None],
+        why: Callable[[Task, float], str | None],
+    ):
         options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
         self._create = lambda: worker.options(**options).remote(*arguments)
         self._queues: dict[str, deque[Task]] = {}
@@ -121,8 +137,12 @@ class _Map:
         elif now - self._silent_since > _PATIENCE_SECONDS:
             self._silent_since = now
             there = {kind: amount for kind, amount in ray.cluster_resources().items() if kind in ("CPU", "GPU")}
-            log.warning("waiting for a worker: each takes %g CPUs and %g GPUs; the cluster has %s",
-                        self._resources.cpus, self._resources.gpus, there or "nothing yet")
+            log.warning(
+                "waiting for a worker: each takes %g CPUs and %g GPUs; the cluster has %s",
+                self._resources.cpus,
+                self._resources.gpus,
+                there or "nothing yet",
+            )
 
     def hand_out(self) -> None:
         pending = sum(map(len, self._queues.values()))
@@ -172,11 +192,15 @@ class _Map:
         self._died(lost)
         self._deaths_in_a_row += 1
         reason = (self._why(lost[0], self._given[lost[0].name]) if lost else None) or error
-        log.warning("a worker died%s; its work is handed out again",
-                    f" in {lost[0].name}{'' if reason is error else f' {reason}'}" if lost else "")
+        log.warning(
+            "a worker died%s; its work is handed out again",
+            f" in {lost[0].name}{'' if reason is error else f' {reason}'}" if lost else "",
+        )
         if self._deaths_in_a_row > 3 * max(1, self._largest):  # a cluster may be losing its nodes one by one
-            raise JobFailed(f"{self._deaths_in_a_row} workers died one after the other without finishing anything; "
-                            f"the last: {reason}")
+            raise JobFailed(
+                f"{self._deaths_in_a_row} workers died one after the other without finishing anything; "
+                f"the last: {reason}"
+            )
         if lost:
             self._tries[lost[0].name] += 1
             if self._tries[lost[0].name] >= self._max_tries:
@@ -198,8 +222,11 @@ class _Map:
         if self._resources.actors is not None:
             return self._resources.actors
         cluster = ray.cluster_resources()
-        fits = [cluster.get(kind, 0.0) / need for kind, need in
-                (("CPU", self._resources.cpus), ("GPU", self._resources.gpus)) if need > 0]
+        fits = [
+            cluster.get(kind, 0.0) / need
+            for kind, need in (("CPU", self._resources.cpus), ("GPU", self._resources.gpus))
+            if need > 0
+        ]
         return int(min(fits, default=1.0) + 1e-9)
 
 
@@ -259,8 +286,10 @@ def _await_nodes(wanted: int) -> None:
     deadline = time.monotonic() + JOIN_SECONDS
     while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
         if time.monotonic() > deadline:
-            raise RecipeError(f"cluster: {there} of {wanted} machines (cluster.nodes) joined in {JOIN_SECONDS:g} s; "
-                              "look at what Ray says on the others, or ask for fewer")
+            raise RecipeError(
+                f"cluster: {there} of {wanted} machines (cluster.nodes) joined in {JOIN_SECONDS:g} s; "
+                "look at what Ray says on the others, or ask for fewer"
+            )
         time.sleep(0.5)
 
 

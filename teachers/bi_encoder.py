@@ -34,15 +34,22 @@ class DenseEncoder:
         from sentence_transformers import SentenceTransformer
 
         execution.apply_threads()
-        self._model = loading(name, cfg.model, lambda: SentenceTransformer(
-            resolve_model(cfg.model), revision=cfg.revision, device=execution.device))
+        self._model = loading(
+            name,
+            cfg.model,
+            lambda: SentenceTransformer(resolve_model(cfg.model), revision=cfg.revision, device=execution.device),
+        )
         self.max_length = self._model.max_seq_length = min(cfg.max_length, self._model.max_seq_length or cfg.max_length)
 
     def vectors(self, store: str, texts: list[str], execution: Execution) -> pa.RecordBatch:
         encode = self._model.encode_query if store == "queries" else self._model.encode_document
         with execution.autocast():
-            vectors = encode(texts, batch_size=max(1, execution.batch_tokens // TYPICAL_TOKENS),
-                             convert_to_numpy=True, show_progress_bar=False)
+            vectors = encode(
+                texts,
+                batch_size=max(1, execution.batch_tokens // TYPICAL_TOKENS),
+                convert_to_numpy=True,
+                show_progress_bar=False,
+            )
         vectors = np.ascontiguousarray(vectors, np.float32)  # [n, d]
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
         return pa.RecordBatch.from_arrays([column], names=["vector"])

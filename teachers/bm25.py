@@ -38,8 +38,10 @@ class Bm25Teacher:
         self.max_length = 1 << 30  # reads whole texts
         index = open_index(TextStore.open(folder.passages), _home(name, folder), **BM25)
         if index is None:
-            raise TeacherError(f"teacher {name!r}: no BM25 index of these passages in {_home(name, folder)}; start "
-                               "`distill score` again, which makes one")
+            raise TeacherError(
+                f"teacher {name!r}: no BM25 index of these passages in {_home(name, folder)}; start "
+                "`distill score` again, which makes one"
+            )
         self._index = index
 
     def score(self, pairs: Pairs) -> np.ndarray:

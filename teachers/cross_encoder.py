@@ -39,16 +39,19 @@ def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[
 def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> Teacher:
     if cfg.fine_tune is None:
         return CrossEncoderTeacher(name, cfg.model, cfg.revision, cfg.max_length, folder, execution)
-    models = [CrossEncoderTeacher(name, str(path), None, cfg.max_length, folder, execution)
-              for path in fold_folders(name, cfg, folder)]
+    models = [
+        CrossEncoderTeacher(name, str(path), None, cfg.max_length, folder, execution)
+        for path in fold_folders(name, cfg, folder)
+    ]
     return FoldedTeacher(name, models, folder)
 
 
 class CrossEncoderTeacher:
     """Scores pairs with one sequence-classification model."""
 
-    def __init__(self, name: str, model: str, revision: str | None, max_length: int, folder: RunFolder,
-                 execution: Execution):
+    def __init__(
+        self, name: str, model: str, revision: str | None, max_length: int, folder: RunFolder, execution: Execution
+    ):
         from transformers import AutoModelForSequenceClassification
 
         self.name, self.execution, self._folder, self.work = name, execution, folder, Work()
@@ -56,12 +59,19 @@ class CrossEncoderTeacher:
         tokenizer = load_tokenizer(name, model, revision)
         self.max_length = min(max_length, tokenizer.model_max_length)
         self._layout, self._key = pair_layout(tokenizer), token_key(tokenizer)
-        self._model, report = loading(name, model, lambda: AutoModelForSequenceClassification.from_pretrained(
-            resolve_model(model), revision=revision, dtype=torch.float32, output_loading_info=True))
+        self._model, report = loading(
+            name,
+            model,
+            lambda: AutoModelForSequenceClassification.from_pretrained(
+                resolve_model(model), revision=revision, dtype=torch.float32, output_loading_info=True
+            ),
+        )
         if report["missing_keys"]:
-            raise TeacherError(f"teacher {name!r}: {model!r} has no trained classification head (missing: "
-                               f"{', '.join(sorted(report['missing_keys'])[:3])}); give it a fine_tune section, or "
-                               "name a cross-encoder")
+            raise TeacherError(
+                f"teacher {name!r}: {model!r} has no trained classification head (missing: "
+                f"{', '.join(sorted(report['missing_keys'])[:3])}); give it a fine_tune section, or "
+                "name a cross-encoder"
+            )
         check_labels(name, model, self._model.config.num_labels)
         self._model.eval().requires_grad_(False)
         self._first_position: int | None = None  # None: batches are padded
@@ -76,12 +86,20 @@ class CrossEncoderTeacher:
     def score(self, pairs: Pairs) -> np.ndarray:
         """float32 [n] logits."""
         queries, passages = f"queries.{pairs.split}", "passages"
-        lengths = pair_lengths(self._layout, self._length(queries)[pairs.query_rows],
-                               self._length(passages)[pairs.passage_rows], self.max_length)
+        lengths = pair_lengths(
+            self._layout,
+            self._length(queries)[pairs.query_rows],
+            self._length(passages)[pairs.passage_rows],
+            self.max_length,
+        )
 
         def inputs(batch: np.ndarray) -> dict[str, Any]:
-            padded = assemble_pairs(self._layout, self._store(queries).take(pairs.query_rows[batch]),
-                                    self._store(passages).take(pairs.passage_rows[batch]), self.max_length)
+            padded = assemble_pairs(
+                self._layout,
+                self._store(queries).take(pairs.query_rows[batch]),
+                self._store(passages).take(pairs.passage_rows[batch]),
+                self.max_length,
+            )
             return padded if self._first_position is None else pack(padded, self._first_position)
 
         scores, self.execution = run_batches(self._logits, inputs, lengths, self.execution, self.work)

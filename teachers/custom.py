@@ -1,10 +1,10 @@
 """Own teachers by import path: any class whose `score(queries, passages)` takes texts and returns one score a pair.
 
-    class MyRanker:
-        def __init__(self, **options): ...                               # `options` of the recipe
-        def score(self, queries: list[str], passages: list[str]): ...    # raw scores, one per pair
-        @classmethod
-        def identity(cls, **options) -> dict: ...                        # optional: what else the scores depend on
+class MyRanker:
+    def __init__(self, **options): ...                               # `options` of the recipe
+    def score(self, queries: list[str], passages: list[str]): ...    # raw scores, one per pair
+    @classmethod
+    def identity(cls, **options) -> dict: ...                        # optional: what else the scores depend on
 """
 
 from __future__ import annotations
@@ -46,10 +46,13 @@ class CustomTeacher:
         parts = [np.empty(0, np.float32)]
         for start in range(0, len(pairs), _PAIRS):
             part = pairs.take(np.arange(start, min(start + _PAIRS, len(pairs))))
-            scores = np.asarray(self._scorer.score(queries.texts(part.query_rows),
-                                                   self._passages.texts(part.passage_rows)), np.float32)
+            scores = np.asarray(
+                self._scorer.score(queries.texts(part.query_rows), self._passages.texts(part.passage_rows)), np.float32
+            )
             if scores.shape != (len(part),):
-                raise TeacherError(f"teacher {self.name!r}: its score() returned the shape {scores.shape} for "
-                                   f"{len(part)} pairs; it must return one number per pair")
+                raise TeacherError(
+                    f"teacher {self.name!r}: its score() returned the shape {scores.shape} for "
+                    f"{len(part)} pairs; it must return one number per pair"
+                )
             parts.append(scores)
         return np.concatenate(parts)

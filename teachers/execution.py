@@ -70,8 +70,10 @@ def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, thread
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
-        raise TeacherError(f"a worker on {socket.gethostname()} was given a GPU, but torch finds none there: install a "
-                           "torch built for CUDA (and its driver), or set score.gpus to 0")
+        raise TeacherError(
+            f"a worker on {socket.gethostname()} was given a GPU, but torch finds none there: install a "
+            "torch built for CUDA (and its driver), or set score.gpus to 0"
+        )
     with locked(path):
         record = read_json(path) if path.exists() else {}
         if record.get("teacher") != identity:
@@ -81,8 +83,11 @@ def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, thread
     frozen = Execution(**record)
     if frozen.device != device:
         return resolve_execution(cfg, device, threads)
-    return replace(frozen, precision=frozen.precision if cfg.dtype == "auto" else cfg.dtype,
-                   batch_tokens=cfg.batch_tokens or frozen.batch_tokens)
+    return replace(
+        frozen,
+        precision=frozen.precision if cfg.dtype == "auto" else cfg.dtype,
+        batch_tokens=cfg.batch_tokens or frozen.batch_tokens,
+    )
 
 
 def fastest_precision(device: str) -> str:

@@ -48,9 +48,15 @@ def fine_tune_fields(recipe: Recipe, folder: RunFolder, name: str) -> dict[str, 
     """What the fine-tuned models depend on: the hashed part of their manifest."""
     cfg = recipe.teachers[name]
     assert cfg.fine_tune is not None
-    return {"stage": "teach", "format": FORMAT, "seed": recipe.seed, "max_length": cfg.max_length,
-            "candidates": require_manifest(folder.candidates("train"), "mine").fingerprint,
-            "backbone": model_identity(name, cfg.model, cfg.revision), **cfg.fine_tune.model_dump(mode="json")}
+    return {
+        "stage": "teach",
+        "format": FORMAT,
+        "seed": recipe.seed,
+        "max_length": cfg.max_length,
+        "candidates": require_manifest(folder.candidates("train"), "mine").fingerprint,
+        "backbone": model_identity(name, cfg.model, cfg.revision),
+        **cfg.fine_tune.model_dump(mode="json"),
+    }
 
 
 def fine_tune(recipe: Recipe, folder: RunFolder, name: str) -> Manifest:
@@ -77,11 +83,16 @@ def fine_tune(recipe: Recipe, folder: RunFolder, name: str) -> Manifest:
             check_same(path, read_json(path / _MARK), fields)
             continue
         if not outside:
-            raise TeacherError(f"teacher {name!r}: no training query with a positive and a negative lies outside fold "
-                               f"{fold}; use fewer folds, or more queries")
+            raise TeacherError(
+                f"teacher {name!r}: no training query with a positive and a negative lies outside fold "
+                f"{fold}; use fewer folds, or more queries"
+            )
         _train_fold(name, cfg, folder, outside, recipe.seed + fold, fields, path)
-    files = [path for fold in range(cfg.fine_tune.folds)
-             for path in sorted(folder.teacher_fold(name, fold).glob("*.safetensors"))]
+    files = [
+        path
+        for fold in range(cfg.fine_tune.folds)
+        for path in sorted(folder.teacher_fold(name, fold).glob("*.safetensors"))
+    ]
     shards = [Shard(str(path.relative_to(home)), 0, path.stat().st_size, xxh128_file(path)) for path in files]
     manifest = Manifest(fields, tuple(shards), counts)
     write_manifest(home, manifest)
@@ -126,8 +137,9 @@ def _one_process() -> Iterator[None]:
 
 
 @_one_process()
-def _train_fold(name: str, cfg: Teacher, folder: RunFolder, lists: list[TrainingList], seed: int,
-                fields: dict[str, Any], path: Path) -> None:
+def _train_fold(
+    name: str, cfg: Teacher, folder: RunFolder, lists: list[TrainingList], seed: int, fields: dict[str, Any], path: Path
+) -> None:
     # heavy imports: seconds, and the fields of a finished stage are read without them
     from datasets import Dataset
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
@@ -142,9 +154,14 @@ def _train_fold(name: str, cfg: Teacher, folder: RunFolder, lists: list[Training
     queries = TextStore.open(folder.queries("train")).texts(np.array([one.query for one in lists]))
     flat = TextStore.open(folder.passages).texts(np.concatenate([one.passages for one in lists]))
     ends = np.cumsum([len(one.passages) for one in lists])
-    passages = [flat[end - len(one.passages):end] for one, end in zip(lists, ends.tolist(), strict=True)]
-    dataset = Dataset.from_dict({"query": queries, "passages": passages,
-                                 "labels": [[_POSITIVE] + [0.0] * (len(texts) - 1) for texts in passages]})
+    passages = [flat[end - len(one.passages) : end] for one, end in zip(lists, ends.tolist(), strict=True)]
+    dataset = Dataset.from_dict(
+        {
+            "query": queries,
+            "passages": passages,
+            "labels": [[_POSITIVE] + [0.0] * (len(texts) - 1) for texts in passages],
+        }
+    )
     # characters will do, to find lists of like length
     lengths = np.array([len(query) + max(map(len, texts)) for query, texts in zip(queries, passages, strict=True)])
     batch_lists = max(1, tuning.batch_size // (1 + tuning.negatives + tuning.random_negatives))
@@ -153,16 +170,30 @@ def _train_fold(name: str, cfg: Teacher, folder: RunFolder, lists: list[Training
     shutil.rmtree(partial_path, ignore_errors=True)
     try:
         arguments = CrossEncoderTrainingArguments(
-            output_dir=str(partial_path / "trainer"), max_steps=steps, per_device_train_batch_size=batch_lists,
-            learning_rate=tuning.lr, warmup_steps=tuning.warmup_ratio,
-            learning_rate_mapping={_HEAD: tuning.head_lr} if tuning.head_lr else {}, seed=seed, report_to=[],
-            save_strategy="no", logging_strategy="no", disable_tqdm=True, use_cpu=execution.device == "cpu",
-            bf16=execution.precision == "bfloat16", fp16=execution.precision == "float16",
-            batch_sampler=partial(_batches_by_length, lengths=lengths))
+            output_dir=str(partial_path / "trainer"),
+            max_steps=steps,
+            per_device_train_batch_size=batch_lists,
+            learning_rate=tuning.lr,
+            warmup_steps=tuning.warmup_ratio,
+            learning_rate_mapping={_HEAD: tuning.head_lr} if tuning.head_lr else {},
+            seed=seed,
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=execution.device == "cpu",
+            bf16=execution.precision == "bfloat16",
+            fp16=execution.precision == "float16",
+            batch_sampler=partial(_batches_by_length, lengths=lengths),
+        )
         with storage_errors(path), progress(f"teach {path.parent.name}/{path.name}", steps, "steps") as advance:
-            trainer = CrossEncoderTrainer(model=model, args=arguments, train_dataset=dataset,
-                                          loss=ListNetLoss(model, mini_batch_size=-1),
-                                          callbacks=[_progress_callback(advance)])
+            trainer = CrossEncoderTrainer(
+                model=model,
+                args=arguments,
+                train_dataset=dataset,
+                loss=ListNetLoss(model, mini_batch_size=-1),
+                callbacks=[_progress_callback(advance)],
+            )
             trainer.train()
             model.save(str(partial_path / "model"))
         write_json(partial_path / "model" / _MARK, fields)
@@ -190,18 +221,28 @@ def load_backbone(name: str, cfg: Teacher, device: str) -> CrossEncoder:
     if cfg.fine_tune.layers is not None:
         there = load_config(name, cfg.model, cfg.revision).num_hidden_layers
         if cfg.fine_tune.layers > there:
-            raise TeacherError(f"teacher {name!r}: fine_tune.layers is {cfg.fine_tune.layers}, but {cfg.model!r} has "
-                               f"{there}")
+            raise TeacherError(
+                f"teacher {name!r}: fine_tune.layers is {cfg.fine_tune.layers}, but {cfg.model!r} has {there}"
+            )
         settings["num_hidden_layers"] = cfg.fine_tune.layers
     common = {"revision": cfg.revision}
-    module = loading(name, cfg.model, lambda: Transformer(
-        resolve_model(cfg.model), transformer_task="sequence-classification", model_kwargs=common,
-        processor_kwargs=common | {"model_max_length": cfg.max_length}, config_kwargs=common | settings))
+    module = loading(
+        name,
+        cfg.model,
+        lambda: Transformer(
+            resolve_model(cfg.model),
+            transformer_task="sequence-classification",
+            model_kwargs=common,
+            processor_kwargs=common | {"model_max_length": cfg.max_length},
+            config_kwargs=common | settings,
+        ),
+    )
     return CrossEncoder(modules=[module], device=device)
 
 
-def _batches_by_length(dataset: Any, *, lengths: np.ndarray, batch_size: int, drop_last: bool, seed: int = 0,
-                       **ignored: Any) -> Any:
+def _batches_by_length(
+    dataset: Any, *, lengths: np.ndarray, batch_size: int, drop_last: bool, seed: int = 0, **ignored: Any
+) -> Any:
     """A sentence-transformers batch sampler: lists of like length together, batches in random order."""
     from sentence_transformers.base.sampler import DefaultBatchSampler
 
@@ -212,7 +253,7 @@ def _batches_by_length(dataset: Any, *, lengths: np.ndarray, batch_size: int, dr
             order = np.argsort(lengths * rng.uniform(0.95, 1.05, len(lengths)), kind="stable")
             starts = np.arange(0, len(order), batch_size)
             for start in rng.permutation(starts):
-                yield order[start:start + batch_size].tolist()
+                yield order[start : start + batch_size].tolist()
 
         def __len__(self) -> int:
             return math.ceil(len(lengths) / batch_size)
@@ -228,5 +269,3 @@ def _progress_callback(advance: Any) -> Any:
             advance(1)
 
     return Progress()
-
-

@@ -29,8 +29,9 @@ def first_token_only(model: Any) -> bool:
     expected = model(**inputs).logits
     plain = block.forward
 
-    def forward(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
-                ) -> tuple[torch.Tensor, None]:
+    def forward(
+        hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
         packed = kwargs.get("cu_seq_lens_q")  # see teachers.unpadded
         first = hidden_states[:, :1] if packed is None else hidden_states[0, packed[:-1].long()][:, None]  # [b, 1, h]
         attend = _attend_padded if packed is None else _attend_packed
@@ -46,8 +47,9 @@ def first_token_only(model: Any) -> bool:
     return False
 
 
-def _attend_padded(attention: Any, first: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor | None,
-                   **kwargs: Any) -> torch.Tensor:
+def _attend_padded(
+    attention: Any, first: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+) -> torch.Tensor:
     """Self-attention's output for the first token: [b, 1, h] of hidden [b, l, h]."""
     b, length, _ = hidden.shape
     heads = (attention.num_attention_heads, attention.attention_head_size)
@@ -58,8 +60,9 @@ def _attend_padded(attention: Any, first: torch.Tensor, hidden: torch.Tensor, ma
     return context.transpose(1, 2).reshape(b, 1, -1)
 
 
-def _attend_packed(attention: Any, first: torch.Tensor, hidden: torch.Tensor, mask: None, **kwargs: Any
-                   ) -> torch.Tensor:
+def _attend_packed(
+    attention: Any, first: torch.Tensor, hidden: torch.Tensor, mask: None, **kwargs: Any
+) -> torch.Tensor:
     """The same of hidden [1, tokens, h], by the attention function that the model was given."""
     b = len(first)
     heads = (attention.num_attention_heads, attention.attention_head_size)
@@ -67,7 +70,8 @@ def _attend_packed(attention: Any, first: torch.Tensor, hidden: torch.Tensor, ma
     key, value = (part(hidden).view(1, -1, *heads).transpose(1, 2) for part in (attention.key, attention.value))
     alone = {"cu_seq_lens_q": torch.arange(b + 1, dtype=torch.int32, device=hidden.device), "max_length_q": 1}
     context, _ = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation](
-        attention, query, key, value, mask, scaling=attention.scaling, **{**kwargs, **alone})
+        attention, query, key, value, mask, scaling=attention.scaling, **{**kwargs, **alone}
+    )
     return context.reshape(b, 1, -1)
 
 

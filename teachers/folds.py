@@ -48,8 +48,9 @@ class FoldedTeacher:
 
     @property
     def work(self) -> Work:
-        return Work(sum(model.work.tokens for model in self._models),
-                    sum(model.work.padded_tokens for model in self._models))
+        return Work(
+            sum(model.work.tokens for model in self._models), sum(model.work.padded_tokens for model in self._models)
+        )
 
     def score(self, pairs: Pairs) -> np.ndarray:
         """float32 [n]: by the held-out model for training queries that have a positive, else the models' mean."""

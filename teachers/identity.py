@@ -22,8 +22,9 @@ from distill.own_code import import_object
 
 _WEIGHTS = (".safetensors", ".bin", ".pt")
 _IGNORED = {"README.md", ".gitattributes", ".cache", "manifest.json"}
-DEFAULT_TEMPLATE = ("Judge whether the passage answers the query. Reply yes or no.\n"
-                    "Query: {query}\nPassage: {passage}\nReply:")
+DEFAULT_TEMPLATE = (
+    "Judge whether the passage answers the query. Reply yes or no.\nQuery: {query}\nPassage: {passage}\nReply:"
+)
 
 
 def identity(name: str, cfg: config.Teacher, folder: RunFolder) -> dict[str, Any]:
@@ -80,8 +81,10 @@ def llm_answers(name: str, cfg: config.Teacher) -> tuple[str, str]:
     """The words for "relevant" and "not relevant"."""
     unknown = set(cfg.options) - {"yes", "no"}
     if unknown:
-        raise TeacherError(f"teacher {name!r}: options of an llm are yes and no (the words it answers with), "
-                           f"not {', '.join(sorted(unknown))}")
+        raise TeacherError(
+            f"teacher {name!r}: options of an llm are yes and no (the words it answers with), "
+            f"not {', '.join(sorted(unknown))}"
+        )
     return str(cfg.options.get("yes", "yes")), str(cfg.options.get("no", "no"))
 
 
@@ -94,18 +97,21 @@ def import_class(name: str, path: str) -> type:
 
 def check_labels(name: str, model: str, labels: int) -> None:
     if labels not in (1, 2):
-        raise TeacherError(f"teacher {name!r}: {model!r} has {labels} labels; a ranker has one (a score) or two "
-                           "(not relevant, relevant)")
+        raise TeacherError(
+            f"teacher {name!r}: {model!r} has {labels} labels; a ranker has one (a score) or two "
+            "(not relevant, relevant)"
+        )
 
 
 def _check_classifier(name: str, cfg: config.Teacher) -> None:
     path = Path(resolve_model(cfg.model))
-    settings = _read_config(name, path / "config.json" if path.is_dir() else
-                            _hub_file(name, cfg.model, cfg.revision))
+    settings = _read_config(name, path / "config.json" if path.is_dir() else _hub_file(name, cfg.model, cfg.revision))
     named = settings.get("architectures") or []
     if named and not any(architecture.endswith("ForSequenceClassification") for architecture in named):
-        raise TeacherError(f"teacher {name!r}: {cfg.model!r} is a {named[0]}, which has no classification head; "
-                           "give it a fine_tune section, or name a cross-encoder")
+        raise TeacherError(
+            f"teacher {name!r}: {cfg.model!r} is a {named[0]}, which has no classification head; "
+            "give it a fine_tune section, or name a cross-encoder"
+        )
     if "id2label" in settings:
         check_labels(name, cfg.model, len(settings["id2label"]))
 
@@ -151,5 +157,6 @@ def _hub_file(name: str, model: str, revision: str | None) -> Path:
         return Path(cached_file(model, "config.json", revision=revision))
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
-        raise TeacherError(f"teacher {name!r}: cannot load {model!r}: no such folder, and not from the hub: "
-                           f"{first}") from error
+        raise TeacherError(
+            f"teacher {name!r}: cannot load {model!r}: no such folder, and not from the hub: {first}"
+        ) from error

@@ -17,8 +17,13 @@ T = TypeVar("T")
 
 
 @torch.inference_mode()
-def run_batches(logits: Callable[[Inputs], torch.Tensor], inputs: Callable[[np.ndarray], dict[str, Any]],
-                lengths: np.ndarray, execution: Execution, work: Work) -> tuple[np.ndarray, Execution]:
+def run_batches(
+    logits: Callable[[Inputs], torch.Tensor],
+    inputs: Callable[[np.ndarray], dict[str, Any]],
+    lengths: np.ndarray,
+    execution: Execution,
+    work: Work,
+) -> tuple[np.ndarray, Execution]:
     """Score n items of the given lengths; float32 [n], and the execution record as it came to be. Adds to `work`.
 
     `inputs` holds the token ids of a batch as `input_ids`, with their padding if there is any: that is what counts as
@@ -66,8 +71,10 @@ def until_it_fits(run: Callable[[Execution], T], execution: Execution) -> tuple[
 def _run(logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, Any], execution: Execution) -> torch.Tensor:
     tensors = {key: torch.from_numpy(each) if isinstance(each, np.ndarray) else each for key, each in arrays.items()}
     if execution.device == "cuda":
-        tensors = {key: each.pin_memory().to("cuda", non_blocking=True) if isinstance(each, torch.Tensor) else each
-                   for key, each in tensors.items()}
+        tensors = {
+            key: each.pin_memory().to("cuda", non_blocking=True) if isinstance(each, torch.Tensor) else each
+            for key, each in tensors.items()
+        }
     with execution.autocast():
         return logits(tensors)  # [b]
 

@@ -51,8 +51,13 @@ class LlmTeacher:
         self._between, self._after = rest.split("{passage}")
         self._tokenizer = load_tokenizer(name, cfg.model, cfg.revision)
         self._yes, self._no = (_token(name, self._tokenizer, word) for word in llm_answers(name, cfg))
-        self._model = loading(name, cfg.model, lambda: AutoModelForCausalLM.from_pretrained(
-            resolve_model(cfg.model), revision=cfg.revision, dtype=_DTYPES[execution.precision]))
+        self._model = loading(
+            name,
+            cfg.model,
+            lambda: AutoModelForCausalLM.from_pretrained(
+                resolve_model(cfg.model), revision=cfg.revision, dtype=_DTYPES[execution.precision]
+            ),
+        )
         self._model.eval().requires_grad_(False).to(execution.device)
         self._last = torch.zeros(0, dtype=torch.int64)  # [b] position of each prompt's last token
         self._read_last_token_in_float32()
@@ -66,8 +71,9 @@ class LlmTeacher:
             part = pairs.take(np.arange(start, min(start + _PROMPTS, len(pairs))))
             prompts += self._tokenise(queries.texts(part.query_rows), self._passages.texts(part.passage_rows))
         lengths = np.array([len(prompt) for prompt in prompts], np.int64)
-        scores, self.execution = run_batches(self._log_odds, lambda batch: _pad([prompts[i] for i in batch]), lengths,
-                                             self.execution, self.work)
+        scores, self.execution = run_batches(
+            self._log_odds, lambda batch: _pad([prompts[i] for i in batch]), lengths, self.execution, self.work
+        )
         return scores
 
     def _tokenise(self, queries: list[str], passages: list[str]) -> list[np.ndarray]:
@@ -75,17 +81,20 @@ class LlmTeacher:
         texts = [f"{head}{passage}{self._after}" for head, passage in zip(heads, passages, strict=True)]
         encoded = self._tokenizer(texts, truncation=False, return_offsets_mapping=True, verbose=False)
         prompts = []
-        for head, passage, ids, offsets in zip(heads, passages, encoded["input_ids"], encoded["offset_mapping"],
-                                               strict=True):
+        for head, passage, ids, offsets in zip(
+            heads, passages, encoded["input_ids"], encoded["offset_mapping"], strict=True
+        ):
             ids, spans = np.array(ids, np.int64), np.array(offsets).reshape(-1, 2)  # [l], [l, 2] characters
             excess = len(ids) - self.max_length
             if excess > 0:
                 start, stop = len(head), len(head) + len(passage)
                 inside = np.flatnonzero((spans[:, 0] >= start) & (spans[:, 1] <= stop) & (spans[:, 1] > spans[:, 0]))
                 if len(inside) < excess:
-                    raise TeacherError(f"teacher {self.name!r}: the template and the query {head[-60:]!r} alone are "
-                                       f"longer than max_length {self.max_length}")
-                ids = np.delete(ids, inside[len(inside) - excess:])
+                    raise TeacherError(
+                        f"teacher {self.name!r}: the template and the query {head[-60:]!r} alone are "
+                        f"longer than max_length {self.max_length}"
+                    )
+                ids = np.delete(ids, inside[len(inside) - excess :])
             prompts.append(ids)
         return prompts
 
@@ -125,6 +134,8 @@ def _pad(prompts: list[np.ndarray]) -> dict[str, np.ndarray]:
 def _token(name: str, tokenizer: Any, word: str) -> int:
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise TeacherError(f"teacher {name!r}: the answer {word!r} is {len(ids)} tokens long; set options.yes and "
-                           "options.no to words that are one token each")
+        raise TeacherError(
+            f"teacher {name!r}: the answer {word!r} is {len(ids)} tokens long; set options.yes and "
+            "options.no to words that are one token each"
+        )
     return ids[0]

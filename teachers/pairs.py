@@ -44,8 +44,10 @@ def pair_layout(tokenizer) -> PairLayout:
     stop = start + len(first)
     other = _find(ids, second, stop) if start >= 0 else -1
     if start < 0 or other < 0:
-        raise TeacherError(f"the tokenizer ({type(tokenizer).__name__}) does not join two texts by a fixed template, "
-                           "so it cannot serve a cross-encoder")
+        raise TeacherError(
+            f"the tokenizer ({type(tokenizer).__name__}) does not join two texts by a fixed template, "
+            "so it cannot serve a cross-encoder"
+        )
     bounds = [0, start, stop, other, other + len(second), len(ids)]
     type_ids = None
     if "token_type_ids" in encoded:
@@ -57,7 +59,7 @@ def pair_layout(tokenizer) -> PairLayout:
     return PairLayout(
         before=np.array(ids[:start], np.int64),
         between=np.array(ids[stop:other], np.int64),
-        after=np.array(ids[other + len(second):], np.int64),
+        after=np.array(ids[other + len(second) :], np.int64),
         type_ids=type_ids,
         pad_id=tokenizer.pad_token_id or 0,
         pad_type_id=tokenizer.pad_token_type_id,
@@ -89,31 +91,40 @@ def pair_lengths(layout: PairLayout, first: np.ndarray, second: np.ndarray, max_
     return kept[0] + kept[1] + layout.specials
 
 
-def assemble_pairs(layout: PairLayout, firsts: list[np.ndarray], seconds: list[np.ndarray],
-                   max_length: int) -> dict[str, np.ndarray]:
+def assemble_pairs(
+    layout: PairLayout, firsts: list[np.ndarray], seconds: list[np.ndarray], max_length: int
+) -> dict[str, np.ndarray]:
     """Model inputs of n pairs: `input_ids`, `attention_mask` and, where the model takes them, `token_type_ids`.
 
     All int64 [n, longest pair]. `firsts` and `seconds` hold token ids without special tokens.
     """
     n = len(firsts)
-    keep_first, keep_second = truncated_lengths(np.fromiter(map(len, firsts), np.int64, n),
-                                                np.fromiter(map(len, seconds), np.int64, n),
-                                                max_length - layout.specials)
+    keep_first, keep_second = truncated_lengths(
+        np.fromiter(map(len, firsts), np.int64, n),
+        np.fromiter(map(len, seconds), np.int64, n),
+        max_length - layout.specials,
+    )
     lengths = keep_first + keep_second + layout.specials
     width = int(lengths.max(initial=0))
     input_ids = np.full((n, width), layout.pad_id, np.int64)  # [n, L]
     attention_mask = np.zeros((n, width), np.int64)  # [n, L]
     types = None if layout.type_ids is None else np.full((n, width), layout.pad_type_id, np.int64)  # [n, L]
     for i in range(n):
-        parts = (layout.before, _cut(firsts[i], keep_first[i], layout.truncate_left), layout.between,
-                 _cut(seconds[i], keep_second[i], layout.truncate_left), layout.after)
+        parts = (
+            layout.before,
+            _cut(firsts[i], keep_first[i], layout.truncate_left),
+            layout.between,
+            _cut(seconds[i], keep_second[i], layout.truncate_left),
+            layout.after,
+        )
         here = slice(width - lengths[i], width) if layout.pad_left else slice(0, lengths[i])
         input_ids[i, here] = np.concatenate(parts)
         attention_mask[i, here] = 1
         if types is not None:
             before, first, between, second, after = layout.type_ids
-            types[i, here] = np.concatenate([before, np.repeat(first, keep_first[i]), between,
-                                             np.repeat(second, keep_second[i]), after])
+            types[i, here] = np.concatenate(
+                [before, np.repeat(first, keep_first[i]), between, np.repeat(second, keep_second[i]), after]
+            )
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
     if types is not None:
         inputs["token_type_ids"] = types
@@ -121,11 +132,11 @@ def assemble_pairs(layout: PairLayout, firsts: list[np.ndarray], seconds: list[n
 
 
 def _cut(ids: np.ndarray, keep: int, left: bool) -> np.ndarray:
-    return ids[len(ids) - keep:] if left else ids[:keep]
+    return ids[len(ids) - keep :] if left else ids[:keep]
 
 
 def _find(ids: list[int], part: list[int], start: int) -> int:
     for at in range(start, len(ids) - len(part) + 1):
-        if ids[at:at + len(part)] == part:
+        if ids[at : at + len(part)] == part:
             return at
     return -1

@@ -26,8 +26,14 @@ from teachers.models import load_tokenizer, loading
 class RankT5(nn.Module):
     """`model` holds the weights (pytorch_model.bin), `backbone` the configuration and the tokenizer."""
 
-    def __init__(self, model: str, backbone: str = "google-t5/t5-3b", revision: str | None = None,
-                 max_length: int = 256, batch_tokens: int = 16384):
+    def __init__(
+        self,
+        model: str,
+        backbone: str = "google-t5/t5-3b",
+        revision: str | None = None,
+        max_length: int = 256,
+        batch_tokens: int = 16384,
+    ):
         super().__init__()
         from transformers import AutoConfig, T5EncoderModel
 
@@ -39,15 +45,24 @@ class RankT5(nn.Module):
             self.first_transform = nn.Linear(config.d_model, config.d_model)
             self.layer_norm = nn.LayerNorm(config.d_model, eps=1e-12)
             self.linear = nn.Linear(config.d_model, 1)
-        state = loading("RankT5", model, lambda: torch.load(_weights(model, revision), map_location="cpu", mmap=True,
-                                                            weights_only=True))
+        state = loading(
+            "RankT5",
+            model,
+            lambda: torch.load(_weights(model, revision), map_location="cpu", mmap=True, weights_only=True),
+        )
         loading("RankT5", model, lambda: self.load_state_dict(state, assign=True))
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.eval().requires_grad_(False).to(self._device)
 
     @classmethod
-    def identity(cls, model: str, backbone: str = "google-t5/t5-3b", revision: str | None = None,
-                 max_length: int = 256, batch_tokens: int = 16384) -> dict[str, Any]:
+    def identity(
+        cls,
+        model: str,
+        backbone: str = "google-t5/t5-3b",
+        revision: str | None = None,
+        max_length: int = 256,
+        batch_tokens: int = 16384,
+    ) -> dict[str, Any]:
         return {"max_length": max_length, **model_identity("RankT5", model, revision)}
 
     @torch.inference_mode()

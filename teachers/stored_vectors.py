@@ -55,11 +55,16 @@ class StoredVectors:
             try:
                 batch = only_batch(open_chunk(path))
             except StorageError as error:
-                raise StorageError(f"{error} (of a teacher's vectors, which are trained on). Remove the file if it is "
-                                   "there, and start the same command again: it is made anew") from None
+                raise StorageError(
+                    f"{error} (of a teacher's vectors, which are trained on). Remove the file if it is "
+                    "there, and start the same command again: it is made anew"
+                ) from None
             terms = batch.column("terms")
-            self._chunks[chunk] = (terms.offsets.to_numpy(), terms.values.to_numpy(),
-                                   batch.column("values").values.to_numpy())
+            self._chunks[chunk] = (
+                terms.offsets.to_numpy(),
+                terms.values.to_numpy(),
+                batch.column("values").values.to_numpy(),
+            )
         return self._chunks[chunk]
 
 
@@ -76,10 +81,12 @@ def complete_vectors(name: str, cfg: config.Teacher, folder: RunFolder) -> None:
             return
         model, candidates = identity(name, cfg, folder), require_manifest(folder.candidates(SPLIT), "mine").fingerprint
         if (model, candidates) != (scored["teacher"], scored["candidates"]):
-            raise TeacherError(f"teacher {name!r}: vectors that its scores were made of are gone from "
-                               f"{folder.scores(name, 'vectors')}, and cannot be made again: the "
-                               f"{'candidates are others' if model == scored['teacher'] else 'model is another'} by "
-                               "now; run `distill score` again")
+            raise TeacherError(
+                f"teacher {name!r}: vectors that its scores were made of are gone from "
+                f"{folder.scores(name, 'vectors')}, and cannot be made again: the "
+                f"{'candidates are others' if model == scored['teacher'] else 'model is another'} by "
+                "now; run `distill score` again"
+            )
         prepare(name, cfg, folder, [SPLIT])
         _encode(name, cfg, folder, model, _missing(plan))
 
@@ -97,8 +104,7 @@ def _encode(name: str, cfg: config.Teacher, folder: RunFolder, model: dict[str, 
     from teachers.execution import frozen_execution
 
     threads = torch.get_num_threads()
-    execution = frozen_execution(folder.scores(name, "execution.json"), cfg, None, threads,
-                                 fingerprint(model))
+    execution = frozen_execution(folder.scores(name, "execution.json"), cfg, None, threads, fingerprint(model))
     teacher = open_teacher(name, cfg, folder, execution)
     assert isinstance(teacher, VectorTeacher)
     with progress(f"encode, {name}", len(chunks), "chunks") as advance:

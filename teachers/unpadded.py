@@ -34,17 +34,30 @@ def pack(inputs: dict[str, np.ndarray], first_position: int) -> dict[str, Any]:
     return packed
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, query_ends: torch.Tensor,
-           key_ends: torch.Tensor, longest_query: int, longest_key: int, scale: float) -> torch.Tensor:
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    query_ends: torch.Tensor,
+    key_ends: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    scale: float,
+) -> torch.Tensor:
     """Attention of the tokens of each sequence to each other: [tokens, heads, d] of the same; ends int32 [b + 1]."""
     if query.device.type == "cuda" and query.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
         return varlen_attn(query, key, value, query_ends, key_ends, longest_query, longest_key, scale=scale)
-    parts = [part.split(ends.diff().tolist()) for part, ends in ((query, query_ends), (key, key_ends),
-                                                                 (value, key_ends))]
-    return torch.cat([F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in one), scale=scale)
-                      .transpose(0, 1) for one in zip(*parts, strict=True)])
+    parts = [
+        part.split(ends.diff().tolist()) for part, ends in ((query, query_ends), (key, key_ends), (value, key_ends))
+    ]
+    return torch.cat(
+        [
+            F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in one), scale=scale).transpose(0, 1)
+            for one in zip(*parts, strict=True)
+        ]
+    )
 
 
 @torch.inference_mode()
@@ -76,8 +89,10 @@ def drop_padding(model: Any) -> int | None:
     try:
         model.set_attn_implementation(NAME)
         packed = pack({key: tensor.cpu().numpy() for key, tensor in inputs.items()}, first)
-        tensors = {key: torch.from_numpy(value).to(model.device) if isinstance(value, np.ndarray) else value
-                   for key, value in packed.items()}
+        tensors = {
+            key: torch.from_numpy(value).to(model.device) if isinstance(value, np.ndarray) else value
+            for key, value in packed.items()
+        }
         if torch.allclose(model(**tensors).logits, expected, rtol=1e-4, atol=1e-4):
             return first
     except (RuntimeError, IndexError, ValueError, TypeError):
@@ -86,10 +101,19 @@ def drop_padding(model: Any) -> int | None:
     return None
 
 
-def _attention(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-               attention_mask: torch.Tensor | None, scaling: float, cu_seq_lens_q: torch.Tensor,
-               cu_seq_lens_k: torch.Tensor, max_length_q: int, max_length_k: int, **kwargs: Any
-               ) -> tuple[torch.Tensor, None]:
+def _attention(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    cu_seq_lens_k: torch.Tensor,
+    max_length_q: int,
+    max_length_k: int,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
     """As transformers calls it: [1, heads, tokens, d] to [1, tokens, heads, d]."""
     flat = (part[0].transpose(0, 1) for part in (query, key, value))
     return attend(*flat, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scaling)[None], None

@@ -65,8 +65,11 @@ def plan_vectors(name: str, folder: RunFolder, splits: Sequence[str], identity: 
     home = _home(folder, name)
     with locked(home):  # or the tasks of a job array that start together would remove each other's vectors
         plan = read_json(_plan_path(home)) if _plan_path(home).exists() else None
-        if plan is None or plan["model"] != identity or any(
-                plan["candidates"].get(split, mined) != mined for split, mined in candidates.items()):
+        if (
+            plan is None
+            or plan["model"] != identity
+            or any(plan["candidates"].get(split, mined) != mined for split, mined in candidates.items())
+        ):
             shutil.rmtree(home, ignore_errors=True)
             plan = {"model": identity, "candidates": {}}
         for split in splits:
@@ -83,8 +86,10 @@ def plan_vectors(name: str, folder: RunFolder, splits: Sequence[str], identity: 
 
 def _needed_rows(folder: RunFolder, split: str) -> dict[str, np.ndarray]:
     """Store -> the rows, ascending, of every text in a split's candidates."""
-    needed = {"queries": np.zeros(len(TextStore.open(folder.queries(split))), bool),
-              "passages": np.zeros(len(TextStore.open(folder.passages)), bool)}
+    needed = {
+        "queries": np.zeros(len(TextStore.open(folder.queries(split))), bool),
+        "passages": np.zeros(len(TextStore.open(folder.passages)), bool),
+    }
     for _, candidates in iterate_candidates(folder.candidates(split)):
         needed["queries"][candidates.query] = True
         needed["passages"][candidates.passages] = True
@@ -122,7 +127,7 @@ class ChunkPlan:
     def rows(self, chunk: Chunk) -> np.ndarray:
         """int64, ascending: the rows of the store whose vectors a chunk has, in its order."""
         split, store, number = chunk
-        return self._added(split, store)[number * CHUNK:(number + 1) * CHUNK]
+        return self._added(split, store)[number * CHUNK : (number + 1) * CHUNK]
 
     def of(self, split: str) -> Iterator[Chunk]:
         """All that a split's texts may lie in."""
@@ -149,7 +154,7 @@ class ChunkPlan:
             return [split]
         if split not in self._planned:
             planned = list(read_json(_plan_path(self._home))["candidates"])
-            self._planned[split] = planned[:planned.index(split) + 1]
+            self._planned[split] = planned[: planned.index(split) + 1]
         return self._planned[split]
 
     def _added(self, split: str, store: str) -> np.ndarray:
@@ -172,8 +177,12 @@ class VectorTeacher:
         parts = [np.empty(0, np.float32)]
         for start in range(0, len(pairs), _PAIRS):
             part = pairs.take(np.arange(start, min(start + _PAIRS, len(pairs))))
-            parts.append(self._encoder.similarity(self._take(part.split, "queries", part.query_rows),
-                                                  self._take(part.split, "passages", part.passage_rows)))
+            parts.append(
+                self._encoder.similarity(
+                    self._take(part.split, "queries", part.query_rows),
+                    self._take(part.split, "passages", part.passage_rows),
+                )
+            )
         return np.concatenate(parts)
 
     def encode_chunk(self, split: str, store: str, chunk: int, even_if_busy: bool = False) -> None:
@@ -192,17 +201,21 @@ class VectorTeacher:
             batch = self._encode(store, texts.texts(rows))
             if not all(np.isfinite(column.values.to_numpy()).all() for column in batch.columns):
                 half = self.execution.precision == "float16"
-                raise TeacherError(f"teacher {self.name!r} made a vector with NaN or infinite values, of one of the "
-                                   f"{store} in rows {rows[0]} to {rows[-1]}" + half * (
-                                   "; float16 may have overflowed: set the teacher's dtype to float32"))
+                raise TeacherError(
+                    f"teacher {self.name!r} made a vector with NaN or infinite values, of one of the "
+                    f"{store} in rows {rows[0]} to {rows[-1]}"
+                    + half
+                    * ("; float16 may have overflowed: set the teacher's dtype to float32")
+                )
             metadata = {"execution": json.dumps(self.execution.record()), "checksum": _checksum(batch)}
             write_ipc(path, batch.schema, [batch], metadata, exclusive=True)
 
     def _encode(self, store: str, texts: list[str]) -> pa.RecordBatch:
         from teachers.inference import until_it_fits  # torch: a look at the plan doesn't need it
 
-        batch, self.execution = until_it_fits(lambda execution: self._encoder.vectors(store, texts, execution),
-                                              self.execution)
+        batch, self.execution = until_it_fits(
+            lambda execution: self._encoder.vectors(store, texts, execution), self.execution
+        )
         return batch
 
     def _take(self, split: str, store: str, rows: np.ndarray) -> pa.RecordBatch:

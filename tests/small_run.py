@@ -17,9 +17,16 @@ from distill.student.checkpoint import save_student
 from distill.student.model import load_student
 
 PASSAGES = [
-    "the cat sat on the mat", "a dog chased the cat up a tree", "the stock market fell sharply today",
-    "investors sold shares of the company", "rain and wind hit the coast", "", "the tree fell in the storm wind",
-    "a company makes mats for cats and dogs", "the market opened today with heavy rain", "ships stayed in the harbour",
+    "the cat sat on the mat",
+    "a dog chased the cat up a tree",
+    "the stock market fell sharply today",
+    "investors sold shares of the company",
+    "rain and wind hit the coast",
+    "",
+    "the tree fell in the storm wind",
+    "a company makes mats for cats and dogs",
+    "the market opened today with heavy rain",
+    "ships stayed in the harbour",
 ]
 QUERIES = {
     "train": ["cat on a mat", "market fell", "storm wind tree", "company shares sold"],
@@ -37,8 +44,10 @@ VARIANTS = [("the fell in the wind", 6)]  # row 10: passage 6 without a query's 
 def write_passages(path: Path, texts: list[str], variants: list[tuple[str, int]] = ()) -> TextStore:
     size, every = len(texts), [*texts, *(text for text, _ in variants)]
     origins = [-1] * size + [origin for _, origin in variants]
-    batch = pa.RecordBatch.from_pydict({"id": [f"p{i}" for i in range(len(every))], "title": [""] * len(every),
-                                        "text": every, "origin": origins}, schema=PASSAGE_SCHEMA)
+    batch = pa.RecordBatch.from_pydict(
+        {"id": [f"p{i}" for i in range(len(every))], "title": [""] * len(every), "text": every, "origin": origins},
+        schema=PASSAGE_SCHEMA,
+    )
     write_ipc(path, PASSAGE_SCHEMA, [batch] if every else [], {"fingerprint": "test"})
     return TextStore.open(path)
 
@@ -55,15 +64,24 @@ def write_run(root: Path) -> RunFolder:
     for split, texts in QUERIES.items():
         write_queries(folder.queries(split), texts)
         columns = dict(zip(JUDGEMENT_SCHEMA.names, map(list, zip(*JUDGEMENTS[split], strict=True)), strict=True))
-        write_ipc(folder.judgements(split), JUDGEMENT_SCHEMA,
-                  [pa.RecordBatch.from_pydict(columns, schema=JUDGEMENT_SCHEMA)], {"fingerprint": "test"})
+        write_ipc(
+            folder.judgements(split),
+            JUDGEMENT_SCHEMA,
+            [pa.RecordBatch.from_pydict(columns, schema=JUDGEMENT_SCHEMA)],
+            {"fingerprint": "test"},
+        )
     write_manifest(folder.data, Manifest({"stage": "import", "source": "test"}))
     return folder
 
 
 def small_recipe(root: Path, **sections) -> Recipe:
-    tree = {"name": "small", "run_dir": str(root), "data": {"source": {"kind": "python-docs"}},
-            "teachers": {"bm25": {"kind": "bm25"}}, "student": {"model": "none"}}
+    tree = {
+        "name": "small",
+        "run_dir": str(root),
+        "data": {"source": {"kind": "python-docs"}},
+        "teachers": {"bm25": {"kind": "bm25"}},
+        "student": {"model": "none"},
+    }
     return parse_recipe({**tree, **sections})
 
 

@@ -17,16 +17,24 @@ ROOT = Path(__file__).parent.parent
 
 
 def distill(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "distill.cli", *map(str, arguments)], cwd=cwd, text=True,
-                          capture_output=True, timeout=300, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    return subprocess.run(
+        [sys.executable, "-m", "distill.cli", *map(str, arguments)],
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
 
 
 @pytest.fixture
 def beir(tmp_path) -> Path:
     folder = tmp_path / "corpus's folder"  # a quote and a space: paths are never parsed
     (folder / "qrels").mkdir(parents=True)
-    passages = [{"_id": f"d{i}", "title": f"Number {i}", "text": f"The passage about the number {i} and its friends."}
-                for i in range(12)]
+    passages = [
+        {"_id": f"d{i}", "title": f"Number {i}", "text": f"The passage about the number {i} and its friends."}
+        for i in range(12)
+    ]
     queries = [{"_id": f"q{i}", "text": f"tell me about number {i}"} for i in range(6)]
     (folder / "corpus.jsonl").write_text("\n".join(map(json.dumps, passages)))
     (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)))
@@ -39,16 +47,32 @@ def beir(tmp_path) -> Path:
 @pytest.fixture
 def recipe(tmp_path, beir) -> Path:
     path = tmp_path / "recipe.yaml"
-    path.write_text(yaml.safe_dump({
-        "name": "cli", "run_dir": str(tmp_path / "run"), "data": {"source": {"kind": "beir", "path": str(beir)}},
-        "mine": {"miners": {"bm25": {"kind": "bm25", "top": 3}}, "rerank_depth": 5},
-        "teachers": {"bm25": {"kind": "bm25"}}, "student": {"model": str(tmp_path / "nowhere")}}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "name": "cli",
+                "run_dir": str(tmp_path / "run"),
+                "data": {"source": {"kind": "beir", "path": str(beir)}},
+                "mine": {"miners": {"bm25": {"kind": "bm25", "top": 3}}, "rerank_depth": 5},
+                "teachers": {"bm25": {"kind": "bm25"}},
+                "student": {"model": str(tmp_path / "nowhere")},
+            }
+        )
+    )
     return path
 
 
 def test_help_answers_within_a_second_and_loads_neither_torch_nor_ray():
-    loaded = subprocess.run([sys.executable, "-c", "import sys, distill.cli; print({'torch', 'ray', 'pyarrow', "
-                             "'transformers', 'deepspeed'} & set(sys.modules))"], capture_output=True, text=True)
+    loaded = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, distill.cli; print({'torch', 'ray', 'pyarrow', "
+            "'transformers', 'deepspeed'} & set(sys.modules))",
+        ],
+        capture_output=True,
+        text=True,
+    )
     assert loaded.stdout.strip() == "set()"
     times = []
     for _ in range(3):
@@ -68,8 +92,10 @@ def test_bad_input_gives_one_message_and_status_2(recipe, beir):
 
 
 def test_what_evaluation_would_refuse_is_refused_before_anything_is_mined(recipe):
-    for override, message in (("evaluate.metrics=[nDGC@10]", "'nDGC@10' is not a measure"),
-                              ("evaluate.split=dev", "no judged dev queries; set evaluate.split=test")):
+    for override, message in (
+        ("evaluate.metrics=[nDGC@10]", "'nDGC@10' is not a measure"),
+        ("evaluate.split=dev", "no judged dev queries; set evaluate.split=test"),
+    ):
         shown = distill("run", recipe, override)
         assert shown.returncode == 2 and message in shown.stderr and "Traceback" not in shown.stderr
     assert not (recipe.parent / "run" / "candidates").exists()
@@ -137,8 +163,10 @@ def test_init_without_judgements_evaluates_on_development_queries_made_from_the_
     assert recipe.name == "2024" and recipe.data.generate is not None and recipe.evaluate.split == "dev"
 
 
-@pytest.mark.parametrize(("scores", "label"), [
-    ([7.5, -2.0], {"normalise": "none", "scale": 1.0}), ([0.9, 0.4], {"normalise": "min-max", "scale": 8.0})])
+@pytest.mark.parametrize(
+    ("scores", "label"),
+    [([7.5, -2.0], {"normalise": "none", "scale": 1.0}), ([0.9, 0.4], {"normalise": "min-max", "scale": 8.0})],
+)
 def test_init_takes_the_scores_of_rows_for_a_teacher(tmp_path, scores, label):
     rows = [{"query": f"q {i}", "positive": f"p {i}", "negative": "n", "scores": scores} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -175,24 +203,37 @@ def test_dry_run_goes_by_files_that_are_there_else_by_the_sizes_that_the_recipe_
 def test_dry_run_prints_every_stage_of_the_published_recipe():
     shown = distill("run", "configs/splade-v3.yaml", "--dry-run")
     assert shown.returncode == 0
-    for expected in ("8,841,823 passages", "500,000 training queries", "31,250 steps of 80 queries x 9 passages",
-                     "pairs x 5 teachers"):
+    for expected in (
+        "8,841,823 passages",
+        "500,000 training queries",
+        "31,250 steps of 80 queries x 9 passages",
+        "pairs x 5 teachers",
+    ):
         assert expected in shown.stdout, shown.stdout
 
 
 def test_export_writes_scores_and_refuses_what_is_not_there(recipe, tmp_path):
-    rows = [{"query": f"query {i}", "positive": f"passage {i}", "negative": "none", "scores": [i, 0.1]}
-            for i in range(3)]
+    rows = [
+        {"query": f"query {i}", "positive": f"passage {i}", "negative": "none", "scores": [i, 0.1]} for i in range(3)
+    ]
     (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    recipe.write_text(yaml.safe_dump({
-        "name": "cli", "run_dir": str(tmp_path / "run"), "student": {"model": "nowhere"},
-        "data": {"source": {"kind": "jsonl", "path": str(tmp_path / "in.jsonl")}},
-        "teachers": {"given": {"kind": "imported"}}}))
+    recipe.write_text(
+        yaml.safe_dump(
+            {
+                "name": "cli",
+                "run_dir": str(tmp_path / "run"),
+                "student": {"model": "nowhere"},
+                "data": {"source": {"kind": "jsonl", "path": str(tmp_path / "in.jsonl")}},
+                "teachers": {"given": {"kind": "imported"}},
+            }
+        )
+    )
     assert distill("import", recipe).returncode == 0
     shown = distill("export", recipe, "--teacher", "given", "--format", "triplet", "-o", tmp_path / "out.jsonl")
     assert shown.returncode == 0 and "3 queries, 6 pairs" in shown.stdout
     assert [json.loads(line)["positive"] for line in (tmp_path / "out.jsonl").open()] == [
-        row["positive"] for row in rows]
+        row["positive"] for row in rows
+    ]
     shown = distill("export", recipe, "-o", tmp_path / "labels.jsonl")
     assert shown.returncode == 2 and "run `distill label` first" in shown.stderr and "Traceback" not in shown.stderr
     assert not (tmp_path / "labels.jsonl").exists()

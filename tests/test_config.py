@@ -10,8 +10,12 @@ from distill.errors import RecipeError
 from distill.recipe_file import dump_recipe, load_recipe, parse_recipe
 
 CONFIGS = sorted(Path(__file__).parent.parent.glob("configs/*.yaml"))
-MINIMAL = {"name": "a", "data": {"source": {"kind": "python-docs"}}, "teachers": {"bm25": {"kind": "bm25"}},
-           "student": {"model": "m"}}
+MINIMAL = {
+    "name": "a",
+    "data": {"source": {"kind": "python-docs"}},
+    "teachers": {"bm25": {"kind": "bm25"}},
+    "student": {"model": "m"},
+}
 
 
 def refused(**sections) -> str:
@@ -30,10 +34,12 @@ def test_a_misspelt_field_is_named_with_the_nearest_valid_one():
     assert "unknown field 'train.learning_rat'" in refused(train={"learning_rat": 1})
     assert "unknown field 'train.warmup_ration'; did you mean 'warmup_ratio'?" in refused(train={"warmup_ration": 0.1})
     assert "unknown field 'trin'; did you mean 'train'?" in refused(trin={})
-    assert ("unknown field 'train.losses.0.temprature'; did you mean"
-            in refused(train={"losses": [{"kind": "infonce", "temprature": 2}]}))
-    assert ("unknown field 'teachers.bm25.wieght'; did you mean 'weight'?"
-            in refused(teachers={"bm25": {"kind": "bm25", "wieght": 1}}))
+    assert "unknown field 'train.losses.0.temprature'; did you mean" in refused(
+        train={"losses": [{"kind": "infonce", "temprature": 2}]}
+    )
+    assert "unknown field 'teachers.bm25.wieght'; did you mean 'weight'?" in refused(
+        teachers={"bm25": {"kind": "bm25", "wieght": 1}}
+    )
 
 
 def test_missing_and_impossible_values_are_named():
@@ -46,47 +52,65 @@ def test_missing_and_impossible_values_are_named():
     assert "choose another" in refused(teachers={"ensemble": {"kind": "bm25"}})
     assert "at least one miner" in refused(mine={"miners": {}})
     assert "only a learned table has a rate" in refused(train={"table_lr": 0.1})
-    assert "which is not trained" in refused(student={"model": "m", "query": {"kind": "idf"}},
-                                             train={"query_regularizers": [{"kind": "l1", "weight": 1}]})
+    assert "which is not trained" in refused(
+        student={"model": "m", "query": {"kind": "idf"}}, train={"query_regularizers": [{"kind": "l1", "weight": 1}]}
+    )
     assert "Input should be a list (given: 'kl')" in refused(train={"losses": "kl"})
 
 
-@pytest.mark.parametrize("kind, model, field, value", [
-    ("bm25", None, "model", "m"), ("bm25", None, "dtype", "float16"), ("custom", None, "max_length", 64),
-    ("bi-encoder", "m", "template", "{query} {passage}"), ("splade", "m", "fine_tune", {}),
-    ("cross-encoder", "m", "options", {"yes": "true"}), ("imported", None, "batch_tokens", 4096),
-])
+@pytest.mark.parametrize(
+    "kind, model, field, value",
+    [
+        ("bm25", None, "model", "m"),
+        ("bm25", None, "dtype", "float16"),
+        ("custom", None, "max_length", 64),
+        ("bi-encoder", "m", "template", "{query} {passage}"),
+        ("splade", "m", "fine_tune", {}),
+        ("cross-encoder", "m", "options", {"yes": "true"}),
+        ("imported", None, "batch_tokens", 4096),
+    ],
+)
 def test_what_a_kind_of_teacher_does_not_read_is_refused(kind, model, field, value):
     teacher = {"kind": kind, **({"model": model} if model else {}), **({"cls": "a:B"} if kind == "custom" else {})}
     parse_recipe({**MINIMAL, "teachers": {"t": teacher}})
     assert f"`{field}` has no effect with kind: {kind}" in refused(teachers={"t": {**teacher, field: value}})
 
 
-@pytest.mark.parametrize(("source", "message"), [
-    ({"kind": "jsonl", "columns": {"scores": "s"}}, "unknown field 'columns.scores'; did you mean 'score'?"),
-    ({"kind": "jsonl", "columns": {"querry": "x"}}, "unknown field 'columns.querry'; did you mean 'query'?"),
-    ({"kind": "jsonl", "layout": "pairs", "columns": {"negative": "hard"}},
-     "'columns.negative' is not read with layout: pairs, which has query, positive, query_id, passage_ids"),
-    ({"kind": "jsonl", "columns": {"score": None}}, "only query_id and passage_ids of rows can be left out"),
-    ({"kind": "huggingface", "columns": {"anchr": "x"}}, "unknown field 'columns.anchr'; valid: query, positive"),
-    ({"kind": "huggingface", "layout": "beir", "columns": {"titel": "x"}}, "did you mean 'title'?"),
-])
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"kind": "jsonl", "columns": {"scores": "s"}}, "unknown field 'columns.scores'; did you mean 'score'?"),
+        ({"kind": "jsonl", "columns": {"querry": "x"}}, "unknown field 'columns.querry'; did you mean 'query'?"),
+        (
+            {"kind": "jsonl", "layout": "pairs", "columns": {"negative": "hard"}},
+            "'columns.negative' is not read with layout: pairs, which has query, positive, query_id, passage_ids",
+        ),
+        ({"kind": "jsonl", "columns": {"score": None}}, "only query_id and passage_ids of rows can be left out"),
+        ({"kind": "huggingface", "columns": {"anchr": "x"}}, "unknown field 'columns.anchr'; valid: query, positive"),
+        ({"kind": "huggingface", "layout": "beir", "columns": {"titel": "x"}}, "did you mean 'title'?"),
+    ],
+)
 def test_names_of_columns_that_the_layout_does_not_have_are_refused(source, message):
     place = {"path" if source["kind"] == "jsonl" else "dataset": "x"}
     assert message in refused(data={"source": {**source, **place}})
     parse_recipe({**MINIMAL, "data": {"source": {**source, **place, "columns": {}}}})
 
 
-@pytest.mark.parametrize("sections, message", [
-    ({"train": {"losses": [{"kind": "kl", "weight": -1}]}}, "greater than 0"),
-    ({"train": {"lr": float("inf")}}, "finite number"),
-    ({"train": {"query_regularizers": [{"kind": "l1", "weight": 1, "ramp": "constant", "ramp_steps": 9}]}},
-     "ramp_steps has no effect"),
-    ({"mine": {"miners": {"bm25": {"kind": "bm25", "depth": 30}}}}, "`depth` has no effect without `sample`"),
-    ({"slurm": {"at_once": 3}}, "at_once has no effect"),
-    ({"evaluate": {"top_ks_of": "queries"}}, "`top_ks_of` has no effect"),
-    ({"evaluate": {"start": False, "baselines": False}}, "`start` has no effect"),
-])
+@pytest.mark.parametrize(
+    "sections, message",
+    [
+        ({"train": {"losses": [{"kind": "kl", "weight": -1}]}}, "greater than 0"),
+        ({"train": {"lr": float("inf")}}, "finite number"),
+        (
+            {"train": {"query_regularizers": [{"kind": "l1", "weight": 1, "ramp": "constant", "ramp_steps": 9}]}},
+            "ramp_steps has no effect",
+        ),
+        ({"mine": {"miners": {"bm25": {"kind": "bm25", "depth": 30}}}}, "`depth` has no effect without `sample`"),
+        ({"slurm": {"at_once": 3}}, "at_once has no effect"),
+        ({"evaluate": {"top_ks_of": "queries"}}, "`top_ks_of` has no effect"),
+        ({"evaluate": {"start": False, "baselines": False}}, "`start` has no effect"),
+    ],
+)
 def test_settings_without_effect_or_sense_are_refused(sections, message):
     assert message in refused(**sections)
 
@@ -104,8 +128,16 @@ def test_bm25_mines_without_a_model():
 def test_overrides_reach_any_depth_and_are_checked(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(MINIMAL))
-    recipe = load_recipe(path, ["train.lr=1e-5", "teachers.bm25.weight=2", "run_dir=/x/y", "train.losses=[{kind: kl}]",
-                                "teachers.second={kind: bm25}"])
+    recipe = load_recipe(
+        path,
+        [
+            "train.lr=1e-5",
+            "teachers.bm25.weight=2",
+            "run_dir=/x/y",
+            "train.losses=[{kind: kl}]",
+            "teachers.second={kind: bm25}",
+        ],
+    )
     assert recipe.train.lr == 1e-5 and recipe.teachers["bm25"].weight == 2 and str(recipe.folder) == "/x/y"
     assert list(recipe.teachers) == ["bm25", "second"]
     assert load_recipe(path, ["train.deepspeed={bucket: 5e8}"]).train.deepspeed["bucket"] == 5e8  # no text

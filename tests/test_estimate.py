@@ -27,11 +27,23 @@ from distill.shapes import forward_flops, shape_of, student_shape
 SPLADE_V3 = "configs/splade-v3.yaml"
 
 
-@pytest.mark.parametrize(("model", "settings"), [
-    (BertModel, BertConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96)),
-    (ModernBertModel, ModernBertConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4,
-                                       intermediate_size=96, vocab_size=100, pad_token_id=0)),
-])
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (BertModel, BertConfig(hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=96)),
+        (
+            ModernBertModel,
+            ModernBertConfig(
+                hidden_size=64,
+                num_hidden_layers=3,
+                num_attention_heads=4,
+                intermediate_size=96,
+                vocab_size=100,
+                pad_token_id=0,
+            ),
+        ),
+    ],
+)
 def test_operations_are_those_that_torch_counts(tmp_path, model, settings):
     settings.save_pretrained(tmp_path)
     length, texts = 48, 5
@@ -46,8 +58,9 @@ def test_operations_are_those_that_torch_counts(tmp_path, model, settings):
     assert texts * length * forward_flops(shape, length) == pytest.approx(counted, rel=0.02)
 
 
-@pytest.mark.parametrize(("stage", "bytes_per_parameter"), [(0, 16), (1, 4 + 4 + 8 / 4), (2, 4 + (4 + 8) / 4),
-                                                             (3, (4 + 4 + 8) / 4)])
+@pytest.mark.parametrize(
+    ("stage", "bytes_per_parameter"), [(0, 16), (1, 4 + 4 + 8 / 4), (2, 4 + (4 + 8) / 4), (3, (4 + 4 + 8) / 4)]
+)
 def test_states_are_spread_over_four_processes_as_zero_says(tmp_path, stage, bytes_per_parameter):
     recipe = small_recipe(tmp_path, train={"deepspeed": {"zero_optimization": {"stage": stage}}})
     memory = training_memory(recipe, 1e6, ModelShape(layers=2, hidden=64), ranks=4)
@@ -77,8 +90,9 @@ def test_more_devices_take_less_time_until_shards_or_gradients_bound_them():
 def test_a_model_of_unknown_shape_is_named_not_left_out(tmp_path):
     recipe = load_recipe(SPLADE_V3, ["data.sizes.models={}"])
     costs = [cost for cost in estimate(recipe, 1, "a100").costs if cost.stage == "score"]
-    assert len(costs) == 5 and all(cost.wall_seconds is None and "is not known; declare it in data.sizes.models"
-                                   in cost.basis for cost in costs)
+    assert len(costs) == 5 and all(
+        cost.wall_seconds is None and "is not known; declare it in data.sizes.models" in cost.basis for cost in costs
+    )
 
 
 @pytest.mark.parametrize("path", sorted(Path("configs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -89,13 +103,18 @@ def test_plans_of_the_shipped_recipes_count_every_part_of_every_round(path, tmp_
 
 
 def test_a_student_of_the_round_before_has_the_shape_of_the_model_that_the_first_was_started_from():
-    changes = {"mine": {"miners": {"own": {"kind": "splade", "model": "round:previous"}}},
-               "student": {"model": "round:previous"}}
+    changes = {
+        "mine": {"miners": {"own": {"kind": "splade", "model": "round:previous"}}},
+        "student": {"model": "round:previous"},
+    }
     declared = load_recipe(SPLADE_V3).data.sizes.models["naver/splade-cocondenser-selfdistil"]
     rounds = all_rounds(load_recipe(SPLADE_V3, ["student.layers=4", f"rounds={json.dumps([changes, changes])}"]))
     for one in rounds[1:]:
-        assert student_shape(one) == shape_of(one, one.mine.miners["own"].model) == declared.model_copy(
-            update={"layers": 4})
+        assert (
+            student_shape(one)
+            == shape_of(one, one.mine.miners["own"].model)
+            == declared.model_copy(update={"layers": 4})
+        )
 
 
 def test_sums_that_lack_parts_say_so():

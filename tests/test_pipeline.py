@@ -16,9 +16,22 @@ def test_the_table_has_every_system_and_the_run_every_file(finished):
     folder = RunFolder(finished.folder)
     evaluation = json.loads(folder.evaluation.read_text())
     assert [row["name"] for row in evaluation["rows"]] == [
-        "BM25", "rerank-tuned", "rerank-bi-encoder", "rerank-bm25", "rerank-ensemble", "start", "student"]
-    for path in (folder.recipe, folder.report, folder.train_log, folder.model / "README.md",
-                 folder.trec_run("student"), folder.start / "model.safetensors"):
+        "BM25",
+        "rerank-tuned",
+        "rerank-bi-encoder",
+        "rerank-bm25",
+        "rerank-ensemble",
+        "start",
+        "student",
+    ]
+    for path in (
+        folder.recipe,
+        folder.report,
+        folder.train_log,
+        folder.model / "README.md",
+        folder.trec_run("student"),
+        folder.start / "model.safetensors",
+    ):
         assert path.is_file(), path
 
 
@@ -59,8 +72,11 @@ def test_one_stage_alone_does_not_build_on_what_the_recipe_no_longer_means(finis
     before = RunFolder(finished.folder).recipe.read_text()
     changed = finished.model_copy(update={"label": finished.label.model_copy(update={"normalise": "z-score"})})
     for stage in ("train", "evaluate"):
-        with pytest.raises(FingerprintError, match=rf"(?s)'{stage}' would build on stage 'label', which must run "
-                                                   r"again: .*normalise .*run `distill label --redo`"):
+        with pytest.raises(
+            FingerprintError,
+            match=rf"(?s)'{stage}' would build on stage 'label', which must run "
+            r"again: .*normalise .*run `distill label --redo`",
+        ):
             run(changed, only=stage)
     other = finished.model_copy(update={"mine": finished.mine.model_copy(update={"rerank_depth": 7})})
     with pytest.raises(FingerprintError, match="'score' would build on stage 'mine'"):

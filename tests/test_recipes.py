@@ -27,11 +27,30 @@ from distill.stages import stages_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
-TRAINED = [pytest.param(name, marks=pytest.mark.slow) if "\nrounds:" in (CONFIGS / f"{name}.yaml").read_text() else name
-           for name in RECIPES]  # several rounds take as many times as long
-MAX = {"top": 3, "sample": 2, "depth": 20, "skip": 1, "rerank_depth": 5, "max_length": 32, "folds": 2,  # the largest
-       "layers": 1, "query_max_length": 16, "passage_max_length": 24, "passages": 50, "negatives": 3, "batch_size": 4,
-       "steps": 3, "evaluate_every": 2, "ramp_steps": 2, "group_size": 8, "threshold": 5}  # that a number may be
+TRAINED = [
+    pytest.param(name, marks=pytest.mark.slow) if "\nrounds:" in (CONFIGS / f"{name}.yaml").read_text() else name
+    for name in RECIPES
+]  # several rounds take as many times as long
+MAX = {
+    "top": 3,
+    "sample": 2,
+    "depth": 20,
+    "skip": 1,
+    "rerank_depth": 5,
+    "max_length": 32,
+    "folds": 2,  # the largest
+    "layers": 1,
+    "query_max_length": 16,
+    "passage_max_length": 24,
+    "passages": 50,
+    "negatives": 3,
+    "batch_size": 4,
+    "steps": 3,
+    "evaluate_every": 2,
+    "ramp_steps": 2,
+    "group_size": 8,
+    "threshold": 5,
+}  # that a number may be
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +58,15 @@ def tiny(tmp_path_factory, tiny_mlm, tiny_sentence, tiny_classifier) -> dict[str
     """A tiny model of every kind, and data."""
     root = tmp_path_factory.mktemp("tiny")
     write_beir(root / "data")
-    return {"data": root / "data", "mlm": tiny_mlm, "bi-encoder": tiny_sentence, "dense": tiny_sentence,
-            "cross-encoder": tiny_classifier, "splade": save_checkpoint(tiny_mlm, root / "splade"),
-            "rank-t5": save_rank_t5(tiny_mlm, root / "rank-t5")}
+    return {
+        "data": root / "data",
+        "mlm": tiny_mlm,
+        "bi-encoder": tiny_sentence,
+        "dense": tiny_sentence,
+        "cross-encoder": tiny_classifier,
+        "splade": save_checkpoint(tiny_mlm, root / "splade"),
+        "rank-t5": save_rank_t5(tiny_mlm, root / "rank-t5"),
+    }
 
 
 def save_rank_t5(tokenizer: Path, path: Path) -> Path:
@@ -53,10 +78,20 @@ def save_rank_t5(tokenizer: Path, path: Path) -> Path:
     for part in (tokens, config):
         part.save_pretrained(path)
     torch.manual_seed(0)
-    head = torch.nn.ModuleDict({"first_transform": torch.nn.Linear(16, 16), "layer_norm": torch.nn.LayerNorm(16),
-                                "linear": torch.nn.Linear(16, 1)})
-    torch.save({**{f"model.{name}": value for name, value in T5EncoderModel(config).state_dict().items()},
-                **head.state_dict()}, path / "pytorch_model.bin")
+    head = torch.nn.ModuleDict(
+        {
+            "first_transform": torch.nn.Linear(16, 16),
+            "layer_norm": torch.nn.LayerNorm(16),
+            "linear": torch.nn.Linear(16, 1),
+        }
+    )
+    torch.save(
+        {
+            **{f"model.{name}": value for name, value in T5EncoderModel(config).state_dict().items()},
+            **head.state_dict(),
+        },
+        path / "pytorch_model.bin",
+    )
     return path
 
 
@@ -91,8 +126,13 @@ def test_shrunk_trains_a_student_that_sparse_encoder_loads(name, tiny, tmp_path)
     assert {loss.kind for loss in train.losses} <= steps[-1].keys()
     assert {f"query-{term.kind}" for term in train.query_regularizers} <= steps[-1].keys()
     assert {f"passage-{term.kind}" for term in train.passage_regularizers} <= steps[-1].keys()
-    before, after = (SparseEncoder(str(path), device="cpu").encode_document(["the old house by the river", "ten books"])
-                     .to_dense().numpy() for path in (folder.start, folder.model))
+    before, after = (
+        SparseEncoder(str(path), device="cpu")
+        .encode_document(["the old house by the river", "ten books"])
+        .to_dense()
+        .numpy()
+        for path in (folder.start, folder.model)
+    )
     assert np.isfinite(after).all() and (after > 0).any(1).all() and not np.allclose(before, after)
 
 
@@ -133,6 +173,8 @@ def replace_model(section: dict[str, Any], tiny: dict[str, Path]) -> None:
 def limited(tree: Any) -> Any:
     """The tree with no number above `MAX`, wherever it stands."""
     if isinstance(tree, dict):
-        return {key: min(value, MAX[key]) if key in MAX and isinstance(value, int) else limited(value)
-                for key, value in tree.items()}
+        return {
+            key: min(value, MAX[key]) if key in MAX and isinstance(value, int) else limited(value)
+            for key, value in tree.items()
+        }
     return [limited(item) for item in tree] if isinstance(tree, list) else tree

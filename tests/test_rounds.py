@@ -21,8 +21,12 @@ from distill.rounds import all_rounds, round_of
 from distill.student.checkpoint import load_checkpoint
 from distill.submit import submit_jobs
 
-SECOND = {"mine": {"miners": {"student": {"kind": "splade", "model": "round:previous", "top": 4}}},
-          "score": {"rerank": False}, "student": {"model": "round:previous"}, "train": {"lr": 5e-4, "steps": 3}}
+SECOND = {
+    "mine": {"miners": {"student": {"kind": "splade", "model": "round:previous", "top": 4}}},
+    "score": {"rerank": False},
+    "student": {"model": "round:previous"},
+    "train": {"lr": 5e-4, "steps": 3},
+}
 
 
 def with_rounds(recipe, *rounds):
@@ -93,7 +97,9 @@ def test_a_changed_override_of_the_second_round_makes_only_that_one_stale(two_ro
     recipe, _ = two_rounds
     states = stage_states(with_rounds(recipe, {**SECOND, "train": {"lr": 1e-4, "steps": 3}}))
     assert {(state.round, state.stage): state.state for state in states if state.state != "done"} == {
-        (2, "train"): "stale", (2, "evaluate"): "pending"}
+        (2, "train"): "stale",
+        (2, "evaluate"): "pending",
+    }
     with pytest.raises(FingerprintError, match=r"round-2/model was made from .*train\.lr 0\.0005 -> 0\.0001"):
         run(with_rounds(recipe, {**SECOND, "train": {"lr": 1e-4, "steps": 3}}))
 
@@ -129,11 +135,18 @@ def test_tools_that_take_a_folder_know_a_round_by_where_it_lies(two_rounds, caps
 
 
 def test_a_round_is_the_recipe_with_a_merge_patch(tmp_path):
-    base = small_recipe(tmp_path, mine={"miners": {"bm25": {"kind": "bm25", "top": 9, "skip": 2}}},
-                        train={"losses": [{"kind": "kl"}, {"kind": "infonce"}], "lr": 1e-3})
-    first, second, third = all_rounds(with_rounds(
-        base, {"mine": {"miners": {"bm25": {"top": 3}}}, "train": {"losses": [{"kind": "margin-mse"}]}},
-        {"mine": {"miners": {"bm25": None, "own": {"kind": "splade", "model": "round:previous"}}}}))
+    base = small_recipe(
+        tmp_path,
+        mine={"miners": {"bm25": {"kind": "bm25", "top": 9, "skip": 2}}},
+        train={"losses": [{"kind": "kl"}, {"kind": "infonce"}], "lr": 1e-3},
+    )
+    first, second, third = all_rounds(
+        with_rounds(
+            base,
+            {"mine": {"miners": {"bm25": {"top": 3}}}, "train": {"losses": [{"kind": "margin-mse"}]}},
+            {"mine": {"miners": {"bm25": None, "own": {"kind": "splade", "model": "round:previous"}}}},
+        )
+    )
     assert first.train == base.train and first.folder == tmp_path
     assert (second.mine.miners["bm25"].top, second.mine.miners["bm25"].skip) == (3, 2)
     assert [loss.kind for loss in second.train.losses] == ["margin-mse"] and second.train.lr == 1e-3
@@ -149,12 +162,15 @@ def test_a_calibrated_start_is_the_first_rounds_alone(tmp_path):
     assert (further.student.start, further.student.revision) == ("mlm", None)
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"data": {"limit": 3}}, "round 2 cannot have its own 'data'"),
-    ({"train": {"lrr": 1}}, "rounds.0: unknown field 'train.lrr'; did you mean 'lr'"),
-    ({"teachers": {"new": {"kind": "cross-encoder", "model": "m", "fine_tune": {}}}}, "in the first round only"),
-    ({"teachers": {"given": {"kind": "imported"}}}, r"teachers: \{given: null\}"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"limit": 3}}, "round 2 cannot have its own 'data'"),
+        ({"train": {"lrr": 1}}, "rounds.0: unknown field 'train.lrr'; did you mean 'lr'"),
+        ({"teachers": {"new": {"kind": "cross-encoder", "model": "m", "fine_tune": {}}}}, "in the first round only"),
+        ({"teachers": {"given": {"kind": "imported"}}}, r"teachers: \{given: null\}"),
+    ],
+)
 def test_what_a_round_cannot_say_is_refused_with_a_remedy(tmp_path, changes, message):
     with pytest.raises(RecipeError, match=message):
         all_rounds(with_rounds(small_recipe(tmp_path), changes))

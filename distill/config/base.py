@@ -22,8 +22,9 @@ FilePath = Annotated[Path, AfterValidator(Path.expanduser)]  # ~ is the user's h
 class Section(BaseModel):
     """A part of the recipe: frozen, and strict about the names of its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=(),
-                              allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 def refuse_unread(section: Section, kind: str, read: set[str]) -> None:
@@ -47,8 +48,9 @@ def resolve_model(name: str) -> str:
     module, _, folder = name.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise RecipeError(f"model {name!r}: the package {module!r} is not installed "
-                          f"(pip install {module.replace('_', '-')})")
+        raise RecipeError(
+            f"model {name!r}: the package {module!r} is not installed (pip install {module.replace('_', '-')})"
+        )
     path = Path(next(iter(spec.submodule_search_locations))) / folder
     if not path.is_dir():
         raise RecipeError(f"model {name!r}: the package {module!r} has no folder {folder!r}")

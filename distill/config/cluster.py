@@ -58,8 +58,11 @@ class Slurm(SlurmJob):
     def _machines_are_of_use(self) -> Slurm:
         for stage, job in self.stages.items():
             if (job.nodes or 1) > 1 and (stage not in ("score", "train") or (stage == "score" and self.array)):
-                why = "with `array` each task has one machine" if stage == "score" else \
-                    "only score (without `array`) and train run on several machines"
+                why = (
+                    "with `array` each task has one machine"
+                    if stage == "score"
+                    else "only score (without `array`) and train run on several machines"
+                )
                 raise ValueError(f"stages.{stage}.nodes is {job.nodes}, but {why}; leave it out")
         return self
 

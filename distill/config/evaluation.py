@@ -54,8 +54,9 @@ class Evaluate(Section):
             raise ValueError(f"two evaluators are called {double!r}: give one of them a `name`")
         deepest = max((entry.depth for entry in self.evaluators if entry.kind == "reciprocal-rank-fusion"), default=0)
         if deepest > self.depth:
-            raise ValueError(f"reciprocal-rank-fusion looks at the best {deepest}, but rankings have a `depth` of "
-                             f"{self.depth}")
+            raise ValueError(
+                f"reciprocal-rank-fusion looks at the best {deepest}, but rankings have a `depth` of {self.depth}"
+            )
         return self
 
 

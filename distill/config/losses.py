@@ -10,6 +10,7 @@ from distill.config.base import Positive, Section
 
 Weight = Annotated[float, Field(gt=0)]
 
+
 class KlLoss(Section):
     kind: Literal["kl"]
     weight: Weight = 1.0
@@ -80,8 +81,19 @@ class CustomLoss(Section):
     options: dict[str, Any] = {}
 
 
-Loss = Annotated[KlLoss | MarginMseLoss | InfoNceLoss | RankNetLoss | AdrMseLoss | TripletLoss | CosineLoss | CosentLoss
-                 | EmbeddingMseLoss | CustomLoss, Field(discriminator="kind")]
+Loss = Annotated[
+    KlLoss
+    | MarginMseLoss
+    | InfoNceLoss
+    | RankNetLoss
+    | AdrMseLoss
+    | TripletLoss
+    | CosineLoss
+    | CosentLoss
+    | EmbeddingMseLoss
+    | CustomLoss,
+    Field(discriminator="kind"),
+]
 
 
 class Ramped(Section):

@@ -29,8 +29,10 @@ class Miner(Section):
         if not self.sample and self.depth != type(self).model_fields["depth"].default:
             raise ValueError("`depth` has no effect without `sample`: it is the ranking that is drawn from")
         if self.sample and self.depth <= self.skip + self.top:
-            raise ValueError(f"`sample` draws from ranks {self.skip + self.top + 1} to `depth`, which is {self.depth}: "
-                             "there are none; raise depth")
+            raise ValueError(
+                f"`sample` draws from ranks {self.skip + self.top + 1} to `depth`, which is {self.depth}: "
+                "there are none; raise depth"
+            )
         return self
 
 
@@ -77,8 +79,13 @@ class FineTune(Section):
 
 
 _MODEL = {"model", "revision", "dtype", "max_length", "batch_tokens"}
-_READ_BY = {"cross-encoder": _MODEL | {"fine_tune"}, "llm": _MODEL | {"template", "options"}, "bm25": set(),
-            "imported": {"model"}, "custom": {"cls", "options"}}
+_READ_BY = {
+    "cross-encoder": _MODEL | {"fine_tune"},
+    "llm": _MODEL | {"template", "options"},
+    "bm25": set(),
+    "imported": {"model"},
+    "custom": {"cls", "options"},
+}
 
 
 class Teacher(Section):

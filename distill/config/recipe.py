@@ -52,20 +52,27 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _no_round_before_the_first(self) -> Recipe:
-        named = {"student.model": self.student.model,
-                 **{f"mine.miners.{name}.model": miner.model for name, miner in self.mine.miners.items()},
-                 **{f"teachers.{name}.model": teacher.model for name, teacher in self.teachers.items()}}
+        named = {
+            "student.model": self.student.model,
+            **{f"mine.miners.{name}.model": miner.model for name, miner in self.mine.miners.items()},
+            **{f"teachers.{name}.model": teacher.model for name, teacher in self.teachers.items()},
+        }
         if unmet := [field for field, model in named.items() if model == PREVIOUS]:
-            raise ValueError(f"{unmet[0]} is {PREVIOUS!r}, but the first round has none before it: name a model, and "
-                             "give the rounds after it their own")
+            raise ValueError(
+                f"{unmet[0]} is {PREVIOUS!r}, but the first round has none before it: name a model, and "
+                "give the rounds after it their own"
+            )
         return self
 
     @model_validator(mode="after")
     def _later_teachers_are_there(self) -> Recipe:
-        if self.follows is not None and (imported := [name for name, teacher in self.teachers.items()
-                                                      if teacher.kind == "imported"]):
-            raise ValueError(f"teachers.{imported[0]}: a source's own scores are of its own candidates, and a further "
-                             f"round mines others; leave it out there (teachers: {{{imported[0]}: null}})")
+        if self.follows is not None and (
+            imported := [name for name, teacher in self.teachers.items() if teacher.kind == "imported"]
+        ):
+            raise ValueError(
+                f"teachers.{imported[0]}: a source's own scores are of its own candidates, and a further "
+                f"round mines others; leave it out there (teachers: {{{imported[0]}: null}})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -77,8 +84,10 @@ class Recipe(Section):
         if not any(teacher.weight for teacher in self.teachers.values()):
             raise ValueError("every teacher has the weight 0: no label can be made")
         if self.label.map_to is not None and self.label.map_to not in self.teachers:
-            raise ValueError(f"label.map_to names {self.label.map_to!r}, which is not among the teachers "
-                             f"({', '.join(self.teachers)})")
+            raise ValueError(
+                f"label.map_to names {self.label.map_to!r}, which is not among the teachers "
+                f"({', '.join(self.teachers)})"
+            )
         return self
 
     @model_validator(mode="after")
@@ -86,23 +95,32 @@ class Recipe(Section):
         if self.student.kind != "splade":
             for field, losses in self.train.losses_by_field.items():
                 if any(isinstance(loss, EmbeddingMseLoss) for loss in losses):
-                    raise ValueError(f"train.{field}: embedding-mse needs a student of kind splade: the terms of "
-                                     f"others ({self.student.kind}) are not a teacher's words")
+                    raise ValueError(
+                        f"train.{field}: embedding-mse needs a student of kind splade: the terms of "
+                        f"others ({self.student.kind}) are not a teacher's words"
+                    )
         for loss in self.train.losses:
             if not isinstance(loss, EmbeddingMseLoss):
                 continue
             teacher = self.teachers.get(loss.teacher)
             if teacher is None:
-                raise ValueError(f"train.losses: embedding-mse names {loss.teacher!r}, which is not among the teachers "
-                                 f"({', '.join(self.teachers)})")
+                raise ValueError(
+                    f"train.losses: embedding-mse names {loss.teacher!r}, which is not among the teachers "
+                    f"({', '.join(self.teachers)})"
+                )
             if teacher.kind != "splade":
-                raise ValueError(f"train.losses: embedding-mse names {loss.teacher!r}, a {teacher.kind} teacher: only "
-                                 "those of kind splade have vectors over a vocabulary")
+                raise ValueError(
+                    f"train.losses: embedding-mse names {loss.teacher!r}, a {teacher.kind} teacher: only "
+                    "those of kind splade have vectors over a vocabulary"
+                )
         for field, losses in self.train.losses_by_field.items():
             if self.student.query.kind in ("binary", "idf") and any(
-                    isinstance(loss, EmbeddingMseLoss) and "query" in loss.sides for loss in losses):
-                raise ValueError(f"train.{field}: embedding-mse has no effect on queries: student.query is "
-                                 f"{self.student.query.kind}, which is not trained; set its `of` to passage")
+                isinstance(loss, EmbeddingMseLoss) and "query" in loss.sides for loss in losses
+            ):
+                raise ValueError(
+                    f"train.{field}: embedding-mse has no effect on queries: student.query is "
+                    f"{self.student.query.kind}, which is not trained; set its `of` to passage"
+                )
         return self
 
     @model_validator(mode="after")
@@ -121,8 +139,10 @@ class Recipe(Section):
             raise ValueError(f"train.table_lr is set, but student.query is {kind}: only a learned table has a rate")
         prompted = [name for name, other in self.train.datasets.items() if other.prompts and other.prompts.query]
         if prompted and kind != "model":
-            raise ValueError(f"train.datasets.{prompted[0]}.prompts.query: student.query is {kind}, and its words "
-                             "would be terms of every query; leave it out")
+            raise ValueError(
+                f"train.datasets.{prompted[0]}.prompts.query: student.query is {kind}, and its words "
+                "would be terms of every query; leave it out"
+            )
         if self.train.query_regularizers and kind in ("binary", "idf"):
             raise ValueError(f"train.query_regularizers have no effect: student.query is {kind}, which is not trained")
         return self

@@ -62,8 +62,10 @@ class Student(Section):
     @model_validator(mode="after")
     def _no_prompt_in_a_table(self) -> Student:
         if self.prompts.query and self.query.kind != "model":
-            raise ValueError(f"prompts.query: with `query: {{kind: {self.query.kind}}}` its words would be terms of "
-                             "every query; leave it out")
+            raise ValueError(
+                f"prompts.query: with `query: {{kind: {self.query.kind}}}` its words would be terms of "
+                "every query; leave it out"
+            )
         return self
 
 
@@ -106,4 +108,5 @@ def _kind(student: Any) -> Any:
 
 AnyStudent = Annotated[
     Annotated[Student, Tag("splade")] | Annotated[CsrStudent, Tag("csr")] | Annotated[CustomStudent, Tag("custom")],
-    Discriminator(_kind, custom_error_type="kind", custom_error_message="kind is splade, csr or custom")]
+    Discriminator(_kind, custom_error_type="kind", custom_error_message="kind is splade, csr or custom"),
+]

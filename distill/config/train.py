@@ -100,8 +100,10 @@ class Train(Section):
     @property
     def losses_by_field(self) -> dict[str, tuple[Loss, ...]]:
         """The run's own losses, and those that datasets have instead."""
-        return {"losses": self.losses,
-                **{f"datasets.{name}.losses": other.losses for name, other in self.datasets.items() if other.losses}}
+        return {
+            "losses": self.losses,
+            **{f"datasets.{name}.losses": other.losses for name, other in self.datasets.items() if other.losses},
+        }
 
     @field_validator("deepspeed", mode="before")
     @classmethod
@@ -133,11 +135,15 @@ class Train(Section):
     @model_validator(mode="after")
     def _batch_tells_common_terms_apart(self) -> Train:
         """In fewer texts, one alone would make a term common: every term would count, as in plain FLOPS."""
-        for side, texts, terms in (("query", self.batch_size, self.query_regularizers),
-                                   ("passage", self.batch_size * (1 + self.negatives), self.passage_regularizers)):
+        for side, texts, terms in (
+            ("query", self.batch_size, self.query_regularizers),
+            ("passage", self.batch_size * (1 + self.negatives), self.passage_regularizers),
+        ):
             for term in terms:
                 if isinstance(term, DfFlopsRegularizer) and term.alpha * texts <= 1:
-                    raise ValueError(f"{side}_regularizers: df-flops tells terms apart by their frequency in the "
-                                     f"{texts} texts of a batch, where alpha {term.alpha:g} is no more than one text; "
-                                     "raise alpha, batch_size or negatives")
+                    raise ValueError(
+                        f"{side}_regularizers: df-flops tells terms apart by their frequency in the "
+                        f"{texts} texts of a batch, where alpha {term.alpha:g} is no more than one text; "
+                        "raise alpha, batch_size or negatives"
+                    )
         return self

@@ -19,8 +19,13 @@ from distill.errors import StorageError
 BATCH_ROWS = 16_384  # rows per record batch in stores
 
 
-def write_ipc(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], metadata: dict[str, str] | None = None,
-              exclusive: bool = False) -> Shard | None:
+def write_ipc(
+    path: Path,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    metadata: dict[str, str] | None = None,
+    exclusive: bool = False,
+) -> Shard | None:
     """Write batches to one file that appears whole or not at all; returns its name, rows, bytes and checksum.
 
     `metadata` goes into the schema, with the row count where `batches` is a list. With `exclusive`, the first writer
@@ -88,8 +93,10 @@ class RowReader:
             return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in fields], schema=pa.schema(fields))
         order = np.argsort(batch, kind="stable")
         touched, first = np.unique(batch[order], return_index=True)
-        pieces = [self.batches[b].select(names).take(pa.array(local[group]))
-                  for b, group in zip(touched, np.split(order, first[1:]), strict=True)]
+        pieces = [
+            self.batches[b].select(names).take(pa.array(local[group]))
+            for b, group in zip(touched, np.split(order, first[1:]), strict=True)
+        ]
         if len(pieces) == 1 and np.array_equal(order, np.arange(order.size)):
             return pieces[0]
         inverse = np.empty_like(order)

@@ -41,8 +41,13 @@ class Batch:
 
     def rows(self, first: int, last: int) -> Batch:
         piece = slice(first, last)
-        return Batch(self.query_rows[piece], self.passage_rows[piece], self.labels[piece], self.origins[piece],
-                     self.positives[piece])
+        return Batch(
+            self.query_rows[piece],
+            self.passage_rows[piece],
+            self.labels[piece],
+            self.origins[piece],
+            self.positives[piece],
+        )
 
     def also_positive(self, first: int, last: int) -> np.ndarray:
         """Queries `first` to `last`, counted from `first`, and places in the flattened passages of the batch where one
@@ -130,8 +135,9 @@ class Sampler:
             item = int(self._order[self._position])
             self._position += 1
             queries[row], rows, values, positives = self._data.query(item)
-            drawn = draw(positives, values, self._negatives, (self._seed, self._epoch, int(queries[row])),
-                         self._sampling)
+            drawn = draw(
+                positives, values, self._negatives, (self._seed, self._epoch, int(queries[row])), self._sampling
+            )
             passages[row], labels[row] = rows[drawn], values[drawn]
             known.append(rows[:positives])
         origins = self._data.origins(np.concatenate([passages.reshape(-1), *known]))  # one look into the store
@@ -143,8 +149,9 @@ class Sampler:
         return np.random.default_rng([self._seed, self._epoch, _ORDER]).permutation(len(self._data))
 
 
-def draw(positives: int, labels: np.ndarray, negatives: int, seed: tuple[int, int, int], sampling: Sampling = UNIFORM
-         ) -> np.ndarray:
+def draw(
+    positives: int, labels: np.ndarray, negatives: int, seed: tuple[int, int, int], sampling: Sampling = UNIFORM
+) -> np.ndarray:
     """Places in a list with these `labels`, the first `positives` of which are positive: one positive, then negatives.
 
     Negatives are drawn without replacement, as `sampling` says; a list with too few is used whole, again and again.
@@ -173,4 +180,4 @@ def _pool(positives: int, labels: np.ndarray, ranks: tuple[int, int] | None) -> 
         return pool
     ranked = pool[np.argsort(-labels[pool], kind="stable")]
     first, last = ranks
-    return np.sort(ranked[first - 1:last]) if first <= len(ranked) else ranked[-1:]
+    return np.sort(ranked[first - 1 : last]) if first <= len(ranked) else ranked[-1:]

@@ -16,13 +16,15 @@ import pyarrow as pa
 from distill.data.arrow import RowReader, Shard, write_ipc
 from distill.data.manifest import read_manifest, require_manifest
 
-SCHEMA = pa.schema([
-    ("query", pa.int64()),
-    ("passages", pa.list_(pa.int64())),
-    ("positive", pa.list_(pa.bool_())),
-    ("source", pa.list_(pa.uint8())),  # code of who brought it, named in the schema's metadata
-    ("rank", pa.list_(pa.int32())),  # in that source's ranking, from 1; 0 where there is none
-])
+SCHEMA = pa.schema(
+    [
+        ("query", pa.int64()),
+        ("passages", pa.list_(pa.int64())),
+        ("positive", pa.list_(pa.bool_())),
+        ("source", pa.list_(pa.uint8())),  # code of who brought it, named in the schema's metadata
+        ("rank", pa.list_(pa.int32())),  # in that source's ranking, from 1; 0 where there is none
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,12 @@ def write_candidates(path: Path, candidates: Candidates, fingerprint: str, exclu
     offsets = candidates.offsets
     columns = [pa.array(candidates.query, pa.int64())] + [
         csr_column(offsets, values, field.type)
-        for values, field in zip((candidates.passages, candidates.positive, candidates.source, candidates.rank),
-                                 list(SCHEMA)[1:], strict=True)]
+        for values, field in zip(
+            (candidates.passages, candidates.positive, candidates.source, candidates.rank),
+            list(SCHEMA)[1:],
+            strict=True,
+        )
+    ]
     metadata = {"fingerprint": fingerprint, "sources": "\n".join(candidates.sources)}
     return write_ipc(path, SCHEMA, [pa.RecordBatch.from_arrays(columns, schema=SCHEMA)], metadata, exclusive)
 
@@ -111,9 +117,14 @@ def only_batch(reader: RowReader) -> pa.RecordBatch:
     raise AssertionError(f"{reader.path}: a shard holds one record batch, this has {len(reader.batches)}")
 
 
-def from_lists(query: Sequence[int], lists: Sequence[Sequence[int]], positives: Sequence[int],
-               sources: tuple[str, ...], source: Sequence[Sequence[int]] | None = None,
-               rank: Sequence[Sequence[int]] | None = None) -> Candidates:
+def from_lists(
+    query: Sequence[int],
+    lists: Sequence[Sequence[int]],
+    positives: Sequence[int],
+    sources: tuple[str, ...],
+    source: Sequence[Sequence[int]] | None = None,
+    rank: Sequence[Sequence[int]] | None = None,
+) -> Candidates:
     """Candidates from one list of passage rows per query, the first `positives[i]` of which are positive."""
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -124,9 +135,15 @@ def from_lists(query: Sequence[int], lists: Sequence[Sequence[int]], positives: 
             return np.zeros(offsets[-1], dtype)
         return np.fromiter((value for row in values for value in row), dtype, int(offsets[-1]))
 
-    return Candidates(np.asarray(query, np.int64), offsets, flat(lists, np.int64),
-                      within < np.repeat(np.asarray(positives, np.int64), lengths),
-                      flat(source, np.uint8), flat(rank, np.int32), sources)
+    return Candidates(
+        np.asarray(query, np.int64),
+        offsets,
+        flat(lists, np.int64),
+        within < np.repeat(np.asarray(positives, np.int64), lengths),
+        flat(source, np.uint8),
+        flat(rank, np.int32),
+        sources,
+    )
 
 
 def _check_positives_first(candidates: Candidates) -> None:

@@ -32,8 +32,10 @@ def storage_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _NO_SPACE:
-            raise StorageError(f"{path}: no space left on the disk; nothing was written there. "
-                               "Free some and start the same command again") from error
+            raise StorageError(
+                f"{path}: no space left on the disk; nothing was written there. "
+                "Free some and start the same command again"
+            ) from error
         if error.errno in _NO_ACCESS:
             raise StorageError(f"{path}: cannot be written ({error.strerror})") from error
         raise
@@ -101,8 +103,10 @@ def commit_exclusive(temporary: Path, path: Path) -> bool:
         won = os.path.samefile(temporary, path)
     except OSError as error:
         if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
-            raise StorageError(f"{path.parent}: this file system has no hard links, which shards are committed "
-                               "with; put the run folder on one that has them") from error
+            raise StorageError(
+                f"{path.parent}: this file system has no hard links, which shards are committed "
+                "with; put the run folder on one that has them"
+            ) from error
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -135,8 +139,10 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise
-            raise StorageError(f"{path.parent}: this file system has no file locks (flock), which keep two processes "
-                               "from writing the same; mount it with them, or put the run folder elsewhere") from error
+            raise StorageError(
+                f"{path.parent}: this file system has no file locks (flock), which keep two processes "
+                "from writing the same; mount it with them, or put the run folder elsewhere"
+            ) from error
         yield
 
 

@@ -27,8 +27,10 @@ def check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
     """Raise `FingerprintError`, naming both fingerprints and the field, unless `folder` was made from `new`."""
     difference = first_difference(old, new)
     if difference is not None:
-        raise FingerprintError(f"{folder}: made from other inputs (fingerprint {fingerprint(old)}, this run needs "
-                               f"{fingerprint(new)}): {difference}")
+        raise FingerprintError(
+            f"{folder}: made from other inputs (fingerprint {fingerprint(old)}, this run needs "
+            f"{fingerprint(new)}): {difference}"
+        )
 
 
 def _canonical(fields: dict[str, Any], sort_keys: bool = True) -> str:

@@ -35,8 +35,14 @@ log = logging.getLogger(__name__)
 
 SOURCES = ("judgement", "imported")
 _LOOKUP_LISTS = 16_384  # lists resolved at once, with a hundred passages each
-_RESOLVED = pa.schema([("query", pa.int64()), ("passages", pa.large_list(pa.int64())),
-                       ("positive", pa.large_list(pa.bool_())), ("scores", pa.large_list(pa.float32()))])
+_RESOLVED = pa.schema(
+    [
+        ("query", pa.int64()),
+        ("passages", pa.large_list(pa.int64())),
+        ("positive", pa.large_list(pa.bool_())),
+        ("scores", pa.large_list(pa.float32())),
+    ]
+)
 
 
 def imported_teacher(recipe: Recipe) -> str | None:
@@ -49,13 +55,27 @@ def imported_teacher(recipe: Recipe) -> str | None:
 
 def list_fields(recipe: Recipe, data_fields: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What imported candidates, and the scores beside them, depend on: the hashed parts of their manifests."""
-    fields = {"stage": "import", "format": FORMAT, "split": "train", "data": fingerprint(data_fields),
-              "shard_queries": recipe.mine.shard_queries}
+    fields = {
+        "stage": "import",
+        "format": FORMAT,
+        "split": "train",
+        "data": fingerprint(data_fields),
+        "shard_queries": recipe.mine.shard_queries,
+    }
     return fields, {**fields, "teacher": imported_teacher(recipe), "candidates": fingerprint(fields)}
 
 
-def import_lists(recipe: Recipe, batches: Batches, queries: TextStore, final: np.ndarray, passages: TextStore,
-                 judgements: Judgements, data_fields: dict[str, Any], staged: RunFolder, spool: Path) -> dict[str, int]:
+def import_lists(
+    recipe: Recipe,
+    batches: Batches,
+    queries: TextStore,
+    final: np.ndarray,
+    passages: TextStore,
+    judgements: Judgements,
+    data_fields: dict[str, Any],
+    staged: RunFolder,
+    spool: Path,
+) -> dict[str, int]:
     """Write the candidates (and scores) of the training split below `staged`; returns counts.
 
     `queries` and `final`: the source's queries, and int64 the row each got in the training store (-1: left out).
@@ -74,8 +94,14 @@ def import_lists(recipe: Recipe, batches: Batches, queries: TextStore, final: np
     fields, score_fields = list_fields(recipe, data_fields)
     key = fingerprint(fields)
     shards, score_shards = [], []
-    totals = {"queries": 0, "positives": 0, "negatives": 0, "queries_without_negatives": 0,
-              "queries_without_positives": 0, "scores_missing": 0}
+    totals = {
+        "queries": 0,
+        "positives": 0,
+        "negatives": 0,
+        "queries_without_negatives": 0,
+        "queries_without_positives": 0,
+        "scores_missing": 0,
+    }
     candidates_folder = staged.candidates("train")
     for group in _groups(lists, order, recipe.mine.shard_queries):
         candidates, scores = _merge(lists.take(group), judgements, totals)
@@ -85,8 +111,16 @@ def import_lists(recipe: Recipe, batches: Batches, queries: TextStore, final: np
         shards.append(write_candidates(candidates_folder / name, candidates, key))
         if teacher is not None:
             totals["scores_missing"] += int(np.isnan(scores).sum())
-            score_shards.append(write_scores(staged.scores(teacher, "train") / name, candidates, scores,
-                                             fingerprint=fingerprint(score_fields), teacher=teacher, missing=True))
+            score_shards.append(
+                write_scores(
+                    staged.scores(teacher, "train") / name,
+                    candidates,
+                    scores,
+                    fingerprint=fingerprint(score_fields),
+                    teacher=teacher,
+                    missing=True,
+                )
+            )
         positives = int(candidates.positive.sum())
         totals["queries"] += len(candidates)
         totals["positives"] += positives
@@ -115,8 +149,9 @@ def publish(staged: RunFolder, folder: RunFolder) -> None:
             os.rename(source, target)
 
 
-def _resolve(batches: Batches, queries: TextStore, final: np.ndarray, passages: TextStore,
-             path: Path) -> tuple[int, bool]:
+def _resolve(
+    batches: Batches, queries: TextStore, final: np.ndarray, passages: TextStore, path: Path
+) -> tuple[int, bool]:
     """Spool the lists of kept queries in row numbers; returns the lists about unknown queries, and if any has scores.
 
     Score files often cover more queries than a split; a list about a query that isn't there is only counted.
@@ -143,8 +178,10 @@ def _resolve(batches: Batches, queries: TextStore, final: np.ndarray, passages: 
             positive = _aligned(batch.column("positive"), offsets, pa.bool_())
             scores = _aligned(batch.column("scores"), offsets, pa.float32())
             has_scores = has_scores or scores.null_count < len(scores)
-            columns = [pa.LargeListArray.from_arrays(pa.array(offsets), values)
-                       for values in (pa.array(found), positive, scores)]
+            columns = [
+                pa.LargeListArray.from_arrays(pa.array(offsets), values)
+                for values in (pa.array(found), positive, scores)
+            ]
             spool.write_batch(pa.RecordBatch.from_arrays([pa.array(rows[rows >= 0]), *columns], schema=_RESOLVED))
     return unknown, has_scores
 
@@ -167,7 +204,7 @@ def _groups(lists: RowReader, order: np.ndarray, shard_queries: int) -> Iterator
     starts = np.flatnonzero(np.diff(query, prepend=-1))
     for i in range(0, len(starts), shard_queries):
         stop = starts[i + shard_queries] if i + shard_queries < len(starts) else len(order)
-        yield order[starts[i]:stop]
+        yield order[starts[i] : stop]
 
 
 def _merge(lists: pa.RecordBatch, judgements: Judgements, totals: dict[str, int]) -> tuple[Candidates, np.ndarray]:
@@ -181,8 +218,9 @@ def _merge(lists: pa.RecordBatch, judgements: Judgements, totals: dict[str, int]
     # append what is judged positive, with no score and after all lists
     asked = np.unique(query)
     known = [(q, p) for q in asked for p in judgements.positives(int(q))]
-    judged_query, judged_passage = (np.array(column, np.int64) for column in (zip(*known, strict=True) if known
-                                                                             else ((), ())))
+    judged_query, judged_passage = (
+        np.array(column, np.int64) for column in (zip(*known, strict=True) if known else ((), ()))
+    )
     columns = {
         "query": np.concatenate([query, judged_query]),
         "passage": np.concatenate([passage, judged_passage]),
@@ -214,7 +252,7 @@ def _merge(lists: pa.RecordBatch, judgements: Judgements, totals: dict[str, int]
     keep = useful[codes]
     columns = {name: values[keep] for name, values in columns.items()}
     offsets = np.concatenate([[0], np.cumsum(sizes[useful])]).astype(np.int64)
-    candidates = Candidates(asked[useful], offsets, columns["passage"], columns["positive"], columns["source"],
-                            columns["rank"], SOURCES)
+    candidates = Candidates(
+        asked[useful], offsets, columns["passage"], columns["positive"], columns["source"], columns["rank"], SOURCES
+    )
     return candidates, columns["score"]
-

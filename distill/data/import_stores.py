@@ -25,8 +25,9 @@ from distill.progress import progress
 _LOOKUP_ROWS = 1 << 20  # ids looked up at once: each look-up scans the store's ids
 
 # a generated query with the variant of its passage; row i is known by its number until it gets its place
-_GENERATED = pa.schema([*((f"query_{name}", pa.large_string()) for name in ("id", "text")), *PASSAGE_SCHEMA,
-                        pa.field("dev", pa.bool_())])
+_GENERATED = pa.schema(
+    [*((f"query_{name}", pa.large_string()) for name in ("id", "text")), *PASSAGE_SCHEMA, pa.field("dev", pa.bool_())]
+)
 
 
 class Places:
@@ -71,14 +72,20 @@ def spool_passages(batches: Batches, options: config.GenerateQueries | None, see
     """Stream the passages into a temporary store, making queries on the way; refuses repeated ids."""
     path, generated = spool / "passages.arrow", None
     empty, places = 0, Places()
-    with progress("import passages", None, "passages") as advance, Spool(path, PASSAGE_SCHEMA) as store, \
-            Spool(spool / "generated.arrow", _GENERATED) as made:
+    with (
+        progress("import passages", None, "passages") as advance,
+        Spool(path, PASSAGE_SCHEMA) as store,
+        Spool(spool / "generated.arrow", _GENERATED) as made,
+    ):
         for batch in batches:
             places.add(batch, store.rows)
             first = store.rows
             columns = [batch.column(name) for name in ("id", "title", "text")]
-            store.write_batch(pa.RecordBatch.from_arrays(
-                [*columns, pa.array(np.full(batch.num_rows, -1, np.int64))], schema=PASSAGE_SCHEMA))
+            store.write_batch(
+                pa.RecordBatch.from_arrays(
+                    [*columns, pa.array(np.full(batch.num_rows, -1, np.int64))], schema=PASSAGE_SCHEMA
+                )
+            )
             empty += count_empty(passage_text(*columns[1:]))
             if options is not None:
                 made.write(list(_generate(columns, first, options, seed)))
@@ -102,6 +109,7 @@ def _generate(columns: list[pa.Array], first: int, options: config.GenerateQueri
 
 def write_passages(passages: Passages, kept: np.ndarray, path: Path, fingerprint: str) -> Shard:
     """The final store: the collection, then the variants of the generated queries in `kept` (ascending)."""
+
     def batches() -> Batches:
         yield from RowReader(passages.store.path).batches
         for rows in slices(kept):
@@ -116,8 +124,9 @@ def spool_queries(batches: Batches, path: Path) -> TextStore:
     with Spool(path, QUERY_SCHEMA) as store:
         for batch in batches:
             places.add(batch, store.rows)
-            store.write_batch(pa.RecordBatch.from_arrays([batch.column("id"), batch.column("text")],
-                                                         schema=QUERY_SCHEMA))
+            store.write_batch(
+                pa.RecordBatch.from_arrays([batch.column("id"), batch.column("text")], schema=QUERY_SCHEMA)
+            )
     opened = TextStore.open(path)
     refuse_repeated_ids(opened, places, "query")
     return opened
@@ -146,8 +155,9 @@ def resolve_judgements(batches: Batches, queries: TextStore, passages: TextStore
 
 
 def judgement_table(query: np.ndarray, passage: np.ndarray, grade: np.ndarray) -> pa.Table:
-    columns = [pa.array(values, field.type)
-               for values, field in zip((query, passage, grade), JUDGEMENT_SCHEMA, strict=True)]
+    columns = [
+        pa.array(values, field.type) for values, field in zip((query, passage, grade), JUDGEMENT_SCHEMA, strict=True)
+    ]
     return pa.Table.from_arrays(columns, schema=JUDGEMENT_SCHEMA)
 
 
@@ -172,8 +182,11 @@ def refuse_repeated_ids(store: TextStore, places: Places, kind: str) -> None:
     first = pc.index(ids, pa.scalar(repeated, ids.type)).as_py()
     second = first + 1 + pc.index(ids.slice(first + 1), pa.scalar(repeated, ids.type)).as_py()
     line = places.of(first)["line"]
-    raise DataError(f"the {kind} id {repeated!r} is there twice" + (f" (first in line {line})" if line else ""),
-                    **places.of(second), field="id")
+    raise DataError(
+        f"the {kind} id {repeated!r} is there twice" + (f" (first in line {line})" if line else ""),
+        **places.of(second),
+        field="id",
+    )
 
 
 def count_empty(texts: pa.Array | pa.ChunkedArray) -> int:
@@ -196,4 +209,4 @@ def in_bulk(batches: Batches, rows: int = _LOOKUP_ROWS) -> Iterator[pa.Table]:
 def slices(rows: np.ndarray) -> Iterator[np.ndarray]:
     """Rows in pieces of one record batch."""
     for start in range(0, len(rows), BATCH_ROWS):
-        yield rows[start:start + BATCH_ROWS]
+        yield rows[start : start + BATCH_ROWS]

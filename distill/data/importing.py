@@ -140,13 +140,17 @@ def _import(recipe: Recipe, fields: dict[str, Any], staged: RunFolder, spool: Pa
         shards += _write_split(name, split, passages, kept, staged, key, counts)
     if "train" in collection.lists and "train" in splits:
         train = splits["train"]
-        judged = from_triples(*(RowReader(staged.judgements("train")).table().column(name).to_numpy()
-                                for name in JUDGEMENT_SCHEMA.names))
-        counts |= import_lists(recipe, collection.lists["train"], train.queries, train.final, passages.store, judged,
-                               fields, staged, spool)
+        judged = from_triples(
+            *(RowReader(staged.judgements("train")).table().column(name).to_numpy() for name in JUDGEMENT_SCHEMA.names)
+        )
+        counts |= import_lists(
+            recipe, collection.lists["train"], train.queries, train.final, passages.store, judged, fields, staged, spool
+        )
         if staged.candidates("train").exists() and train.generated.size:
-            log.warning("data.generate has no effect on training: the source brings its own negatives, which the "
-                        "generated queries lack")
+            log.warning(
+                "data.generate has no effect on training: the source brings its own negatives, which the "
+                "generated queries lack"
+            )
     shutil.rmtree(spool)
     return Manifest(fields, tuple(shards), counts)
 
@@ -159,8 +163,15 @@ def _generated_rows(passages: Passages, split: str) -> np.ndarray:
     return np.flatnonzero(dev if split == "dev" else ~dev).astype(np.int64)
 
 
-def _choose(recipe: Recipe, name: str, collection: Collection, passages: Passages, generated: np.ndarray, spool: Path,
-            counts: dict[str, Any]) -> _Split:
+def _choose(
+    recipe: Recipe,
+    name: str,
+    collection: Collection,
+    passages: Passages,
+    generated: np.ndarray,
+    spool: Path,
+    counts: dict[str, Any],
+) -> _Split:
     """Read a split's queries and judgements, and pick the queries that stay: judged ones, within the recipe's limits.
 
     A training query needs a positive; for evaluation any judgement will do (without one, a query tells nothing).
@@ -175,19 +186,25 @@ def _choose(recipe: Recipe, name: str, collection: Collection, passages: Passage
             counts[f"queries.{name}.unjudged"] = len(queries) - len(useful)
     own_count = len(useful)
     chosen = np.arange(own_count + len(generated))
-    limits = [limit for limit in (recipe.data.limit, recipe.data.train_queries if name == "train" else None)
-              if limit is not None]
+    limits = [
+        limit
+        for limit in (recipe.data.limit, recipe.data.train_queries if name == "train" else None)
+        if limit is not None
+    ]
     if limits and min(limits) < len(chosen):
         # the split's number in the seed: equal shuffles of two splits would be a strange coincidence
         shuffled = np.random.default_rng([recipe.seed, SPLITS.index(name)]).permutation(len(chosen))
-        chosen = np.sort(shuffled[:min(limits)])
-    return _Split(queries, judgements, useful[chosen[chosen < own_count]],
-                  generated[chosen[chosen >= own_count] - own_count])
+        chosen = np.sort(shuffled[: min(limits)])
+    return _Split(
+        queries, judgements, useful[chosen[chosen < own_count]], generated[chosen[chosen >= own_count] - own_count]
+    )
 
 
-def _write_split(name: str, split: _Split, passages: Passages, kept: np.ndarray, staged: RunFolder, key: str,
-                 counts: dict[str, Any]) -> list[Shard]:
+def _write_split(
+    name: str, split: _Split, passages: Passages, kept: np.ndarray, staged: RunFolder, key: str, counts: dict[str, Any]
+) -> list[Shard]:
     """A split's queries and judgements. A generated query is judged once: its variant answers it."""
+
     def batches() -> Batches:
         for rows in slices(split.own):
             yield _query_batch(split.queries.ids(rows), split.queries.texts(rows))
@@ -203,7 +220,8 @@ def _write_split(name: str, split: _Split, passages: Passages, kept: np.ndarray,
     table = judgement_table(
         np.concatenate([final[query[stays]], len(split.own) + np.arange(len(split.generated))]),
         np.concatenate([passage[stays], variants]),
-        np.concatenate([grade[stays], np.ones(len(variants), np.int32)]))
+        np.concatenate([grade[stays], np.ones(len(variants), np.int32)]),
+    )
     judgements = write_ipc(staged.judgements(name), JUDGEMENT_SCHEMA, table.to_batches(), {"fingerprint": key})
     counts[f"queries.{name}"] = queries.rows
     counts[f"queries.{name}.empty"] = count_empty(RowReader(staged.queries(name)).table().column("text"))
@@ -213,8 +231,9 @@ def _write_split(name: str, split: _Split, passages: Passages, kept: np.ndarray,
 
 
 def _query_batch(ids: list[str], texts: list[str]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.array(ids, pa.large_string()), pa.array(texts, pa.large_string())],
-                                      schema=QUERY_SCHEMA)
+    return pa.RecordBatch.from_arrays(
+        [pa.array(ids, pa.large_string()), pa.array(texts, pa.large_string())], schema=QUERY_SCHEMA
+    )
 
 
 def _report(counts: dict[str, Any], data: Data) -> None:
@@ -223,8 +242,16 @@ def _report(counts: dict[str, Any], data: Data) -> None:
         if empty := counts.get(f"{name}.empty"):
             log.warning("%d of %d %s have no text; they are kept", empty, counts[name], name)
         if unjudged := counts.get(f"{name}.unjudged"):
-            log.warning("%d %s have no %s and are left out", unjudged, name,
-                        "positive" if name == "queries.train" else "judgement")
+            log.warning(
+                "%d %s have no %s and are left out",
+                unjudged,
+                name,
+                "positive" if name == "queries.train" else "judgement",
+            )
     if not counts.get("queries.train"):
-        log.warning("there are no training queries: %s", "none could be generated" if data.generate else
-                    "the source has no judgements for training; data.generate makes queries from the passages")
+        log.warning(
+            "there are no training queries: %s",
+            "none could be generated"
+            if data.generate
+            else "the source has no judgements for training; data.generate makes queries from the passages",
+        )

@@ -26,8 +26,11 @@ _HEAD_ROWS = 10_000  # of a file of rows, which tell of the others
 _SAMPLE = 500  # passages of a folder, or rows, that the lengths of texts are estimated by
 _TOKENS_A_WORD = 1.3  # English, WordPiece
 _ROW_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid", "dev.small"),
-                "test": ("test", "dev.small", "dev")}
+_SPLIT_NAMES = {
+    "train": ("train",),
+    "dev": ("dev", "validation", "valid", "dev.small"),
+    "test": ("test", "dev.small", "dev"),
+}
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,17 @@ def _sniff(path: Path) -> Found:
         if len(files) == 1:
             return _rows(files[0])
         inside = ", ".join(file.name for file in sorted(path.iterdir())[:8]) or "nothing"
-        raise DataError("not recognised; looked for corpus.jsonl (BEIR), collection.tsv (MS MARCO), a dataset saved "
-                        f"by `datasets`, or one JSONL, CSV, TSV or Parquet file. There is: {inside}", path=path)
+        raise DataError(
+            "not recognised; looked for corpus.jsonl (BEIR), collection.tsv (MS MARCO), a dataset saved "
+            f"by `datasets`, or one JSONL, CSV, TSV or Parquet file. There is: {inside}",
+            path=path,
+        )
     if not path.exists():
         raise DataError("no such file or folder", path=path)
     if not _is_rows(path):
-        raise DataError(f"not recognised; expected a folder, or a file named {', '.join(_ROW_SUFFIXES)} (or .gz)",
-                        path=path)
+        raise DataError(
+            f"not recognised; expected a folder, or a file named {', '.join(_ROW_SUFFIXES)} (or .gz)", path=path
+        )
     return _rows(path)
 
 
@@ -83,8 +90,10 @@ def _beir(path: Path) -> Found:
     if queries is None and splits:
         raise DataError("there are judgements in qrels/, but queries.jsonl is missing beside corpus.jsonl", path=path)
     lines = [f"BEIR folder: {_rows_in(corpus)} passages, {_rows_in(queries) if queries else 'no'} queries"]
-    lines += [f"{split}: judgements in qrels/{name}.tsv, {_rows_in(find_file(path / 'qrels', f'{name}.tsv'))} lines"
-              for split, name in splits.items()]
+    lines += [
+        f"{split}: judgements in qrels/{name}.tsv, {_rows_in(find_file(path / 'qrels', f'{name}.tsv'))} lines"
+        for split, name in splits.items()
+    ]
     generate = None
     if "train" not in splits:
         generate = config.GenerateQueries()
@@ -119,9 +128,13 @@ def _splits(folder: Path, form: str) -> dict[str, str]:
 
 def _huggingface(path: Path) -> Found:
     source = config.HuggingFace(kind="huggingface", dataset=str(path), test_queries=200, dev_queries=100)
-    return Found(config.Data(source=source), (
-        "a dataset saved by `datasets`, taken for rows of triples; 200 queries are set aside for test, 100 for "
-        "development",))
+    return Found(
+        config.Data(source=source),
+        (
+            "a dataset saved by `datasets`, taken for rows of triples; 200 queries are set aside for test, 100 for "
+            "development",
+        ),
+    )
 
 
 def _rows(path: Path) -> Found:
@@ -131,16 +144,20 @@ def _rows(path: Path) -> Found:
     held_out = {"test_queries": min(500, queries // 10 or int(queries > 2)), "dev_queries": min(200, queries // 20)}
     source = source.model_copy(update={"layout": detect_layout(first, {}), **held_out})
     row = head[0]
-    lines = [f"{_rows_in(path)} rows of the layout {source.layout!r}: columns {', '.join(first)}",
-             f"the first row has {sum(row.positive)} positive and {len(row.passages) - sum(row.positive)} negatives"
-             + (", with scores" if row.scores is not None else ""),
-             f"{held_out['test_queries']} queries are set aside for test, {held_out['dev_queries']} for development"]
+    lines = [
+        f"{_rows_in(path)} rows of the layout {source.layout!r}: columns {', '.join(first)}",
+        f"the first row has {sum(row.positive)} positive and {len(row.passages) - sum(row.positive)} negatives"
+        + (", with scores" if row.scores is not None else ""),
+        f"{held_out['test_queries']} queries are set aside for test, {held_out['dev_queries']} for development",
+    ]
     numbers = [score for row in head for score in row.scores or () if not math.isnan(score)]
     scores = None
     if numbers and not all(all(row.positive) for row in head):  # without negatives the import has no lists to score
         scores = min(numbers), max(numbers)
-        lines.append(f"scores from {scores[0]:.4g} to {scores[1]:.4g} in the first {len(head):,} rows: they take the "
-                     "place of teachers")
+        lines.append(
+            f"scores from {scores[0]:.4g} to {scores[1]:.4g} in the first {len(head):,} rows: they take the "
+            "place of teachers"
+        )
     data = config.Data(source=source)
     return Found(data.model_copy(update={"sizes": sizes_of(data)}), tuple(lines), scores)
 
@@ -155,10 +172,12 @@ def sizes_of(data: config.Data) -> config.Sizes | None:
         head = _head(source)[1]
         some = head[:_SAMPLE]
         return config.Sizes(
-            passages=_count(source.path)[1] * len(head[0].passages), dev_queries=source.dev_queries,
+            passages=_count(source.path)[1] * len(head[0].passages),
+            dev_queries=source.dev_queries,
             queries=max(0, _distinct_queries(source.path, head) - source.dev_queries - source.test_queries),
             test_queries=source.test_queries,
-            **_tokens([text for row in some for text in row.passages], [row.query for row in some]))
+            **_tokens([text for row in some for text in row.passages], [row.query for row in some]),
+        )
     if isinstance(source, config.Beir):
         corpus, qrels = require_file(source.path, "corpus.jsonl"), qrels_files(source)
         collection = read_beir(source)
@@ -172,9 +191,13 @@ def sizes_of(data: config.Data) -> config.Sizes | None:
     judged = {split: _judged_queries(path) for split, path in qrels.items()}
     made = passages * options.per_passage if options else 0
     made_dev = round(made * options.dev_share) if options else 0
-    return config.Sizes(passages=passages, queries=judged.get("train", 0) + made - made_dev,
-                        dev_queries=judged.get("dev", 0) + made_dev, test_queries=judged.get("test", 0),
-                        **_tokens(*_first_texts(collection, options)))
+    return config.Sizes(
+        passages=passages,
+        queries=judged.get("train", 0) + made - made_dev,
+        dev_queries=judged.get("dev", 0) + made_dev,
+        test_queries=judged.get("test", 0),
+        **_tokens(*_first_texts(collection, options)),
+    )
 
 
 def _head(source: config.Jsonl) -> tuple[dict[str, Any], list[Row]]:
@@ -199,19 +222,30 @@ def _first_texts(collection: Collection, options: config.GenerateQueries | None)
         return [], []
     batch = batch.slice(0, _SAMPLE)
     passages = passage_text(batch.column("title"), batch.column("text")).to_pylist()
-    queries = [] if options is None else [made.query for row in batch.to_pylist() for made in
-                                          generate(row["id"], row["title"], row["text"], options, 0)]
+    queries = (
+        []
+        if options is None
+        else [
+            made.query
+            for row in batch.to_pylist()
+            for made in generate(row["id"], row["title"], row["text"], options, 0)
+        ]
+    )
     if not queries:
         asked = (found for split in collection.queries.values() for found in split if found.num_rows)
-        queries = [text for found in itertools.islice(asked, 1)
-                   for text in found.column("text").slice(0, _SAMPLE).to_pylist()]
+        queries = [
+            text for found in itertools.islice(asked, 1) for text in found.column("text").slice(0, _SAMPLE).to_pylist()
+        ]
     return passages, queries
 
 
 def _tokens(passages: list[str], queries: list[str]) -> dict[str, float]:
     """The mean lengths that `Sizes` has fields for, by the words; none where there are no texts."""
-    return {name: round(_TOKENS_A_WORD * sum(len(text.split()) for text in texts) / len(texts), 1)
-            for name, texts in (("passage_tokens", passages), ("query_tokens", queries)) if texts}
+    return {
+        name: round(_TOKENS_A_WORD * sum(len(text.split()) for text in texts) / len(texts), 1)
+        for name, texts in (("passage_tokens", passages), ("query_tokens", queries))
+        if texts
+    }
 
 
 def _judged_queries(path: Path) -> int:

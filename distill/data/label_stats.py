@@ -50,12 +50,19 @@ def label_stats(recipe: Recipe, folder: RunFolder) -> LabelStats:
             negatives[name] += int((~candidates.positive & ~np.isnan(scores)).sum())
         # the head of each shard: shards are cut from queries in no particular order
         for i in range(min(len(candidates), _SAMPLED_QUERIES - len(sampled))):
-            sampled.append(raw[:, candidates.offsets[i]:candidates.offsets[i + 1]])
+            sampled.append(raw[:, candidates.offsets[i] : candidates.offsets[i + 1]])
     flat = np.concatenate(sampled, axis=1) if sampled else np.empty((len(names), 0))
     teachers = {
-        name: TeacherStats(moments[name].count, missing[name], moments[name].mean, moments[name].std,
-                           _quantiles(scores[~np.isnan(scores)]), above[name] / max(1, negatives[name]))
-        for name, scores in zip(names, flat, strict=True)}
+        name: TeacherStats(
+            moments[name].count,
+            missing[name],
+            moments[name].mean,
+            moments[name].std,
+            _quantiles(scores[~np.isnan(scores)]),
+            above[name] / max(1, negatives[name]),
+        )
+        for name, scores in zip(names, flat, strict=True)
+    }
     taus = {(names[a], names[b]): _mean_tau(sampled, a, b) for a, b in itertools.combinations(range(len(names)), 2)}
     return LabelStats(teachers, taus, len(sampled))
 

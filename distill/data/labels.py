@@ -25,8 +25,14 @@ from distill.data.scores import aligned_scores
 from distill.errors import DataError
 from distill.progress import track
 
-SCHEMA = pa.schema([("query", pa.int64()), ("passages", pa.list_(pa.int64())), ("positive", pa.list_(pa.bool_())),
-                    ("labels", pa.list_(pa.float32()))])
+SCHEMA = pa.schema(
+    [
+        ("query", pa.int64()),
+        ("passages", pa.list_(pa.int64())),
+        ("positive", pa.list_(pa.bool_())),
+        ("labels", pa.list_(pa.float32())),
+    ]
+)
 
 
 # ------------------------------------------------------------------------------------- pure functions
@@ -146,10 +152,19 @@ def label_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         "stage": "label",
         "format": FORMAT,
         "candidates": require_manifest(folder.candidates("train"), "mine").fingerprint,
-        "teachers": {name: {"scores": require_manifest(folder.scores(name, "train"), "score").fingerprint,
-                            "weight": teacher.weight} for name, teacher in recipe.teachers.items()},
-        **recipe.label.model_dump(mode="json", exclude={
-            name for name in ("relative_margin", "max_score", "min_score") if getattr(recipe.label, name) is None}),
+        "teachers": {
+            name: {
+                "scores": require_manifest(folder.scores(name, "train"), "score").fingerprint,
+                "weight": teacher.weight,
+            }
+            for name, teacher in recipe.teachers.items()
+        },
+        **recipe.label.model_dump(
+            mode="json",
+            exclude={
+                name for name in ("relative_margin", "max_score", "min_score") if getattr(recipe.label, name) is None
+            },
+        ),
     }
 
 
@@ -166,8 +181,14 @@ def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
         check_same(target, done.fields, fields)
         return done
     ours, reference = Moments(), Moments()
-    counts: dict[str, Any] = {"queries": 0, "pairs": 0, "queries_single": 0, "pairs_unscored": 0,
-                              "false_negatives_dropped": 0, "queries_dropped": 0}
+    counts: dict[str, Any] = {
+        "queries": 0,
+        "pairs": 0,
+        "queries_single": 0,
+        "pairs_unscored": 0,
+        "false_negatives_dropped": 0,
+        "queries_dropped": 0,
+    }
     constant, missing = dict.fromkeys(recipe.teachers, 0), dict.fromkeys(recipe.teachers, 0)
     outscored = negatives = 0
     total = len(candidate_shards(folder.candidates("train")))
@@ -196,18 +217,25 @@ def build_labels(recipe: Recipe, folder: RunFolder) -> Manifest:
         final.add(kept)
         shards.append(write_ipc(target / name, SCHEMA, [batch], {"fingerprint": fingerprint(fields)}))
     if not counts["queries"]:
-        raise DataError("no query has both a positive and a negative with a score: there is nothing to train on",
-                        path=folder.candidates("train"))
-    counts |= {"constant_lists": constant, "missing_scores": missing,
-               "negatives_above_positive": outscored / max(1, negatives),
-               "mean": final.mean, "std": final.std}
+        raise DataError(
+            "no query has both a positive and a negative with a score: there is nothing to train on",
+            path=folder.candidates("train"),
+        )
+    counts |= {
+        "constant_lists": constant,
+        "missing_scores": missing,
+        "negatives_above_positive": outscored / max(1, negatives),
+        "mean": final.mean,
+        "std": final.std,
+    }
     manifest = Manifest(fields, tuple(shards), counts)
     write_manifest(target, manifest)
     return manifest
 
 
-def _labelled(candidates: Candidates, values: np.ndarray, limits: Label,
-              counts: dict[str, Any]) -> tuple[pa.RecordBatch, np.ndarray]:
+def _labelled(
+    candidates: Candidates, values: np.ndarray, limits: Label, counts: dict[str, Any]
+) -> tuple[pa.RecordBatch, np.ndarray]:
     """The label shard's rows, and its labels flat; `counts` goes on."""
     keep = ~np.isnan(values)
     counts["pairs_unscored"] += int((~keep).sum())
@@ -225,8 +253,10 @@ def _labelled(candidates: Candidates, values: np.ndarray, limits: Label,
     offsets = np.concatenate([[0], np.cumsum(sizes[useful])]).astype(np.int64)
     labels = values[keep].astype(np.float32)
     flat = zip((candidates.passages[keep], candidates.positive[keep], labels), list(SCHEMA)[1:], strict=True)
-    columns = [pa.array(candidates.query[useful], pa.int64()),
-               *(csr_column(offsets, column, field.type) for column, field in flat)]
+    columns = [
+        pa.array(candidates.query[useful], pa.int64()),
+        *(csr_column(offsets, column, field.type) for column, field in flat),
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=SCHEMA), labels
 
 
@@ -245,9 +275,13 @@ def read_labels(path) -> Labels:
     """One label shard, its arrays in the mapped file (but `positive`: Arrow keeps bits)."""
     batch = only_batch(RowReader(path))
     passages = batch.column("passages")
-    return Labels(batch.column("query").to_numpy(), passages.offsets.to_numpy().astype(np.int64),
-                  passages.values.to_numpy(), batch.column("positive").values.to_numpy(zero_copy_only=False),
-                  batch.column("labels").values.to_numpy())
+    return Labels(
+        batch.column("query").to_numpy(),
+        passages.offsets.to_numpy().astype(np.int64),
+        passages.values.to_numpy(),
+        batch.column("positive").values.to_numpy(zero_copy_only=False),
+        batch.column("labels").values.to_numpy(),
+    )
 
 
 def score_matrices(recipe: Recipe, folder: RunFolder, split: str) -> Iterator[tuple[str, Candidates, np.ndarray]]:

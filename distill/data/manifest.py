@@ -57,8 +57,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
         found = tree.get("format") if isinstance(tree, dict) else None
-        raise StorageError(f"{path}: written in format {found}, this version reads format {FORMAT}; "
-                           "remove the folder and make it again")
+        raise StorageError(
+            f"{path}: written in format {found}, this version reads format {FORMAT}; "
+            "remove the folder and make it again"
+        )
     try:
         return Manifest(**{**tree, "shards": tuple(Shard(**shard) for shard in tree["shards"])})
     except (KeyError, TypeError) as error:

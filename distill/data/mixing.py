@@ -24,15 +24,21 @@ class MixedSampler:
     def __init__(self, samplers: Mapping[str, Sampler], mixing: Mixing, seed: int):
         self._samplers, self._seed, self._step = dict(samplers), seed, 0
         self._names = list(self._samplers)
-        self._chances = None if mixing.by == "round-robin" else chances(
-            [sampler.queries for sampler in self._samplers.values()], mixing.temperature)
+        self._chances = (
+            None
+            if mixing.by == "round-robin"
+            else chances([sampler.queries for sampler in self._samplers.values()], mixing.temperature)
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Of a single sampler its own state."""
         if len(self._samplers) == 1:
             return self._samplers[self._names[0]].state_dict()
-        return {"step": self._step, "seed": self._seed,
-                "samplers": {name: sampler.state_dict() for name, sampler in self._samplers.items()}}
+        return {
+            "step": self._step,
+            "seed": self._seed,
+            "samplers": {name: sampler.state_dict() for name, sampler in self._samplers.items()},
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, over the same datasets."""

@@ -20,14 +20,18 @@ QUERY_WORDS = 40  # longer sentences are no queries
 _WORD = re.compile(r"\w+", re.UNICODE)
 # Where a sentence may end: a mark set apart by blanks ("slipstream . the"), as tokenised corpora write it; a mark
 # followed by a blank and something that opens a sentence; an empty line.
-_END = re.compile(r"""(?<=\s)[.!?]+(?=\s)[/"')\]]*\s*
+_END = re.compile(
+    r"""(?<=\s)[.!?]+(?=\s)[/"')\]]*\s*
                     | [.!?]+["'”’)\]]*\s+(?=["'“‘(\[]*[^\W_a-z])
-                    | \s*\n\s*\n\s*""", re.VERBOSE)
+                    | \s*\n\s*\n\s*""",
+    re.VERBOSE,
+)
 # A point after these ends no sentence: abbreviations, and the single letters of names and "i.e."
 _ABBREVIATION = re.compile(
     r"\b(?:[^\W\d_]|dr|mr|mrs|ms|prof|st|jr|sr|vs|cf|al|fig|figs|eq|eqs|ref|refs|no|nos|vol|pp|ed|approx|etc|inc|ltd|"
-    r"co|corp|dept|est|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec)$", re.IGNORECASE)
-
+    r"co|corp|dept|est|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|nov|dec)$",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,13 @@ def sentences(text: str) -> list[str]:
     for match in _END.finditer(text):
         mark = match.group().lstrip()
         attached = match.start() > 0 and not text[match.start() - 1].isspace()
-        if mark.startswith(".") and attached and _ABBREVIATION.search(text, max(start, match.start() - 12),
-                                                                      match.start()):
+        if (
+            mark.startswith(".")
+            and attached
+            and _ABBREVIATION.search(text, max(start, match.start() - 12), match.start())
+        ):
             continue
-        found.append(text[start:match.end()].strip())
+        found.append(text[start : match.end()].strip())
         start = match.end()
     found.append(text[start:].strip())
     return [sentence for sentence in found if sentence]
@@ -63,8 +70,8 @@ def cut(text: str, words: list[str]) -> str:
     lowered = [text[start:end].lower() for start, end in spans]
     pieces, kept, i = [], 0, 0
     while i + len(words) <= len(lowered):
-        if lowered[i] == words[0] and lowered[i:i + len(words)] == words:
-            pieces.append(text[kept:spans[i][0]])
+        if lowered[i] == words[0] and lowered[i : i + len(words)] == words:
+            pieces.append(text[kept : spans[i][0]])
             i += len(words)
             # the marks that close what was cut go with it
             kept = _closing_marks(text, spans[i - 1][1], spans[i][0] if i < len(spans) else len(text))

@@ -36,9 +36,17 @@ class Scores:
     metadata: dict[str, str]
 
 
-def write_scores(path: Path, candidates: Candidates, values: np.ndarray, *, fingerprint: str, teacher: str,
-                 execution: dict[str, Any] | None = None, missing: bool = False,
-                 exclusive: bool = True) -> Shard | None:
+def write_scores(
+    path: Path,
+    candidates: Candidates,
+    values: np.ndarray,
+    *,
+    fingerprint: str,
+    teacher: str,
+    execution: dict[str, Any] | None = None,
+    missing: bool = False,
+    exclusive: bool = True,
+) -> Shard | None:
     """Write a shard of raw scores, float32 [m], for `candidates`; None if `exclusive` and the shard was there.
 
     Refuses infinite scores, and NaN unless `missing` says that the source may lack some.
@@ -49,12 +57,21 @@ def write_scores(path: Path, candidates: Candidates, values: np.ndarray, *, fing
     bad = ~np.isfinite(values) if not missing else np.isinf(values)
     if bad.any():
         pair = int(np.flatnonzero(bad)[0])
-        raise DataError(f"teacher {teacher!r} gave the score {values[pair]} for query row "
-                        f"{candidates.pair_queries[pair]} and passage row {candidates.passages[pair]}", path=path)
-    columns = [pa.array(candidates.query, pa.int64()),
-               csr_column(candidates.offsets, values, SCHEMA.field("scores").type)]
-    metadata = {"fingerprint": fingerprint, "teacher": teacher,
-                "execution": json.dumps(execution or {}, sort_keys=True), "passages": _passages_of(candidates)}
+        raise DataError(
+            f"teacher {teacher!r} gave the score {values[pair]} for query row "
+            f"{candidates.pair_queries[pair]} and passage row {candidates.passages[pair]}",
+            path=path,
+        )
+    columns = [
+        pa.array(candidates.query, pa.int64()),
+        csr_column(candidates.offsets, values, SCHEMA.field("scores").type),
+    ]
+    metadata = {
+        "fingerprint": fingerprint,
+        "teacher": teacher,
+        "execution": json.dumps(execution or {}, sort_keys=True),
+        "passages": _passages_of(candidates),
+    }
     return write_ipc(path, SCHEMA, [pa.RecordBatch.from_arrays(columns, schema=SCHEMA)], metadata, exclusive)
 
 
@@ -63,8 +80,12 @@ def read_score_shard(path: Path) -> Scores:
     reader = RowReader(path)
     batch = only_batch(reader)
     scores = batch.column("scores")
-    return Scores(batch.column("query").to_numpy(), scores.offsets.to_numpy().astype(np.int64),
-                  scores.values.to_numpy(), reader.metadata)
+    return Scores(
+        batch.column("query").to_numpy(),
+        scores.offsets.to_numpy().astype(np.int64),
+        scores.values.to_numpy(),
+        reader.metadata,
+    )
 
 
 def aligned_scores(path: Path, candidates: Candidates) -> np.ndarray:
@@ -72,8 +93,10 @@ def aligned_scores(path: Path, candidates: Candidates) -> np.ndarray:
     scores = read_score_shard(path)
     same = np.array_equal(scores.query, candidates.query) and np.array_equal(scores.offsets, candidates.offsets)
     if not same or scores.metadata.get("passages", passages := _passages_of(candidates)) != passages:
-        raise StorageError(f"{path}: not scores of the candidate shard of the same name, which was made anew since; "
-                           "remove the file and its folder's manifest.json, and run `distill score`")
+        raise StorageError(
+            f"{path}: not scores of the candidate shard of the same name, which was made anew since; "
+            "remove the file and its folder's manifest.json, and run `distill score`"
+        )
     return scores.values
 
 

@@ -35,8 +35,9 @@ class Spool:
     def write(self, rows: list[tuple]) -> None:
         """Rows as tuples, in the schema's order of columns."""
         if rows:
-            columns = [pa.array(column, field.type)
-                       for column, field in zip(zip(*rows, strict=True), self.schema, strict=True)]
+            columns = [
+                pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), self.schema, strict=True)
+            ]
             self.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
 
     def write_batch(self, batch: pa.RecordBatch) -> None:

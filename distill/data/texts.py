@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from distill.data.arrow import RowReader
 
 # 64-bit offsets throughout: 8.8 million passages pass 2 GiB
-PASSAGE_SCHEMA = pa.schema([("id", pa.large_string()), ("title", pa.large_string()), ("text", pa.large_string()),
-                            ("origin", pa.int64())])  # origin: -1 in the collection, else the row it was cut from
+PASSAGE_SCHEMA = pa.schema(
+    [("id", pa.large_string()), ("title", pa.large_string()), ("text", pa.large_string()), ("origin", pa.int64())]
+)  # origin: -1 in the collection, else the row it was cut from
 QUERY_SCHEMA = pa.schema([("id", pa.large_string()), ("text", pa.large_string())])
 
 _SCAN_BATCHES = 128  # record batches looked through at once: two million rows, 8 MiB of positions
@@ -82,7 +83,7 @@ class TextStore:
         batches = self._reader.batches
         for i in range(0, len(batches), _SCAN_BATCHES):  # each call builds the table of wanted ids anew
             start = int(self._reader.starts[i])
-            column = pa.chunked_array([batch.column("id") for batch in batches[i:i + _SCAN_BATCHES]])
+            column = pa.chunked_array([batch.column("id") for batch in batches[i : i + _SCAN_BATCHES]])
             column = column.slice(0, max(0, self.collection_size - start))
             where = pc.index_in(column, value_set=distinct).combine_chunks()  # null where not wanted
             hits = np.flatnonzero(where.is_valid().to_numpy(zero_copy_only=False))

@@ -20,7 +20,7 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     batches, start = [], 0
     while start < len(order):
         size = max(1, batch_tokens // max(1, int(lengths[order[start]])))
-        batches.append(order[start:start + size])
+        batches.append(order[start : start + size])
         start += size
     return batches
 

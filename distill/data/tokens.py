@@ -41,15 +41,21 @@ def token_key(tokenizer: PreTrainedTokenizerBase | str | Path, prefix: str = "")
         plain.no_padding()
         content = plain.to_str()
     else:
-        options = {name: value for name, value in tokenizer.init_kwargs.items()
-                   if name not in _NOT_CONTENT and not name.endswith("_file")}
-        content = (f"{type(tokenizer).__name__} {sorted(tokenizer.get_vocab().items())} "
-                   f"{json.dumps(options, sort_keys=True, default=str)}")
+        options = {
+            name: value
+            for name, value in tokenizer.init_kwargs.items()
+            if name not in _NOT_CONTENT and not name.endswith("_file")
+        }
+        content = (
+            f"{type(tokenizer).__name__} {sorted(tokenizer.get_vocab().items())} "
+            f"{json.dumps(options, sort_keys=True, default=str)}"
+        )
     return xxhash.xxh3_64_hexdigest(f"{content}\0{prefix}".encode())
 
 
-def build_token_store(texts: TextStore, tokenizer: PreTrainedTokenizerBase | str | Path, path: Path, max_tokens: int,
-                      prefix: str = "") -> TokenStore:
+def build_token_store(
+    texts: TextStore, tokenizer: PreTrainedTokenizerBase | str | Path, path: Path, max_tokens: int, prefix: str = ""
+) -> TokenStore:
     """Tokenise a text store into `path`; returns at once where a store of these texts, cut no earlier, is there."""
     if (store := _usable(path, texts, max_tokens)) is not None:
         return store
@@ -58,12 +64,17 @@ def build_token_store(texts: TextStore, tokenizer: PreTrainedTokenizerBase | str
         return _usable(path, texts, max_tokens) or _build(texts, _load(tokenizer), path, max_tokens, prefix)
 
 
-def _build(texts: TextStore, tokenizer: PreTrainedTokenizerBase, path: Path, max_tokens: int, prefix: str
-           ) -> TokenStore:
+def _build(
+    texts: TextStore, tokenizer: PreTrainedTokenizerBase, path: Path, max_tokens: int, prefix: str
+) -> TokenStore:
     value_type = pa.uint16() if len(tokenizer) <= 1 << 16 else pa.int32()
     schema = pa.schema([pa.field("tokens", pa.large_list(value_type)), pa.field("length", pa.int32())])
-    metadata = {"texts": texts.fingerprint, "max_tokens": str(max_tokens), "prefix": prefix,
-                "tokenizer": token_key(tokenizer, prefix)}
+    metadata = {
+        "texts": texts.fingerprint,
+        "max_tokens": str(max_tokens),
+        "prefix": prefix,
+        "tokenizer": token_key(tokenizer, prefix),
+    }
     write_ipc(path, schema, _tokenised(texts, tokenizer, max_tokens, prefix, schema, path.stem), metadata)
     return TokenStore.open(path)
 
@@ -75,8 +86,10 @@ class TokenStore:
         self._reader = reader
         self.path = reader.path
         self.max_tokens = int(reader.metadata["max_tokens"])
-        self._views = [(batch.column("tokens").offsets.to_numpy(), batch.column("tokens").values.to_numpy())
-                       for batch in reader.batches]  # zero-copy
+        self._views = [
+            (batch.column("tokens").offsets.to_numpy(), batch.column("tokens").values.to_numpy())
+            for batch in reader.batches
+        ]  # zero-copy
 
     @classmethod
     def open(cls, path: Path) -> TokenStore:
@@ -97,20 +110,20 @@ class TokenStore:
         ids = []
         for batch, local in zip(batches.tolist(), locals_.tolist(), strict=True):
             offsets, values = self._views[batch]
-            ids.append(values[offsets[local]:offsets[local + 1]].astype(np.int32))
+            ids.append(values[offsets[local] : offsets[local + 1]].astype(np.int32))
         return ids
 
     def document_frequencies(self, vocab_size: int, texts: int, max_tokens: int) -> np.ndarray:
         """How many of the first `texts` texts, each cut to `max_tokens`, have each token: int64 [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
         for start, (offsets, values) in zip(self._reader.starts, self._views, strict=False):
-            offsets = offsets[:max(0, texts - int(start)) + 1]
+            offsets = offsets[: max(0, texts - int(start)) + 1]
             if len(offsets) < 2:
                 break
             lengths = np.diff(offsets)
             text = np.repeat(np.arange(len(lengths)), lengths)
             inside = np.arange(len(text)) - np.repeat(offsets[:-1] - offsets[0], lengths) < max_tokens
-            pairs = np.unique(text[inside] * vocab_size + values[offsets[0]:offsets[-1]][inside].astype(np.int64))
+            pairs = np.unique(text[inside] * vocab_size + values[offsets[0] : offsets[-1]][inside].astype(np.int64))
             counts += np.bincount(pairs % vocab_size, minlength=vocab_size)
         return counts
 
@@ -123,14 +136,18 @@ def _usable(path: Path, texts: TextStore, max_tokens: int) -> TokenStore | None:
     return TokenStore(reader) if fits and int(reader.metadata["max_tokens"]) >= max_tokens else None
 
 
-def _tokenised(texts: TextStore, tokenizer: PreTrainedTokenizerBase, max_tokens: int, prefix: str, schema: pa.Schema,
-               name: str) -> Iterator[pa.RecordBatch]:
+def _tokenised(
+    texts: TextStore, tokenizer: PreTrainedTokenizerBase, max_tokens: int, prefix: str, schema: pa.Schema, name: str
+) -> Iterator[pa.RecordBatch]:
     with progress(f"tokenise {name}", len(texts), "texts") as advance:
         for batch in texts.text_batches():
             if prefix:
                 batch = [prefix + text for text in batch]
-            lists = [ids for start in range(0, len(batch), _TOKENIZE_ROWS)
-                     for ids in _encode(tokenizer, batch[start:start + _TOKENIZE_ROWS], max_tokens)]
+            lists = [
+                ids
+                for start in range(0, len(batch), _TOKENIZE_ROWS)
+                for ids in _encode(tokenizer, batch[start : start + _TOKENIZE_ROWS], max_tokens)
+            ]
             lengths = np.fromiter(map(len, lists), np.int32, len(lists))
             offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
             values = np.fromiter((i for ids in lists for i in ids), np.int64, int(offsets[-1]))
@@ -141,8 +158,14 @@ def _tokenised(texts: TextStore, tokenizer: PreTrainedTokenizerBase, max_tokens:
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int) -> list[list[int]]:
     # the tokenizer's own truncation would count special tokens in, and change its state
-    ids = tokenizer(texts, add_special_tokens=False, truncation=False, return_attention_mask=False,
-                    return_token_type_ids=False, verbose=False)["input_ids"]
+    ids = tokenizer(
+        texts,
+        add_special_tokens=False,
+        truncation=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )["input_ids"]
     return [tokens[:max_tokens] for tokens in ids]
 
 

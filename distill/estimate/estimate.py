@@ -145,8 +145,16 @@ def estimate(recipe: Recipe, gpus: int, gpu_type: str, use_probe: bool = True) -
 
 def _import(case: _Case) -> Iterator[Cost]:
     texts = case.size.passages + sum(case.size.queries.values())
-    yield _processors(case, "import", "", texts / TEXTS_PER_SECOND, f"{TEXTS_PER_SECOND:,.0f} texts a second",
-                      lambda probe: probe.size.passages + sum(probe.size.queries.values()), texts, "one process")
+    yield _processors(
+        case,
+        "import",
+        "",
+        texts / TEXTS_PER_SECOND,
+        f"{TEXTS_PER_SECOND:,.0f} texts a second",
+        lambda probe: probe.size.passages + sum(probe.size.queries.values()),
+        texts,
+        "one process",
+    )
 
 
 def _mine(case: _Case) -> Iterator[Cost]:
@@ -156,8 +164,9 @@ def _mine(case: _Case) -> Iterator[Cost]:
     for name, miner in case.recipe.mine.miners.items():
         if miner.kind != "bm25":
             yield _encoded(case, "mine", f"{name}: encode", miner)
-        queries = size.queries["train"] + (sum(size.queries.values()) - size.queries["train"]
-                                           if name == next(iter(case.recipe.mine.miners)) else 0)
+        queries = size.queries["train"] + (
+            sum(size.queries.values()) - size.queries["train"] if name == next(iter(case.recipe.mine.miners)) else 0
+        )
         if miner.kind != "dense":
             yield _search(case, "mine", f"{name}: search", queries, size.passages)
 
@@ -168,19 +177,34 @@ def _encoded(case: _Case, stage: str, part: str, model: Miner | None) -> Cost:
     if shape is None:
         return case.unknown(stage, part, case.recipe.student.model if model is None else model.model)
     tokens = case.counts.text_tokens + 2 * (case.size.passages + sum(case.size.queries.values()))
-    head = student_head_flops(case.recipe, shape) if model is None else (
-        head_flops(shape) if model.kind == "splade" else 0.0)
+    head = (
+        student_head_flops(case.recipe, shape)
+        if model is None
+        else (head_flops(shape) if model.kind == "splade" else 0.0)
+    )
     flops = tokens * (forward_flops(shape, case.size.passage_tokens) + head)
     seconds, basis = case.assumed(flops, ENCODING)
-    return case.cost(stage, part, basis, tokens=tokens, flops=flops, device_seconds=seconds,
-                     wall_seconds=seconds / case.gpus + _start(case))
+    return case.cost(
+        stage,
+        part,
+        basis,
+        tokens=tokens,
+        flops=flops,
+        device_seconds=seconds,
+        wall_seconds=seconds / case.gpus + _start(case),
+    )
 
 
 def _search(case: _Case, stage: str, part: str, queries: int, passages: int) -> Cost:
     cores = (case.recipe.slurm.cpus or CORES) * case.gpus if case.device.cuda else (os.cpu_count() or 1) * case.gpus
     seconds = queries * passages * PRODUCTS / PRODUCTS_PER_SECOND / cores
-    return case.cost(stage, part, f"assumed: {PRODUCTS:g} products a query and passage, {PRODUCTS_PER_SECOND:,.0f} a "
-                     f"second and core, {cores} cores", wall_seconds=seconds)
+    return case.cost(
+        stage,
+        part,
+        f"assumed: {PRODUCTS:g} products a query and passage, {PRODUCTS_PER_SECOND:,.0f} a "
+        f"second and core, {cores} cores",
+        wall_seconds=seconds,
+    )
 
 
 def _teach(case: _Case) -> Iterator[Cost]:
@@ -198,8 +222,16 @@ def _teach(case: _Case) -> Iterator[Cost]:
         flops = 3 * tokens * forward_flops(shape, length)
         seconds, basis = case.assumed(flops, TRAINING)
         folds = teacher.fine_tune.folds
-        yield case.cost("teach", name, basis, tokens=tokens, flops=flops, device_seconds=seconds,
-                        wall_seconds=seconds + folds * _start(case), bound="one device")
+        yield case.cost(
+            "teach",
+            name,
+            basis,
+            tokens=tokens,
+            flops=flops,
+            device_seconds=seconds,
+            wall_seconds=seconds + folds * _start(case),
+            bound="one device",
+        )
 
 
 def _score(case: _Case) -> Iterator[Cost]:
@@ -212,8 +244,11 @@ def _score(case: _Case) -> Iterator[Cost]:
 def _scored_by(case: _Case, name: str, teacher: Teacher) -> Cost:
     shards, shape = case.counts.shards, teacher_shape(case.recipe, teacher)
     tokens, length = _teacher_tokens(name, teacher, case.size, case.counts)
-    flops = None if shape is None or teacher.kind == "bm25" else tokens * (
-        forward_flops(shape, length) + (head_flops(shape) if teacher.kind == "splade" else 0.0))
+    flops = (
+        None
+        if shape is None or teacher.kind == "bm25"
+        else tokens * (forward_flops(shape, length) + (head_flops(shape) if teacher.kind == "splade" else 0.0))
+    )
     rate = case.probe.teachers.get(name) if case.probe else None
     workers = case.gpus if case.device.cuda else case.gpus * _cpu_workers(case.recipe)
     if rate is not None and rate.cuda == case.device.cuda:
@@ -231,9 +266,16 @@ def _scored_by(case: _Case, name: str, teacher: Teacher) -> Cost:
     turns = math.ceil(shards / workers) if shards else 0  # whole shards: the last turn may be a short one
     wall = seconds / max(shards, 1) * turns
     idle = 1 - seconds / workers / wall if wall else 0.0
-    return case.cost("score", name, basis, tokens=tokens, flops=flops,
-                     device_seconds=None if teacher.kind == "bm25" else seconds, wall_seconds=wall + _start(case),
-                     bound=f"{shards} shards on {workers} workers: {idle:.0%} idle" if idle > 0.05 else "")
+    return case.cost(
+        "score",
+        name,
+        basis,
+        tokens=tokens,
+        flops=flops,
+        device_seconds=None if teacher.kind == "bm25" else seconds,
+        wall_seconds=wall + _start(case),
+        bound=f"{shards} shards on {workers} workers: {idle:.0%} idle" if idle > 0.05 else "",
+    )
 
 
 def _teacher_tokens(name: str, teacher: Teacher, size: Volumes, counts: Counts) -> tuple[float, float]:
@@ -246,8 +288,16 @@ def _teacher_tokens(name: str, teacher: Teacher, size: Volumes, counts: Counts) 
 
 def _label(case: _Case) -> Iterator[Cost]:
     labels = case.counts.train_pairs
-    yield _processors(case, "label", "", labels / LABELS_PER_SECOND, f"{LABELS_PER_SECOND:,.0f} labels a second",
-                      lambda probe: probe.counts.train_pairs, labels, "one process")
+    yield _processors(
+        case,
+        "label",
+        "",
+        labels / LABELS_PER_SECOND,
+        f"{LABELS_PER_SECOND:,.0f} labels a second",
+        lambda probe: probe.counts.train_pairs,
+        labels,
+        "one process",
+    )
 
 
 def _train(case: _Case) -> Iterator[Cost]:
@@ -275,8 +325,16 @@ def _train(case: _Case) -> Iterator[Cost]:
         bound = f"{train.batch_size} queries a step: {ranks} of {case.gpus} devices have any"
     elif reduce > 0.2 * wall:
         bound = f"gradients between processes: {reduce / wall:.0%} of the time"
-    yield case.cost("train", "", basis + again, tokens=tokens, flops=flops, device_seconds=seconds + reduce * ranks,
-                    wall_seconds=wall, bound=bound)
+    yield case.cost(
+        "train",
+        "",
+        basis + again,
+        tokens=tokens,
+        flops=flops,
+        device_seconds=seconds + reduce * ranks,
+        wall_seconds=wall,
+        bound=bound,
+    )
     if train.evaluate_every:
         yield _development(case, shape)
 
@@ -285,12 +343,21 @@ def _development(case: _Case, shape: ModelShape) -> Cost:
     """Evaluations on the development set, by the first process alone."""
     passages = min(case.recipe.evaluate.dev_passages, case.size.passages)
     times = case.counts.steps // case.recipe.train.evaluate_every
-    tokens = times * (passages * (case.size.passage_tokens + 2)
-                      + case.size.queries["dev"] * (case.size.query_tokens + 2))
+    tokens = times * (
+        passages * (case.size.passage_tokens + 2) + case.size.queries["dev"] * (case.size.query_tokens + 2)
+    )
     flops = tokens * (forward_flops(shape, case.size.passage_tokens) + student_head_flops(case.recipe, shape))
     seconds, basis = case.assumed(flops, ENCODING)
-    return case.cost("train", f"{times} evaluations", basis, tokens=tokens, flops=flops,
-                     device_seconds=seconds * case.gpus, wall_seconds=seconds, bound="one device; the others wait")
+    return case.cost(
+        "train",
+        f"{times} evaluations",
+        basis,
+        tokens=tokens,
+        flops=flops,
+        device_seconds=seconds * case.gpus,
+        wall_seconds=seconds,
+        bound="one device; the others wait",
+    )
 
 
 def _evaluate(case: _Case) -> Iterator[Cost]:
@@ -298,29 +365,47 @@ def _evaluate(case: _Case) -> Iterator[Cost]:
         yield cost
         return
     compared = case.recipe.evaluate.baselines and case.recipe.evaluate.start
-    for part in ("student", "its start")[:2 if compared else 1]:
+    for part in ("student", "its start")[: 2 if compared else 1]:
         cost = _encoded(case, "evaluate", f"{part}: encode", None)
         if cost.device_seconds is not None:
             cost = replace(cost, wall_seconds=cost.device_seconds + _start(case), bound="one device")
         yield cost
-        yield _search(replace(case, gpus=1), "evaluate", f"{part}: search",
-                      case.size.queries[case.recipe.evaluate.split], case.size.passages)
+        yield _search(
+            replace(case, gpus=1),
+            "evaluate",
+            f"{part}: search",
+            case.size.queries[case.recipe.evaluate.split],
+            case.size.passages,
+        )
 
 
-_STAGES = {"import": _import, "mine": _mine, "teach": _teach, "score": _score, "label": _label, "train": _train,
-           "evaluate": _evaluate}
+_STAGES = {
+    "import": _import,
+    "mine": _mine,
+    "teach": _teach,
+    "score": _score,
+    "label": _label,
+    "train": _train,
+    "evaluate": _evaluate,
+}
 
 
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def _processors(case: _Case, stage: str, part: str, seconds: float, rate: str, units_of, units: float, bound: str
-                ) -> Cost:
+def _processors(
+    case: _Case, stage: str, part: str, seconds: float, rate: str, units_of, units: float, bound: str
+) -> Cost:
     """Work without a model: by the probe's time for the stage, in proportion, else by an assumed rate."""
     probe = case.probe
     if probe and stage in probe.stage_seconds and units_of(probe):
-        return case.cost(stage, part, f"{case.measured}, in proportion", bound=bound,
-                         wall_seconds=probe.stage_seconds[stage] * units / units_of(probe))
+        return case.cost(
+            stage,
+            part,
+            f"{case.measured}, in proportion",
+            bound=bound,
+            wall_seconds=probe.stage_seconds[stage] * units / units_of(probe),
+        )
     return case.cost(stage, part, f"assumed: {rate}", wall_seconds=seconds, bound=bound)
 
 
@@ -330,15 +415,19 @@ def _on_one_device(case: _Case, stage: str, units: Callable[[_Case | Probe], flo
     if not (probe and stage in probe.stage_seconds and probe.train_cuda == case.device.cuda and units(probe)):
         return None
     seconds = probe.stage_seconds[stage] * units(case) / units(probe)
-    return case.cost(stage, "", f"{case.measured}, in proportion", device_seconds=seconds, wall_seconds=seconds,
-                     bound="one device")
+    return case.cost(
+        stage, "", f"{case.measured}, in proportion", device_seconds=seconds, wall_seconds=seconds, bound="one device"
+    )
 
 
 def _kept_share(recipe: Recipe, shape: ModelShape, counts: Counts, ranks: int) -> float:
     """Share of a step's graphs that the activation budget holds."""
     budget = recipe.train.activation_budget * 2**30
-    needed = graph_bytes_per_token(shape, recipe.student.passage_max_length, recipe.train.precision) \
-        * counts.step_tokens / ranks
+    needed = (
+        graph_bytes_per_token(shape, recipe.student.passage_max_length, recipe.train.precision)
+        * counts.step_tokens
+        / ranks
+    )
     return min(1.0, budget / needed)
 
 
@@ -358,4 +447,3 @@ def _cpu_workers(recipe: Recipe) -> int:
     if recipe.score.actors:
         return recipe.score.actors
     return max(1, int((recipe.cluster.cpus or os.cpu_count() or 1) / recipe.score.cpus))
-

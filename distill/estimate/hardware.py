@@ -17,18 +17,21 @@ class Device:
     cuda: bool = True
 
 
-DEVICES = {device.name: device for device in (
-    Device("t4", 65e12, 16e9),
-    Device("v100", 125e12, 32e9),
-    Device("a10", 125e12, 24e9),
-    Device("l4", 121e12, 24e9),
-    Device("l40s", 362e12, 48e9),
-    Device("a100", 312e12, 80e9),
-    Device("h100", 989e12, 80e9),
-    Device("h200", 989e12, 141e9),
-    Device("b200", 2250e12, 180e9),
-    Device("mi300x", 1307e12, 192e9),
-)}
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("t4", 65e12, 16e9),
+        Device("v100", 125e12, 32e9),
+        Device("a10", 125e12, 24e9),
+        Device("l4", 121e12, 24e9),
+        Device("l40s", 362e12, 48e9),
+        Device("a100", 312e12, 80e9),
+        Device("h100", 989e12, 80e9),
+        Device("h200", 989e12, 141e9),
+        Device("b200", 2250e12, 180e9),
+        Device("mi300x", 1307e12, 192e9),
+    )
+}
 
 
 def device(name: str) -> Device:

@@ -39,8 +39,12 @@ def training_memory(recipe: Recipe, parameters: float, shape: ModelShape, ranks:
     states = 4 / (ranks if stage >= 3 else 1) + 4 / (ranks if stage >= 2 else 1) + optimizer / (ranks if stage else 1)
     per_token = graph_bytes_per_token(shape, recipe.student.passage_max_length, train.precision)
     texts = -(-train.batch_size // ranks) * (2 + train.negatives)
-    return Memory(parameters * states, per_token * train.chunk_tokens, train.activation_budget * 2**30,
-                  float(texts) * ACTIVE_TERMS * BYTES_PER_TERM)
+    return Memory(
+        parameters * states,
+        per_token * train.chunk_tokens,
+        train.activation_budget * 2**30,
+        float(texts) * ACTIVE_TERMS * BYTES_PER_TERM,
+    )
 
 
 def graph_bytes_per_token(shape: ModelShape, length: int, precision: str) -> float:

@@ -43,8 +43,11 @@ class Probe:
 def find_probe(recipe: Recipe) -> Probe | None:
     """The rates of the run itself, else of its largest rehearsal; None where nothing has run."""
     folder = RunFolder.of(recipe).root
-    rehearsals = {int(match[1]): path for path in folder.parent.glob(f"{folder.name}-limit-*")
-                  if (match := re.fullmatch(rf"{re.escape(folder.name)}-limit-(\d+)", path.name))}
+    rehearsals = {
+        int(match[1]): path
+        for path in folder.parent.glob(f"{folder.name}-limit-*")
+        if (match := re.fullmatch(rf"{re.escape(folder.name)}-limit-(\d+)", path.name))
+    }
     for path in (folder, *(rehearsals[limit] for limit in sorted(rehearsals, reverse=True))):
         if (path / "recipe.yaml").exists():
             probe = read_probe(RunFolder(path))
@@ -62,8 +65,15 @@ def read_probe(folder: RunFolder) -> Probe:
     processes = manifest.counts.get("processes", 1) if manifest else 1
     device = manifest.counts.get("device", "cpu") if manifest else "cpu"
     stages = {line["stage"]: line["seconds"] for line in read_json_lines(folder.stage_log)}
-    return Probe(folder.root, size, Counts.of(recipe, size), _teachers(folder),
-                 median(speeds) / processes if speeds else None, device == "cuda", stages)
+    return Probe(
+        folder.root,
+        size,
+        Counts.of(recipe, size),
+        _teachers(folder),
+        median(speeds) / processes if speeds else None,
+        device == "cuda",
+        stages,
+    )
 
 
 def _teachers(folder: RunFolder) -> dict[str, Rate]:
@@ -74,8 +84,9 @@ def _teachers(folder: RunFolder) -> dict[str, Rate]:
             if event["event"] == "done":
                 for key in ("pairs", "tokens", "seconds"):
                     work[event["task"].split("/", 1)[0]][key] += event[key]
-    return {name: Rate(**done, cuda=_cuda(folder, name)) for name, done in work.items()
-            if done["pairs"] and done["seconds"]}
+    return {
+        name: Rate(**done, cuda=_cuda(folder, name)) for name, done in work.items() if done["pairs"] and done["seconds"]
+    }
 
 
 def _cuda(folder: RunFolder, teacher: str) -> bool:

@@ -30,8 +30,9 @@ _WARM_UP = 10
 _SLAB = 65_536  # rows sorted together
 
 
-def cost_curve(queries: sparse.csr_matrix, passages: sparse.csr_matrix, grades: Grades, cfg: Evaluate, scratch: Path
-               ) -> dict[str, Any]:
+def cost_curve(
+    queries: sparse.csr_matrix, passages: sparse.csr_matrix, grades: Grades, cfg: Evaluate, scratch: Path
+) -> dict[str, Any]:
     """What evaluation.json holds as `curve`; `rows` has an entry a cap, ascending, and one without a cap at the end.
 
     A row has the recipe's `metrics`, the mean active terms `query_terms` and `passage_terms`, `flops`, `postings`,
@@ -47,11 +48,21 @@ def cost_curve(queries: sparse.csr_matrix, passages: sparse.csr_matrix, grades: 
         capped = passages if top_k is None or cfg.top_ks_of == "queries" else cap(passages, top_k)
         row = _measure(capped_queries, capped, grades, cfg, depth, scratch)
         rows.append({"top_k": top_k, **row})
-        log.info("top-k %s: %s, %.1f passage terms, %.2f ms a query", top_k or "none",
-                 ", ".join(f"{name} {value:.3f}" for name, value in row["metrics"].items()), row["passage_terms"],
-                 row["latency_ms"]["median"])
-    return {"of": cfg.top_ks_of, "search": cfg.search, "depth": depth, "machine": machine(),
-            "timed_queries": min(queries.shape[0], _TIMED_QUERIES), "rows": rows}
+        log.info(
+            "top-k %s: %s, %.1f passage terms, %.2f ms a query",
+            top_k or "none",
+            ", ".join(f"{name} {value:.3f}" for name, value in row["metrics"].items()),
+            row["passage_terms"],
+            row["latency_ms"]["median"],
+        )
+    return {
+        "of": cfg.top_ks_of,
+        "search": cfg.search,
+        "depth": depth,
+        "machine": machine(),
+        "timed_queries": min(queries.shape[0], _TIMED_QUERIES),
+        "rows": rows,
+    }
 
 
 def cap(vectors: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
@@ -80,8 +91,9 @@ def _cap(vectors: sparse.csr_matrix, k: int) -> sparse.csr_matrix:
     return sparse.csr_matrix((vectors.data[keep], vectors.indices[keep], indptr), shape=vectors.shape)
 
 
-def _measure(queries: sparse.csr_matrix, passages: sparse.csr_matrix, grades: Grades, cfg: Evaluate, depth: int,
-             scratch: Path) -> dict[str, Any]:
+def _measure(
+    queries: sparse.csr_matrix, passages: sparse.csr_matrix, grades: Grades, cfg: Evaluate, depth: int, scratch: Path
+) -> dict[str, Any]:
     index = build_seismic(passages, cfg.seismic)
     if cfg.search == "seismic":
         found, _ = search_seismic(index, queries, depth, cfg.seismic)
@@ -100,13 +112,15 @@ def _measure(queries: sparse.csr_matrix, passages: sparse.csr_matrix, grades: Gr
     ranking = {query: row[row >= 0].tolist() for query, row in zip(grades, found, strict=True)}
     values = metrics.per_query(cfg.metrics, grades, ranking)
     times = _milliseconds(search_one, min(queries.shape[0], _TIMED_QUERIES))
-    return {"metrics": {name: float(value.mean()) for name, value in values.items()},
-            **metrics.costs(metrics.activation_rates(queries), metrics.activation_rates(passages)),
-            "postings": int(passages.nnz),
-            "inverted_bytes": passages.nnz * (passages.data.itemsize + passages.indices.itemsize)
-                              + (passages.shape[1] + 1) * passages.indptr.itemsize,
-            "seismic_bytes": seismic_bytes(index, scratch),
-            "latency_ms": {"median": float(np.median(times)), "p95": float(np.percentile(times, 95))}}
+    return {
+        "metrics": {name: float(value.mean()) for name, value in values.items()},
+        **metrics.costs(metrics.activation_rates(queries), metrics.activation_rates(passages)),
+        "postings": int(passages.nnz),
+        "inverted_bytes": passages.nnz * (passages.data.itemsize + passages.indices.itemsize)
+        + (passages.shape[1] + 1) * passages.indptr.itemsize,
+        "seismic_bytes": seismic_bytes(index, scratch),
+        "latency_ms": {"median": float(np.median(times)), "p95": float(np.percentile(times, 95))},
+    }
 
 
 def _milliseconds(search_one: Callable[[int], None], queries: int) -> np.ndarray:

@@ -50,9 +50,16 @@ def evaluation_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
     cfg, model = recipe.evaluate, checkpoint_digest(folder.model)
     if not model:
         raise StorageError(f"{folder.model}: there is no student to evaluate; run `distill train` first")
-    fields = {"stage": "evaluate", "format": FORMAT, "split": cfg.split, "metrics": list(cfg.metrics),
-              "depth": cfg.depth, "baselines": cfg.baselines, "model": model,
-              "data": require_manifest(folder.data, "import").fingerprint}
+    fields = {
+        "stage": "evaluate",
+        "format": FORMAT,
+        "split": cfg.split,
+        "metrics": list(cfg.metrics),
+        "depth": cfg.depth,
+        "baselines": cfg.baselines,
+        "model": model,
+        "data": require_manifest(folder.data, "import").fingerprint,
+    }
     if cfg.baselines:
         teachers = scored_teachers(recipe, folder, cfg.split)
         fields |= {name: checkpoint_digest(path) for name, (_, path) in _other_students(recipe, folder).items()}
@@ -127,8 +134,7 @@ def _other_students(recipe: Recipe, folder: RunFolder) -> dict[str, tuple[str, P
     Where the last round's student is the start, it stands once; where the recipe does without the start, not at all.
     """
     found = {}
-    if recipe.evaluate.start and (
-            recipe.follows is None or recipe.student.model != str(recipe.follows.checkpoint)):
+    if recipe.evaluate.start and (recipe.follows is None or recipe.student.model != str(recipe.follows.checkpoint)):
         found["start"] = ("student before training", folder.start)
     if recipe.follows is not None:
         found["previous"] = ("student of the round before", recipe.follows.checkpoint)
@@ -143,14 +149,19 @@ def evaluate_student(student: Student, folder: RunFolder, split: str, recipe: Re
     collection = open_collection(folder, split)
     rows = _development_rows(recipe, folder, collection)
     tokens = token_store(student, collection.passages, folder, "passages")
-    vectors = (_encode_queries(student, recipe, folder, collection),
-               encode_store(student, tokens, rows, "passage", batch_tokens=recipe.evaluate.batch_tokens,
-                            precision=_precision(recipe)))
+    vectors = (
+        _encode_queries(student, recipe, folder, collection),
+        encode_store(
+            student, tokens, rows, "passage", batch_tokens=recipe.evaluate.batch_tokens, precision=_precision(recipe)
+        ),
+    )
     found, _ = search_sparse(*vectors, metrics.depth_needed(recipe.evaluate.metrics, recipe.evaluate.depth))
     ranking = {query: rows[row[row >= 0]] for query, row in zip(collection.grades, found, strict=True)}
     values = metrics.per_query(recipe.evaluate.metrics, collection.grades, ranking)
-    return {**{name: float(value.mean()) for name, value in values.items()},
-            **metrics.costs(*map(metrics.activation_rates, vectors))}
+    return {
+        **{name: float(value.mean()) for name, value in values.items()},
+        **metrics.costs(*map(metrics.activation_rates, vectors)),
+    }
 
 
 class _Table:
@@ -174,10 +185,15 @@ class _Table:
     def tests(self) -> list[dict[str, Any]]:
         titles = {row["name"]: row["title"] for row in self.rows}
         return [
-            {"metric": metric, "ours": "student", "theirs": titles[other],
-             **metrics.paired_test(self.values["student"][metric], self.values[other][metric])}
+            {
+                "metric": metric,
+                "ours": "student",
+                "theirs": titles[other],
+                **metrics.paired_test(self.values["student"][metric], self.values[other][metric]),
+            }
             for metric in self.recipe.evaluate.metrics
-            for other in ("BM25", "start", "previous") if other in self.values
+            for other in ("BM25", "start", "previous")
+            if other in self.values
         ]
 
 
@@ -197,8 +213,9 @@ def _bm25(recipe: Recipe, folder: RunFolder, collection: Collection) -> tuple[Ra
     return _ranking(collection, found), metrics.costs(*map(metrics.activation_rates, (vectors, index.weights)))
 
 
-def _search(path: Path, recipe: Recipe, folder: RunFolder, collection: Collection, keep: bool = False
-            ) -> tuple[Ranking, dict[str, float], Vectors | None]:
+def _search(
+    path: Path, recipe: Recipe, folder: RunFolder, collection: Collection, keep: bool = False
+) -> tuple[Ranking, dict[str, float], Vectors | None]:
     """The ranking of the judged queries under a saved checkpoint, its costs, and, to `keep`, the vectors.
 
     Exact search goes through the collection block by block, as it is encoded; Seismic needs the whole.
@@ -206,13 +223,23 @@ def _search(path: Path, recipe: Recipe, folder: RunFolder, collection: Collectio
     cfg, student = recipe.evaluate, load_checkpoint(path).to("cuda" if torch.cuda.is_available() else "cpu")
     queries = _encode_queries(student, recipe, folder, collection)
     tokens = token_store(student, collection.passages, folder, "passages")
-    blocks = encode_blocks(student, tokens, np.arange(collection.passages.collection_size), "passage",
-                           "encode passages", cfg.batch_tokens, _precision(recipe))
+    blocks = encode_blocks(
+        student,
+        tokens,
+        np.arange(collection.passages.collection_size),
+        "passage",
+        "encode passages",
+        cfg.batch_tokens,
+        _precision(recipe),
+    )
     if keep or cfg.search == "seismic":
         passages = sparse.vstack(list(blocks), format="csr")
         rates = metrics.activation_rates(passages)
-        found, _ = (search_seismic(build_seismic(passages, cfg.seismic), queries, cfg.depth, cfg.seismic)
-                    if cfg.search == "seismic" else search_sparse(queries, passages, cfg.depth))
+        found, _ = (
+            search_seismic(build_seismic(passages, cfg.seismic), queries, cfg.depth, cfg.seismic)
+            if cfg.search == "seismic"
+            else search_sparse(queries, passages, cfg.depth)
+        )
     else:
         passages, rates = None, np.zeros(queries.shape[1])
 
@@ -222,14 +249,23 @@ def _search(path: Path, recipe: Recipe, folder: RunFolder, collection: Collectio
                 yield block.T.tocsr()
 
         found, _ = search_blocks(queries, inverted(), cfg.depth)
-    return (_ranking(collection, found), metrics.costs(metrics.activation_rates(queries), rates),
-            None if passages is None else (queries, passages))
+    return (
+        _ranking(collection, found),
+        metrics.costs(metrics.activation_rates(queries), rates),
+        None if passages is None else (queries, passages),
+    )
 
 
 def _encode_queries(student: Student, recipe: Recipe, folder: RunFolder, collection: Collection) -> sparse.csr_matrix:
     tokens = token_store(student, collection.queries, folder, f"queries.{collection.split}")
-    return encode_store(student, tokens, collection.query_rows, "query", batch_tokens=recipe.evaluate.batch_tokens,
-                        precision=_precision(recipe))
+    return encode_store(
+        student,
+        tokens,
+        collection.query_rows,
+        "query",
+        batch_tokens=recipe.evaluate.batch_tokens,
+        precision=_precision(recipe),
+    )
 
 
 def _precision(recipe: Recipe) -> Precision:

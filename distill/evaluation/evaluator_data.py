@@ -28,8 +28,9 @@ def read_texts(entry: OfAFile) -> tuple[list[str], list[str]]:
     missing = [name for name in columns if name not in dataset.column_names]
     if missing or len(columns) < 2:
         wanted = f"no column {missing[0]!r}" if missing else "two columns of texts are needed"
-        raise DataError(f"{wanted} (there are {', '.join(dataset.column_names)}); say which with `columns`",
-                        path=entry.data)
+        raise DataError(
+            f"{wanted} (there are {', '.join(dataset.column_names)}); say which with `columns`", path=entry.data
+        )
     if len(dataset) == 0:
         raise DataError("no rows", path=entry.data)
     first, second = (_checked(entry, name, dataset[name][:], str) for name in columns[:2])
@@ -41,8 +42,11 @@ def read_labels(entry: OfAFile) -> list[float]:
     dataset = _load(entry)
     name = next((name for name in _LABELS if name in dataset.column_names), None)
     if name is None:
-        raise DataError(f"no column called {', '.join(_LABELS[:-1])} or {_LABELS[-1]} (there are "
-                        f"{', '.join(dataset.column_names)})", path=entry.data)
+        raise DataError(
+            f"no column called {', '.join(_LABELS[:-1])} or {_LABELS[-1]} (there are "
+            f"{', '.join(dataset.column_names)})",
+            path=entry.data,
+        )
     labels = _checked(entry, name, dataset[name][:], (int, float))
     if entry.kind == "binary-classification":
         row = next((i for i, label in enumerate(labels) if label not in (0, 1)), None)
@@ -89,6 +93,8 @@ def _load(entry: OfAFile) -> datasets.Dataset:
     splits = list(loaded)
     wanted = entry.split or (splits[0] if len(splits) == 1 else None)
     if wanted not in loaded:
-        raise DataError(f"no split {wanted!r}" if wanted else "several splits: name one with `split`",
-                        path=f"{entry.data} (has {', '.join(splits)})")
+        raise DataError(
+            f"no split {wanted!r}" if wanted else "several splits: name one with `split`",
+            path=f"{entry.data} (has {', '.join(splits)})",
+        )
     return loaded[wanted]

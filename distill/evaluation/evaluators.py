@@ -33,8 +33,9 @@ _MOST_PASSAGES = 1_000_000  # sentence-transformers' retrieval holds every text 
 _RETRIEVAL = {"ndcg_at_k", "mrr_at_k", "accuracy_at_k", "precision_recall_at_k", "map_at_k"}
 
 
-def run_evaluators(recipe: Recipe, folder: RunFolder, collection: Collection, student: Ranking, bm25: Ranking | None
-                   ) -> list[dict[str, Any]]:
+def run_evaluators(
+    recipe: Recipe, folder: RunFolder, collection: Collection, student: Ranking, bm25: Ranking | None
+) -> list[dict[str, Any]]:
     """One entry for each of the recipe's evaluators: `name`, `kind`, `metrics` and which of them is `primary`.
 
     `student` and `bm25` are the rankings that rank fusion fuses.
@@ -61,8 +62,10 @@ def check_evaluators(entries: Iterable[config.Evaluator], passages: int) -> None
         if entry.kind == "nano-beir":
             _nano_beir(entry)
         elif entry.kind == "information-retrieval" and passages > _MOST_PASSAGES:
-            raise RecipeError(f"evaluate.evaluators: information-retrieval holds every passage in memory, and there "
-                              f"are {passages:,}; leave it out: the table's own figures are of the same ranking")
+            raise RecipeError(
+                f"evaluate.evaluators: information-retrieval holds every passage in memory, and there "
+                f"are {passages:,}; leave it out: the table's own figures are of the same ranking"
+            )
         elif isinstance(entry, config.OfAFile):
             read_texts(entry)
             if entry.kind in ("similarity", "binary-classification"):
@@ -77,22 +80,30 @@ def _evaluator(entry: config.Evaluator, model: SparseEncoder, folder: RunFolder,
         case "nano-beir":
             return _nano_beir(entry)
         case "reranking":
-            samples = [{"query": judged.query, "positive": judged.positives, "negative": judged.negatives}
-                       for judged in _judged(folder, collection)]
+            samples = [
+                {"query": judged.query, "positive": judged.positives, "negative": judged.negatives}
+                for judged in _judged(folder, collection)
+            ]
             return st.SparseRerankingEvaluator(samples, at_k=entry.at_k, similarity_fct=model.similarity, **common)
         case "triplet":
             triplets = list(_judged(folder, collection))
             return st.SparseTripletEvaluator(
-                [judged.query for judged in triplets], [judged.positives[0] for judged in triplets],
-                [judged.negatives[0] for judged in triplets], margin=entry.margin,
-                similarity_fn_names=_listed(entry.similarities), **common)
+                [judged.query for judged in triplets],
+                [judged.positives[0] for judged in triplets],
+                [judged.negatives[0] for judged in triplets],
+                margin=entry.margin,
+                similarity_fn_names=_listed(entry.similarities),
+                **common,
+            )
         case "similarity":
             return st.SparseEmbeddingSimilarityEvaluator(
-                *read_texts(entry), read_labels(entry), similarity_fn_names=_listed(entry.similarities), **common)
+                *read_texts(entry), read_labels(entry), similarity_fn_names=_listed(entry.similarities), **common
+            )
         case "binary-classification":
             labels = [int(label) for label in read_labels(entry)]
             return st.SparseBinaryClassificationEvaluator(
-                *read_texts(entry), labels, similarity_fn_names=_listed(entry.similarities), **common)
+                *read_texts(entry), labels, similarity_fn_names=_listed(entry.similarities), **common
+            )
         case "translation":
             return st.SparseTranslationEvaluator(*read_texts(entry), **common)
         case "mse":
@@ -112,8 +123,10 @@ def _judged(folder: RunFolder, collection: Collection) -> Iterator[_JudgedQuery]
     """The judged queries that have a negative among their candidates."""
     path = folder.candidates(collection.split)
     if read_manifest(path) is None:
-        raise RecipeError(f"evaluate.evaluators: reranking and triplet need the candidates of the {collection.split} "
-                          f"queries, and {path} has none: run `distill mine`")
+        raise RecipeError(
+            f"evaluate.evaluators: reranking and triplet need the candidates of the {collection.split} "
+            f"queries, and {path} has none: run `distill mine`"
+        )
     found = 0
     for _, shard in iterate_candidates(path):
         for i, query in enumerate(shard.query.tolist()):
@@ -126,12 +139,16 @@ def _judged(folder: RunFolder, collection: Collection) -> Iterator[_JudgedQuery]
             positives = sorted((row for row in grades if grades[row] > 0), key=lambda row: -grades[row])
             if negatives:
                 found += 1
-                yield _JudgedQuery(collection.queries.texts(np.array([query]))[0],
-                                   collection.passages.texts(np.array(positives)),
-                                   collection.passages.texts(np.array(negatives)))
+                yield _JudgedQuery(
+                    collection.queries.texts(np.array([query]))[0],
+                    collection.passages.texts(np.array(positives)),
+                    collection.passages.texts(np.array(negatives)),
+                )
     if not found:
-        raise RecipeError(f"evaluate.evaluators: reranking and triplet need negatives, and no judged "
-                          f"{collection.split} query has one among its candidates")
+        raise RecipeError(
+            f"evaluate.evaluators: reranking and triplet need negatives, and no judged "
+            f"{collection.split} query has one among its candidates"
+        )
 
 
 def _information_retrieval(entry: config.InformationRetrieval, collection: Collection, common: dict[str, Any]) -> Any:
@@ -139,19 +156,28 @@ def _information_retrieval(entry: config.InformationRetrieval, collection: Colle
     corpus = dict(zip(collection.passages.ids(rows), collection.passages.texts(rows), strict=True))
     names = collection.queries.ids(collection.query_rows)
     queries = dict(zip(names, collection.queries.texts(collection.query_rows), strict=True))
-    relevant = {name: set(collection.passages.ids(np.array([row for row, grade in graded.items() if grade > 0])))
-                for name, graded in zip(names, collection.grades.values(), strict=True)}
+    relevant = {
+        name: set(collection.passages.ids(np.array([row for row, grade in graded.items() if grade > 0])))
+        for name, graded in zip(names, collection.grades.values(), strict=True)
+    }
     return st.SparseInformationRetrievalEvaluator(queries, corpus, relevant, **_cutoffs(entry), **common)
 
 
 def _nano_beir(entry: config.NanoBeir) -> Any:
     try:
         return st.SparseNanoBEIREvaluator(
-            _listed(entry.datasets), entry.dataset_id, batch_size=entry.batch_size, max_active_dims=entry.top_k,
-            write_csv=False, **_cutoffs(entry))
+            _listed(entry.datasets),
+            entry.dataset_id,
+            batch_size=entry.batch_size,
+            max_active_dims=entry.top_k,
+            write_csv=False,
+            **_cutoffs(entry),
+        )
     except (OSError, ValueError) as error:
-        raise RecipeError(f"evaluate.evaluators: nano-beir ({entry.dataset_id}, from the hub): {error} "
-                          "Without the hub, leave it out or fill the cache of `datasets` first") from error
+        raise RecipeError(
+            f"evaluate.evaluators: nano-beir ({entry.dataset_id}, from the hub): {error} "
+            "Without the hub, leave it out or fill the cache of `datasets` first"
+        ) from error
 
 
 def _rank_fusion(entry: config.RankFusion, collection: Collection, student: Ranking, bm25: Ranking) -> Any:
@@ -163,12 +189,19 @@ def _rank_fusion(entry: config.RankFusion, collection: Collection, student: Rank
         for name, text, (query, graded) in zip(names, texts, collection.grades.items(), strict=True):
             rows = ranking[query][: entry.depth].tolist()
             # nDCG is not defined there for one document alone: a second, irrelevant one changes nothing
-            found.append({"query_id": name, "query": text, "documents": rows if len(rows) != 1 else [*rows, -1],
-                          "positive": [row for row, grade in graded.items() if grade > 0]})
+            found.append(
+                {
+                    "query_id": name,
+                    "query": text,
+                    "documents": rows if len(rows) != 1 else [*rows, -1],
+                    "positive": [row for row, grade in graded.items() if grade > 0],
+                }
+            )
         return found
 
-    return st.ReciprocalRankFusionEvaluator(samples(bm25), samples(student), at_k=entry.at_k, rrf_k=entry.rrf_k,
-                                            write_csv=False)
+    return st.ReciprocalRankFusionEvaluator(
+        samples(bm25), samples(student), at_k=entry.at_k, rrf_k=entry.rrf_k, write_csv=False
+    )
 
 
 def _teacher(entry: config.Mse, model: SparseEncoder) -> SparseEncoder:
@@ -178,8 +211,10 @@ def _teacher(entry: config.Mse, model: SparseEncoder) -> SparseEncoder:
         raise RecipeError(f"evaluate.evaluators: the teacher {entry.teacher!r} cannot be loaded: {error}") from error
     sizes = [encoder.get_embedding_dimension() for encoder in (teacher, model)]
     if sizes[0] != sizes[1]:
-        raise RecipeError(f"evaluate.evaluators: mse compares vectors, and the teacher {entry.teacher!r} has "
-                          f"{sizes[0]} dimensions, the student {sizes[1]}")
+        raise RecipeError(
+            f"evaluate.evaluators: mse compares vectors, and the teacher {entry.teacher!r} has "
+            f"{sizes[0]} dimensions, the student {sizes[1]}"
+        )
     return teacher
 
 

@@ -63,12 +63,15 @@ def search_and_explain(model: Student, vectors: sparse.csr_matrix, query: str, k
     rows, scores = search_sparse(query_vector, vectors, k)
     return [
         Hit(row, score, tuple(_terms(model, query_vector.multiply(vectors[row]).tocsr())))
-        for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True) if row >= 0
+        for row, score in zip(rows[0].tolist(), scores[0].tolist(), strict=True)
+        if row >= 0
     ]
 
 
 def _terms(model: Student, vector: sparse.csr_matrix) -> list[Term]:
     order = np.lexsort((vector.indices, -vector.data))
     names = model.term_names()
-    return [Term(names[term] or f"term-{term}", float(weight))
-            for term, weight in zip(vector.indices[order].tolist(), vector.data[order], strict=True)]
+    return [
+        Term(names[term] or f"term-{term}", float(weight))
+        for term, weight in zip(vector.indices[order].tolist(), vector.data[order], strict=True)
+    ]

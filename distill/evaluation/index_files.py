@@ -74,12 +74,18 @@ def _write_passages(folder: Path, chosen: Format, names: list[str], texts: Itera
     return written
 
 
-def _write_facts(folder: Path, format: str, checkpoint: str | Path, passages: int, names: list[str],
-                 tokens: list[str | None]) -> None:
+def _write_facts(
+    folder: Path, format: str, checkpoint: str | Path, passages: int, names: list[str], tokens: list[str | None]
+) -> None:
     """What was exported, and the tokens that have another name there."""
-    facts: dict[str, Any] = {"format": format, "model": Path(checkpoint).resolve().name, "passages": passages,
-                             "renamed": {name: token for name, token in zip(names, tokens, strict=True)
-                                         if token is not None and name != token}}
+    facts: dict[str, Any] = {
+        "format": format,
+        "model": Path(checkpoint).resolve().name,
+        "passages": passages,
+        "renamed": {
+            name: token for name, token in zip(names, tokens, strict=True) if token is not None and name != token
+        },
+    }
     if format == "anserini":
         facts["scale"] = SCALE
     write_json(folder / "export.json", facts)

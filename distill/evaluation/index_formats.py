@@ -104,8 +104,9 @@ def _qdrant_vector(text: Text) -> dict[str, list]:
 
 def _qdrant_passage(text: Text, names: Sequence[str]) -> str:
     """A point's own id must be a number: it is the row, and the passage's id stands in the payload."""
-    return _json({"id": text.row, "vector": {"splade": _qdrant_vector(text)},
-                  "payload": {"id": text.id, "text": text.text}})
+    return _json(
+        {"id": text.row, "vector": {"splade": _qdrant_vector(text)}, "payload": {"id": text.id, "text": text.text}}
+    )
 
 
 def _qdrant_query(text: Text, names: Sequence[str]) -> str:
@@ -117,16 +118,42 @@ def _seismic(text: Text, names: Sequence[str]) -> str:
 
 
 FORMATS = {
-    "anserini": Format("collection/part-{part:05d}.jsonl.gz", "queries.{split}.tsv", _anserini_passage, _anserini_query,
-                       per_file=250_000, refused=re.compile(r"\s")),
+    "anserini": Format(
+        "collection/part-{part:05d}.jsonl.gz",
+        "queries.{split}.tsv",
+        _anserini_passage,
+        _anserini_query,
+        per_file=250_000,
+        refused=re.compile(r"\s"),
+    ),
     # a bulk request may have 100 MiB
-    "opensearch": Format("bulk-{part:05d}.ndjson.gz", "queries.{split}.jsonl", _opensearch_passage, _opensearch_query,
-                         per_file=10_000, refused=re.compile(r"\."), setup=("index.json", {
-                             "mappings": {"properties": {"text": {"type": "text"},
-                                                         "embedding": {"type": "rank_features"}}}})),
-    "qdrant": Format("points-{part:05d}.jsonl.gz", "queries.{split}.jsonl", _qdrant_passage, _qdrant_query,
-                     per_file=250_000, setup=("collection.json", {"sparse_vectors": {"splade": {}}})),
+    "opensearch": Format(
+        "bulk-{part:05d}.ndjson.gz",
+        "queries.{split}.jsonl",
+        _opensearch_passage,
+        _opensearch_query,
+        per_file=10_000,
+        refused=re.compile(r"\."),
+        setup=(
+            "index.json",
+            {"mappings": {"properties": {"text": {"type": "text"}, "embedding": {"type": "rank_features"}}}},
+        ),
+    ),
+    "qdrant": Format(
+        "points-{part:05d}.jsonl.gz",
+        "queries.{split}.jsonl",
+        _qdrant_passage,
+        _qdrant_query,
+        per_file=250_000,
+        setup=("collection.json", {"sparse_vectors": {"splade": {}}}),
+    ),
     # its reader takes one plain file, and its searches cut the name of a term at 100 characters
-    "seismic": Format("passages.jsonl", "queries.{split}.jsonl", _seismic, _seismic, per_file=None,
-                      refused=re.compile(r".{101}", re.DOTALL)),
+    "seismic": Format(
+        "passages.jsonl",
+        "queries.{split}.jsonl",
+        _seismic,
+        _seismic,
+        per_file=None,
+        refused=re.compile(r".{101}", re.DOTALL),
+    ),
 }

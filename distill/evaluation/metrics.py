@@ -29,8 +29,10 @@ def parse_measures(names: Iterable[str], where: str = "evaluate.metrics") -> lis
         except (NameError, ValueError, SyntaxError, KeyError, AttributeError, AssertionError):
             supported = False
         if not supported:
-            raise RecipeError(f"{where}: {name!r} is not a measure that ir-measures can compute; "
-                              "names are like nDCG@10, RR@10, R@100, AP, P@5, Success@10")
+            raise RecipeError(
+                f"{where}: {name!r} is not a measure that ir-measures can compute; "
+                "names are like nDCG@10, RR@10, R@100, AP, P@5, Success@10"
+            )
         measures.append(measure)
     return measures
 
@@ -68,8 +70,10 @@ def check_depth(names: Sequence[str], depth: int) -> None:
     for name, measure in zip(names, parse_measures(names), strict=True):
         cutoff = measure.params.get("cutoff")
         if cutoff is not None and cutoff > depth:
-            raise RecipeError(f"evaluate.metrics: {name} looks at {cutoff} passages, but rankings have an "
-                              f"evaluate.depth of {depth}; raise it")
+            raise RecipeError(
+                f"evaluate.metrics: {name} looks at {cutoff} passages, but rankings have an "
+                f"evaluate.depth of {depth}; raise it"
+            )
 
 
 def depth_needed(names: Sequence[str], depth: int) -> int:
@@ -92,8 +96,11 @@ def activation_rates(vectors: sparse.csr_matrix) -> np.ndarray:
 def costs(query_rates: np.ndarray, passage_rates: np.ndarray) -> dict[str, float]:
     """Mean active terms of each side, and FLOPS (the expected products per query-passage pair), by the names that they
     have in evaluation.json; of each side's `activation_rates`."""
-    return {"query_terms": float(query_rates.sum()), "passage_terms": float(passage_rates.sum()),
-            "flops": float(query_rates @ passage_rates)}
+    return {
+        "query_terms": float(query_rates.sum()),
+        "passage_terms": float(passage_rates.sum()),
+        "flops": float(query_rates @ passage_rates),
+    }
 
 
 def paired_test(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | int]:
@@ -126,7 +133,12 @@ def randomisation_test(ours: np.ndarray, theirs: np.ndarray, resamples: int = 99
     if len(ours) < 2 or np.array_equal(ours, theirs):
         return 1.0
     result = stats.permutation_test(
-        (ours, theirs), lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis), permutation_type="samples",
-        vectorized=True, n_resamples=resamples, batch=max(1, _PERMUTED_VALUES // len(ours)),
-        random_state=np.random.default_rng(0))
+        (ours, theirs),
+        lambda x, y, axis: np.mean(x, axis=axis) - np.mean(y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        batch=max(1, _PERMUTED_VALUES // len(ours)),
+        random_state=np.random.default_rng(0),
+    )
     return float(result.pvalue)

@@ -37,8 +37,16 @@ class Place:
     total: int
 
 
-def objective(train: config.Train, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place, step: int,
-              also_positive: Tensor | None = None, targets: Targets = MappingProxyType({})) -> Objective:
+def objective(
+    train: config.Train,
+    queries: SparseReps,
+    passages: SparseReps,
+    labels: Tensor,
+    place: Place,
+    step: int,
+    also_positive: Tensor | None = None,
+    targets: Targets = MappingProxyType({}),
+) -> Objective:
     """Representations of this process's queries [b] and their passages [b * (1+n)], positive first; labels [b, 1+n].
 
     `also_positive` int64 [2, k]: queries here, and passages of the global batch that are positives of theirs without
@@ -58,8 +66,10 @@ def objective(train: config.Train, queries: SparseReps, passages: SparseReps, la
     if train.reconstruction is not None:
         value = reconstruction(queries, passages, place.total, train.reconstruction.beta)
         _add(parts, "reconstruction", value * train.reconstruction.weight)
-    for side, reps, per_query, terms in (("query", queries, 1, train.query_regularizers),
-                                         ("passage", passages, lists, train.passage_regularizers)):
+    for side, reps, per_query, terms in (
+        ("query", queries, 1, train.query_regularizers),
+        ("passage", passages, lists, train.passage_regularizers),
+    ):
         for term in terms:
             weight = term.weight * regularizers.ramp(term.ramp, step, term.ramp_steps)
             value = _regularizer(term, reps, place.first * per_query, place.total * per_query)
@@ -67,8 +77,16 @@ def objective(train: config.Train, queries: SparseReps, passages: SparseReps, la
     return Objective(torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()})
 
 
-def _loss(loss: config.Loss, scores: Tensor, queries: SparseReps, passages: SparseReps, labels: Tensor, place: Place,
-          also_positive: Tensor | None, targets: Targets) -> Tensor:
+def _loss(
+    loss: config.Loss,
+    scores: Tensor,
+    queries: SparseReps,
+    passages: SparseReps,
+    labels: Tensor,
+    place: Place,
+    also_positive: Tensor | None,
+    targets: Targets,
+) -> Tensor:
     """Mean over the queries here (or over texts, as many of each query)."""
     match loss:
         case config.KlLoss():

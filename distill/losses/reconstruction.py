@@ -22,7 +22,13 @@ def reconstruction(queries: SparseReps, passages: SparseReps, total: int, beta: 
     size = total * x.shape[2]  # numbers of a column
     rest = x - unbiased.detach()
     mean = sum_over_processes(rest.detach().sum(0)) / total  # [2+n, D]; the variance's slope in it is 0
-    sums = torch.stack([(x - by_k).square().sum((0, 2)), (x - by_4k).square().sum((0, 2)),
-                        (left - rest).square().sum((0, 2)), (rest - mean).square().sum((0, 2))])
+    sums = torch.stack(
+        [
+            (x - by_k).square().sum((0, 2)),
+            (x - by_4k).square().sum((0, 2)),
+            (left - rest).square().sum((0, 2)),
+            (rest - mean).square().sum((0, 2)),
+        ]
+    )
     of_k, of_4k, of_rest, variance = sum_over_processes(sums) / size  # [2+n] each
     return (of_k + of_4k / 8 + beta * of_rest / torch.where(variance == 0, 1.0, variance)).mean()

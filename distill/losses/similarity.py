@@ -29,11 +29,15 @@ def angles(queries: SparseReps, passages: SparseReps) -> Tensor:
     sign of the authors' code; `pairwise_angle_sim` of sentence-transformers. Refuses an odd vocabulary."""
     half, odd = divmod(queries.vocab_size, 2)
     if odd:
-        raise RecipeError(f"train.losses: angle halves the vocabulary, and {queries.vocab_size} terms have no halves; "
-                          "use cosent")
+        raise RecipeError(
+            f"train.losses: angle halves the vocabulary, and {queries.vocab_size} terms have no halves; use cosent"
+        )
     first = passages.terms < half
-    turned = replace(passages, terms=torch.where(first, passages.terms + half, passages.terms - half),
-                     values=torch.where(first, passages.values, -passages.values))
+    turned = replace(
+        passages,
+        terms=torch.where(first, passages.terms + half, passages.terms - half),
+        values=torch.where(first, passages.values, -passages.values),
+    )
     real, imaginary = list_scores(queries, passages), list_scores(queries, turned)
     scale = _norms(queries)[:, None] * _norms(passages).view(len(queries), -1)
     return ((real + imaginary) / scale.clamp(min=1e-8)).abs()

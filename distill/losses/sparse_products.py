@@ -33,8 +33,16 @@ def all_scores(queries: SparseReps, passages: SparseReps) -> Tensor:
     blocks = []
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         laid_out = queries.rows(start, min(start + QUERIES_AT_ONCE, len(queries))).to_dense().T.contiguous()  # [V, g]
-        blocks.append(F.embedding_bag(passages.terms, laid_out, passages.indptr, mode="sum", include_last_offset=True,
-                                      per_sample_weights=passages.values).T)
+        blocks.append(
+            F.embedding_bag(
+                passages.terms,
+                laid_out,
+                passages.indptr,
+                mode="sum",
+                include_last_offset=True,
+                per_sample_weights=passages.values,
+            ).T
+        )
     return torch.cat(blocks)
 
 

@@ -12,8 +12,9 @@ from distill import config
 from distill.student.head import SparseReps
 
 
-def capped(top_ks: Sequence[config.TopK], queries: SparseReps, passages: SparseReps
-           ) -> Iterator[tuple[float, SparseReps, SparseReps]]:
+def capped(
+    top_ks: Sequence[config.TopK], queries: SparseReps, passages: SparseReps
+) -> Iterator[tuple[float, SparseReps, SparseReps]]:
     """Share of the loss (they add up to 1), queries and passages at each cap; all terms where there are no caps."""
     if not top_ks:
         yield 1.0, queries, passages
@@ -21,6 +22,8 @@ def capped(top_ks: Sequence[config.TopK], queries: SparseReps, passages: SparseR
     ranks = [reps.rank for reps in (queries, passages)]
     total = sum(cap.weight for cap in top_ks)
     for cap in top_ks:
-        kept = [reps if cap.k is None else reps.keep(rank < cap.k)
-                for reps, rank in zip((queries, passages), ranks, strict=True)]
+        kept = [
+            reps if cap.k is None else reps.keep(rank < cap.k)
+            for reps, rank in zip((queries, passages), ranks, strict=True)
+        ]
         yield cap.weight / total, *kept

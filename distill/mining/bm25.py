@@ -120,22 +120,30 @@ def save_index(index: Bm25Index, folder: Path, postings: bool = False) -> None:
     for name, array in arrays.items():
         with write_atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, array)
-    write_json(folder / "index.json", {
-        "made_of": _made_of(index.store, index.k1, index.b), "mean_length": index.mean_length,
-        "checksums": {name: xxh128_file(folder / f"{name}.npy") for name in arrays},
-        "stems": list(index.tokenizer.stem_to_sid)})
+    write_json(
+        folder / "index.json",
+        {
+            "made_of": _made_of(index.store, index.k1, index.b),
+            "mean_length": index.mean_length,
+            "checksums": {name: xxh128_file(folder / f"{name}.npy") for name in arrays},
+            "stems": list(index.tokenizer.stem_to_sid),
+        },
+    )
 
 
-def open_index(store: TextStore, folder: Path, k1: float = 1.5, b: float = 0.75, verify: bool = False
-               ) -> Bm25Index | None:
+def open_index(
+    store: TextStore, folder: Path, k1: float = 1.5, b: float = 0.75, verify: bool = False
+) -> Bm25Index | None:
     """The index of `store` that was saved in `folder`, its arrays in the mapped files: equal to a built one.
 
     None where there is none, or one of other texts or parameters; with `verify`, also where a file is damaged.
     """
     try:
         saved = read_json(folder / "index.json")
-        if saved["made_of"] != _made_of(store, k1, b) or (verify and any(
-                xxh128_file(folder / f"{name}.npy") != checksum for name, checksum in saved["checksums"].items())):
+        if saved["made_of"] != _made_of(store, k1, b) or (
+            verify
+            and any(xxh128_file(folder / f"{name}.npy") != checksum for name, checksum in saved["checksums"].items())
+        ):
             return None
     except (FileNotFoundError, StorageError):
         return None
@@ -144,8 +152,9 @@ def open_index(store: TextStore, folder: Path, k1: float = 1.5, b: float = 0.75,
     tokenizer.stem_to_sid = {stem: number for number, stem in enumerate(saved["stems"])}
     passages, stems = store.collection_size, len(saved["stems"])
     postings = _matrix(_POSTINGS, arrays, (stems, passages)) if f"{_POSTINGS}data" in arrays else None
-    return Bm25Index(store, tokenizer, _matrix("", arrays, (passages, stems)), arrays["idf"], saved["mean_length"], k1,
-                     b, postings)
+    return Bm25Index(
+        store, tokenizer, _matrix("", arrays, (passages, stems)), arrays["idf"], saved["mean_length"], k1, b, postings
+    )
 
 
 def _arrays(prefix: str, matrix: sparse.csr_matrix) -> dict[str, np.ndarray]:

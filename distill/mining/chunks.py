@@ -86,6 +86,14 @@ def index_key(miner: Miner, passages: TextStore, mine: Mine) -> str:
     """16 hex digits: the model (a folder by its content), its precision, the passages, and how they are cut."""
     path = Path(resolve_model(miner.model))
     model = {"content": checkpoint_digest(path)} if path.is_dir() else {"name": miner.model, "revision": miner.revision}
-    return fingerprint({"format": FORMAT, "kind": miner.kind, "model": model, "texts": passages.fingerprint,
-                        "passages": passages.collection_size, "chunk": mine.shard_passages,
-                        "precision": mine.precision})
+    return fingerprint(
+        {
+            "format": FORMAT,
+            "kind": miner.kind,
+            "model": model,
+            "texts": passages.fingerprint,
+            "passages": passages.collection_size,
+            "chunk": mine.shard_passages,
+            "precision": mine.precision,
+        }
+    )

@@ -47,14 +47,22 @@ class DenseModel:
 
     def _embed(self, texts: list[str], side: str) -> np.ndarray:
         encode = self.model.encode_query if side == "query" else self.model.encode_document
-        with torch.autocast(self.model.device.type, getattr(torch, self._precision),
-                            enabled=self._precision != "float32"):
-            vectors = encode(texts, batch_size=_BATCH, show_progress_bar=False, convert_to_numpy=True,
-                             normalize_embeddings=self.model.similarity_fn_name == "cosine")
+        with torch.autocast(
+            self.model.device.type, getattr(torch, self._precision), enabled=self._precision != "float32"
+        ):
+            vectors = encode(
+                texts,
+                batch_size=_BATCH,
+                show_progress_bar=False,
+                convert_to_numpy=True,
+                normalize_embeddings=self.model.similarity_fn_name == "cosine",
+            )
         if not np.isfinite(vectors).all():
-            raise RecipeError(f"the dense miner's model {self._name!r} made vectors with NaN or infinite values in "
-                              f"{self._precision}" + ("" if self._precision == "float32" else
-                                                      "; set mine.precision to bfloat16 or float32"))
+            raise RecipeError(
+                f"the dense miner's model {self._name!r} made vectors with NaN or infinite values in "
+                f"{self._precision}"
+                + ("" if self._precision == "float32" else "; set mine.precision to bfloat16 or float32")
+            )
         return vectors.astype(np.float32, copy=False)
 
 
@@ -67,6 +75,8 @@ def load_dense(model: str, revision: str | None, device: str | None = None) -> S
     except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError(f"the dense miner's model {model!r} cannot be loaded: {error}") from None
     if loaded.similarity_fn_name not in ("cosine", "dot"):
-        raise RecipeError(f"the dense miner's model {model!r} compares by {loaded.similarity_fn_name}; "
-                          "cosine and dot product are what can be searched")
+        raise RecipeError(
+            f"the dense miner's model {model!r} compares by {loaded.similarity_fn_name}; "
+            "cosine and dot product are what can be searched"
+        )
     return loaded

@@ -39,8 +39,15 @@ def token_store(student: Student, texts: TextStore, folder: RunFolder, name: str
     return build_token_store(texts, student.tokenizer, path, max_length, prefix)
 
 
-def encode_store(student: Student, tokens: TokenStore, rows: np.ndarray, side: Side, description: str = "",
-                 batch_tokens: int | None = None, precision: Precision = "float32") -> sparse.csr_matrix:
+def encode_store(
+    student: Student,
+    tokens: TokenStore,
+    rows: np.ndarray,
+    side: Side,
+    description: str = "",
+    batch_tokens: int | None = None,
+    precision: Precision = "float32",
+) -> sparse.csr_matrix:
     """Vectors of the given rows of a token store: float32 [len(rows), vocabulary].
 
     Lengths and top-k cap are the student's own for its `side`; the prompt is the token store's. Progress is shown
@@ -52,9 +59,16 @@ def encode_store(student: Student, tokens: TokenStore, rows: np.ndarray, side: S
     return _stack(slabs, student)
 
 
-def encode_blocks(student: Student, tokens: TokenStore, rows: np.ndarray, side: Side, description: str = "",
-                  batch_tokens: int | None = None, precision: Precision = "float32", block_bytes: int = _BLOCK_BYTES
-                  ) -> Iterator[sparse.csr_matrix]:
+def encode_blocks(
+    student: Student,
+    tokens: TokenStore,
+    rows: np.ndarray,
+    side: Side,
+    description: str = "",
+    batch_tokens: int | None = None,
+    precision: Precision = "float32",
+    block_bytes: int = _BLOCK_BYTES,
+) -> Iterator[sparse.csr_matrix]:
     """As `encode_store`, one block of consecutive rows after the other, for collections that memory does not hold."""
     rows = np.asarray(rows, dtype=np.int64)
     lengths = np.asarray(tokens.lengths)[rows]
@@ -62,8 +76,17 @@ def encode_blocks(student: Student, tokens: TokenStore, rows: np.ndarray, side: 
     with _shown(description, len(rows)) as advance:
         for first in range(0, len(rows), _SLAB):
             at = rows[first : first + _SLAB]
-            slabs.append(_encode(student, lambda batch, at=at: tokens.take(at[batch]),
-                                 lengths[first : first + _SLAB], side, batch_tokens, precision, advance))
+            slabs.append(
+                _encode(
+                    student,
+                    lambda batch, at=at: tokens.take(at[batch]),
+                    lengths[first : first + _SLAB],
+                    side,
+                    batch_tokens,
+                    precision,
+                    advance,
+                )
+            )
             if sum(_bytes(slab) for slab in slabs) >= block_bytes:
                 yield _stack(slabs, student)
                 slabs = []
@@ -71,8 +94,14 @@ def encode_blocks(student: Student, tokens: TokenStore, rows: np.ndarray, side: 
         yield _stack(slabs, student)
 
 
-def encode_texts(student: Student, texts: Sequence[str], side: Side, description: str = "",
-                 batch_tokens: int | None = None, precision: Precision = "float32") -> sparse.csr_matrix:
+def encode_texts(
+    student: Student,
+    texts: Sequence[str],
+    side: Side,
+    description: str = "",
+    batch_tokens: int | None = None,
+    precision: Precision = "float32",
+) -> sparse.csr_matrix:
     """Vectors of texts at hand, prompt included: float32 [len(texts), vocabulary]; else as `encode_store`."""
     prefix, max_length = _conventions(student, side)
     prompted = [prefix + text for text in texts]
@@ -80,19 +109,28 @@ def encode_texts(student: Student, texts: Sequence[str], side: Side, description
     arrays = [np.asarray(text[:max_length], dtype=np.int32) for text in ids]
     lengths = np.array([len(text) for text in arrays], dtype=np.int64)
     with _shown(description, len(texts)) as advance:
-        return _encode(student, lambda batch: [arrays[i] for i in batch], lengths, side, batch_tokens, precision,
-                       advance)
+        return _encode(
+            student, lambda batch: [arrays[i] for i in batch], lengths, side, batch_tokens, precision, advance
+        )
 
 
-def _encode(student: Student, take: Callable[[np.ndarray], list[np.ndarray]], lengths: np.ndarray, side: Side,
-            batch_tokens: int | None, precision: Precision, advance: Callable[[int], object]) -> sparse.csr_matrix:
+def _encode(
+    student: Student,
+    take: Callable[[np.ndarray], list[np.ndarray]],
+    lengths: np.ndarray,
+    side: Side,
+    batch_tokens: int | None,
+    precision: Precision,
+    advance: Callable[[int], object],
+) -> sparse.csr_matrix:
     """Texts sorted by length together; `take` gives the tokens of some of them, by number."""
     _, max_length = _conventions(student, side)
     device = next(student.parameters()).device
     batch_tokens = batch_tokens or (_CPU_BATCH_TOKENS if device.type == "cpu" else _GPU_BATCH_TOKENS)
     autocast = torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32")
-    batches = token_batches(np.minimum(lengths.astype(np.int64) + student.special_tokens(side), max_length),
-                            batch_tokens)
+    batches = token_batches(
+        np.minimum(lengths.astype(np.int64) + student.special_tokens(side), max_length), batch_tokens
+    )
     parts = []
     training = student.training
     student.eval()
@@ -102,9 +140,16 @@ def _encode(student: Student, take: Callable[[np.ndarray], list[np.ndarray]], le
                 input_ids, mask = student.assemble(take(batch), max_length, side)
                 reps = student(input_ids.to(device), mask.to(device), side=side)
                 reps = reps if student.top_k is None else reps.top_k(student.top_k)
-                parts.append(sparse.csr_matrix(
-                    (reps.values.float().cpu().numpy(), reps.terms.cpu().numpy().astype(np.int32),
-                     reps.indptr.cpu().numpy()), shape=(len(batch), reps.vocab_size)))
+                parts.append(
+                    sparse.csr_matrix(
+                        (
+                            reps.values.float().cpu().numpy(),
+                            reps.terms.cpu().numpy().astype(np.int32),
+                            reps.indptr.cpu().numpy(),
+                        ),
+                        shape=(len(batch), reps.vocab_size),
+                    )
+                )
                 advance(len(batch))
     finally:
         student.train(training)
@@ -112,9 +157,13 @@ def _encode(student: Student, take: Callable[[np.ndarray], list[np.ndarray]], le
     if not np.isfinite(stacked.data).all():  # or search would pass over them without a word
         raise StudentError(
             f"the {side} vectors have NaN or infinite values in {precision}: "
-            + ("the model's weights are broken, or too large" if precision == "float32" else
-               "set what they are encoded in (evaluate.precision, mine.precision, or a teacher's dtype) to bfloat16 or "
-               "float32"))
+            + (
+                "the model's weights are broken, or too large"
+                if precision == "float32"
+                else "set what they are encoded in (evaluate.precision, mine.precision, or a teacher's dtype) to bfloat16 or "
+                "float32"
+            )
+        )
     return stacked[np.argsort(np.concatenate(batches))] if parts else stacked  # back from the order of lengths
 
 

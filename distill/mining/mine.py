@@ -77,13 +77,17 @@ def pending_shards(recipe: Recipe, folder: RunFolder) -> list[PendingShard]:
     """Planned and not committed, in order. Raises as `mine` does."""
     train = folder.judgements("train")
     if not train.exists() or not len(RowReader(train)):
-        raise DataError("there are no training queries to mine for: the source has no judgements of its train split "
-                        "(data.source.splits); data.generate makes queries from the passages", path=train)
+        raise DataError(
+            "there are no training queries to mine for: the source has no judgements of its train split "
+            "(data.source.splits); data.generate makes queries from the passages",
+            path=train,
+        )
     pending = []
     for split in _unfinished(recipe, folder):
         plan = _Split(recipe, folder, split)
-        pending += [PendingShard(split, index, len(rows)) for index, rows in enumerate(plan.shards)
-                    if not plan.committed(index)]
+        pending += [
+            PendingShard(split, index, len(rows)) for index, rows in enumerate(plan.shards) if not plan.committed(index)
+        ]
     return pending
 
 
@@ -95,11 +99,17 @@ def miners_of(recipe: Recipe, split: str) -> dict[str, Miner]:
 
 def mining_fields(recipe: Recipe, folder: RunFolder, split: str) -> dict[str, Any]:
     """What the candidates of a split depend on: the hashed part of their manifest."""
-    miners = {name: miner.model_dump(mode="json") | {"model": model_field(recipe, miner.model)}
-              for name, miner in recipe.mine.miners.items()}
-    fields: dict[str, Any] = {"stage": "mine", "format": FORMAT, "split": split,
-                              "data": require_manifest(folder.data, "import").fingerprint,
-                              "shard_queries": recipe.mine.shard_queries}
+    miners = {
+        name: miner.model_dump(mode="json") | {"model": model_field(recipe, miner.model)}
+        for name, miner in recipe.mine.miners.items()
+    }
+    fields: dict[str, Any] = {
+        "stage": "mine",
+        "format": FORMAT,
+        "split": split,
+        "data": require_manifest(folder.data, "import").fingerprint,
+        "shard_queries": recipe.mine.shard_queries,
+    }
     if recipe.mine.precision != "float32":
         fields["precision"] = recipe.mine.precision
     if split == "train":
@@ -138,8 +148,9 @@ class ShardMiner:
 
     def _search(self, name: str, texts: Sequence[str], k: int) -> np.ndarray:
         if name not in self._searchers:
-            self._searchers[name] = open_searcher(self._recipe.mine.miners[name], self._passages, self._folder,
-                                                  self._recipe.mine, self._device)
+            self._searchers[name] = open_searcher(
+                self._recipe.mine.miners[name], self._passages, self._folder, self._recipe.mine, self._device
+            )
         return self._searchers[name].search(texts, k, self._threads)[0]
 
 
@@ -156,14 +167,22 @@ def finish(recipe: Recipe, folder: RunFolder) -> Manifest:
             _count(totals, read_candidates(target))
             shards.append(Shard(target.name, len(rows), target.stat().st_size, xxh128_file(target)))
         write_manifest(path, Manifest(plan.fields, tuple(shards), totals))
-        log.info("%s: %d queries, %d positives, %d negatives%s", path, totals["queries"], totals["positives"],
-                 totals["negatives"], f"; {totals['queries_without_candidates']} queries found nothing"
-                 if totals["queries_without_candidates"] else "")
+        log.info(
+            "%s: %d queries, %d positives, %d negatives%s",
+            path,
+            totals["queries"],
+            totals["positives"],
+            totals["negatives"],
+            f"; {totals['queries_without_candidates']} queries found nothing"
+            if totals["queries_without_candidates"]
+            else "",
+        )
     return require_manifest(folder.candidates("train"), "mine")
 
 
-def open_searcher(miner: Miner, passages: TextStore, folder: RunFolder, mine: Mine | None = None,
-                  device: str | None = None) -> Searcher:
+def open_searcher(
+    miner: Miner, passages: TextStore, folder: RunFolder, mine: Mine | None = None, device: str | None = None
+) -> Searcher:
     """The index that a miner searches, over the collection; what is not there of it is made first.
 
     `mine`: how its vectors are made; None is the default.
@@ -227,8 +246,9 @@ def choose_negatives(
     return ranking[at], ranks[at]
 
 
-def _training_candidates(recipe: Recipe, rows: np.ndarray, texts: list[str], judgements: Judgements,
-                         passages: TextStore, search: Search) -> Candidates:
+def _training_candidates(
+    recipe: Recipe, rows: np.ndarray, texts: list[str], judgements: Judgements, passages: TextStore, search: Search
+) -> Candidates:
     miners = recipe.mine.miners
     positives = [_positives(judgements, query) for query in rows]
     excluded = [_with_origins(passages, found) for found in positives]
@@ -257,8 +277,9 @@ def _training_candidates(recipe: Recipe, rows: np.ndarray, texts: list[str], jud
     return from_lists(rows, lists, [len(found) for found in positives], ("judgement", *miners), sources, ranks)
 
 
-def _rerank_candidates(recipe: Recipe, rows: np.ndarray, texts: list[str], judgements: Judgements,
-                       passages: TextStore, search: Search) -> Candidates:
+def _rerank_candidates(
+    recipe: Recipe, rows: np.ndarray, texts: list[str], judgements: Judgements, passages: TextStore, search: Search
+) -> Candidates:
     """The first miner's top and nothing else; as in every shard the positives come first, `rank` keeps the order."""
     name = next(iter(recipe.mine.miners))
     ranking = search(name, texts, recipe.mine.rerank_depth)

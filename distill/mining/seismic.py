@@ -31,16 +31,22 @@ def build_seismic(passages: sparse.csr_matrix, cfg: Seismic, threads: int = 0) -
     dataset = (seismic.SeismicDataset if small else seismic.SeismicDatasetLV)(passages.shape[1])
     for first in range(0, passages.shape[0], _SLAB):
         slab = passages[first : first + _SLAB]
-        dataset.add_documents_by_id([str(first + i) for i in range(slab.shape[0])], slab.indices.astype(np.int64),
-                                    slab.data, slab.indptr.astype(np.int64))
+        dataset.add_documents_by_id(
+            [str(first + i) for i in range(slab.shape[0])],
+            slab.indices.astype(np.int64),
+            slab.data,
+            slab.indptr.astype(np.int64),
+        )
     build = cfg.model_dump(include={"n_postings", "centroid_fraction", "min_cluster_size", "summary_energy"})
     with _without_stdout():
         return (seismic.SeismicIndex if small else seismic.SeismicIndexLV).build_from_dataset(
-            dataset, **build, num_threads=threads)
+            dataset, **build, num_threads=threads
+        )
 
 
-def search_seismic(index: Any, queries: sparse.csr_matrix, k: int, cfg: Seismic, threads: int = 0
-                   ) -> tuple[np.ndarray, np.ndarray]:
+def search_seismic(
+    index: Any, queries: sparse.csr_matrix, k: int, cfg: Seismic, threads: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """As `distill.mining.search.search_sparse`, among the passages that have a term, and with Seismic's own scores."""
     width = min(k, index.len)
     rows = np.full((queries.shape[0], width), -1, dtype=np.int64)

@@ -17,19 +17,31 @@ _TEXT_WIDTH = 60
 def print_comparison(comparison: Mapping[str, Any], console: Console | None = None) -> None:
     """Show what `distill.evaluation.compare.compare` found."""
     console = console or Console()
-    console.print(f"A: {comparison['a']}\nB: {comparison['b']}\n{comparison['queries']:,} judged queries",
-                  highlight=False, markup=False, soft_wrap=True)
+    console.print(
+        f"A: {comparison['a']}\nB: {comparison['b']}\n{comparison['queries']:,} judged queries",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
     table = _table("metric", "A", "B", "A − B", "p\nt-test", "p\nrandomisation", "A\nbetter", "A\nworse", "equal")
     for row in comparison["comparisons"]:
-        table.add_row(metric_title(row["metric"]), f"{row['a']:.4f}", f"{row['b']:.4f}", f"{row['difference']:+.4f}",
-                      f"{row['t_test']:.4f}", f"{row['randomisation_test']:.4f}", str(row["wins"]), str(row["losses"]),
-                      str(row["ties"]))
+        table.add_row(
+            metric_title(row["metric"]),
+            f"{row['a']:.4f}",
+            f"{row['b']:.4f}",
+            f"{row['difference']:+.4f}",
+            f"{row['t_test']:.4f}",
+            f"{row['randomisation_test']:.4f}",
+            str(row["wins"]),
+            str(row["losses"]),
+            str(row["ties"]),
+        )
     console.print(table)
     if comparison["differ_most"]:
         table = _table("query", "A", "B", "A − B")
         for row in comparison["differ_most"]:
             text = " ".join((row["text"] or "").split())
-            name = f"{row['query']}  {text if len(text) <= _TEXT_WIDTH else text[:_TEXT_WIDTH - 1] + '…'}".rstrip()
+            name = f"{row['query']}  {text if len(text) <= _TEXT_WIDTH else text[: _TEXT_WIDTH - 1] + '…'}".rstrip()
             table.add_row(name, f"{row['a']:.3f}", f"{row['b']:.3f}", f"{row['a'] - row['b']:+.3f}")
         metric = metric_title(comparison["comparisons"][0]["metric"])
         console.print(f"\nthe queries that differ most under {metric}:", highlight=False)

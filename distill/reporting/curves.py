@@ -36,9 +36,12 @@ def cost_charts(curve: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
     """(what it costs, data URI of an SVG): the metric of each cap in evaluation.json's `curve` against each cost."""
     rows = curve["rows"]
     names = [str(row["top_k"] or "no cap") for row in rows]
-    costs = {"passage terms": [row["passage_terms"] for row in rows], "FLOPS": [row["flops"] for row in rows],
-             "inverted index, MB": [row["inverted_bytes"] / 1e6 for row in rows],
-             "median latency, ms": [row["latency_ms"]["median"] for row in rows]}
+    costs = {
+        "passage terms": [row["passage_terms"] for row in rows],
+        "FLOPS": [row["flops"] for row in rows],
+        "inverted index, MB": [row["inverted_bytes"] / 1e6 for row in rows],
+        "median latency, ms": [row["latency_ms"]["median"] for row in rows],
+    }
     values = [row["metrics"][metric] for row in rows]
     return [(name, _chart(np.column_stack([cost, values]), names)) for name, cost in costs.items()]
 

@@ -27,24 +27,36 @@ def measure_emissions(recipe: Recipe, folder: RunFolder, stage: str) -> Iterator
         from codecarbon import OfflineEmissionsTracker
         from codecarbon.input import DataSource
     except ImportError as error:
-        raise RecipeError(f"tracking.codecarbon needs the package codecarbon ({error}): "
-                          "pip install 'splade-distill[codecarbon]'") from None
+        raise RecipeError(
+            f"tracking.codecarbon needs the package codecarbon ({error}): pip install 'splade-distill[codecarbon]'"
+        ) from None
     country = recipe.tracking.codecarbon
     if country not in DataSource().get_global_energy_mix_data():
-        raise RecipeError(f"tracking.codecarbon is {country!r}, whose electricity CodeCarbon does not know; give the "
-                          "code of a country as ISO 3166 has it in three letters: FRA, USA, DEU, ...")
-    tracker = OfflineEmissionsTracker(country_iso_code=country, save_to_file=False,
-                                      log_level="error", allow_multiple_runs=True)
+        raise RecipeError(
+            f"tracking.codecarbon is {country!r}, whose electricity CodeCarbon does not know; give the "
+            "code of a country as ISO 3166 has it in three letters: FRA, USA, DEU, ..."
+        )
+    tracker = OfflineEmissionsTracker(
+        country_iso_code=country, save_to_file=False, log_level="error", allow_multiple_runs=True
+    )
     tracker.start()
     try:
         yield
     finally:
         tracker.stop()
         spent = tracker.final_emissions_data
-        append_json_line(folder.logs / "emissions.jsonl", {
-            "stage": stage, "seconds": round(spent.duration, 1), "energy_kwh": spent.energy_consumed,
-            "co2_kg": spent.emissions, "country": spent.country_iso_code, "cpu": spent.cpu_model,
-            "gpu": spent.gpu_model or None})
+        append_json_line(
+            folder.logs / "emissions.jsonl",
+            {
+                "stage": stage,
+                "seconds": round(spent.duration, 1),
+                "energy_kwh": spent.energy_consumed,
+                "co2_kg": spent.emissions,
+                "country": spent.country_iso_code,
+                "cpu": spent.cpu_model,
+                "gpu": spent.gpu_model or None,
+            },
+        )
 
 
 def emissions_of(folder: RunFolder) -> list[dict[str, Any]]:

@@ -25,13 +25,23 @@ def require_finished(folder: RunFolder) -> None:
 
 def files_to_push(folder: RunFolder) -> dict[str, Path]:
     """Name on the hub -> file, of a finished run: the saved model with its card, the recipe, the evaluation."""
-    files = {path.relative_to(folder.model).as_posix(): path for path in sorted(folder.model.rglob("*"))
-             if path.is_file() and path.name != "manifest.json" and not path.name.startswith(".")}
+    files = {
+        path.relative_to(folder.model).as_posix(): path
+        for path in sorted(folder.model.rglob("*"))
+        if path.is_file() and path.name != "manifest.json" and not path.name.startswith(".")
+    }
     return {**files, "recipe.yaml": folder.recipe, "evaluation.json": folder.evaluation}
 
 
-def push(recipe: Recipe, folder: RunFolder, repo: str, *, private: bool = False, revision: str | None = None,
-         dry_run: bool = False) -> str:
+def push(
+    recipe: Recipe,
+    folder: RunFolder,
+    repo: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    dry_run: bool = False,
+) -> str:
     """Upload the run's model to `repo` (made if missing) in one commit, on the branch `revision`; returns its address.
 
     With `dry_run` nothing is sent, and the files are returned, a line each. Raises `HubError` for a run that is not
@@ -47,18 +57,24 @@ def push(recipe: Recipe, folder: RunFolder, repo: str, *, private: bool = False,
     if dry_run:
         return "\n".join(f"{path.stat().st_size:>14,}  {name}" for name, path in files.items())
     if get_token() is None:
-        raise HubError("the hub needs to know who you are: run `hf auth login`, or set HF_TOKEN to a token that may "
-                       "write (https://huggingface.co/settings/tokens)")
+        raise HubError(
+            "the hub needs to know who you are: run `hf auth login`, or set HF_TOKEN to a token that may "
+            "write (https://huggingface.co/settings/tokens)"
+        )
     api = HfApi()
     try:
         address = api.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
-        api.create_commit(repo, [
-            CommitOperationAdd(name, recipe_yaml(recipe).encode() if path == folder.recipe else str(path))
-            for name, path in files.items()],
-                          commit_message=f"{recipe.name}, distilled with splade-distill", revision=revision)
+        api.create_commit(
+            repo,
+            [
+                CommitOperationAdd(name, recipe_yaml(recipe).encode() if path == folder.recipe else str(path))
+                for name, path in files.items()
+            ],
+            commit_message=f"{recipe.name}, distilled with splade-distill",
+            revision=revision,
+        )
     except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise HubError(f"{repo} could not be pushed to {constants.ENDPOINT}: {error}") from None
     return str(address)
-

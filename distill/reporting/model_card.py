@@ -34,22 +34,35 @@ def write_model_card(recipe: Recipe, folder: RunFolder) -> Path:
 def model_card(recipe: Recipe, folder: RunFolder) -> str:
     """The card as text."""
     evaluation, emissions = run_facts.evaluation_of(folder), emissions_of(folder)
-    environment = Environment(loader=PackageLoader("distill.reporting", ""), undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment = Environment(
+        loader=PackageLoader("distill.reporting", ""),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     return environment.get_template("model_card.md.jinja").render(
-        metadata=card_data(recipe, evaluation, emissions).to_yaml(), name=recipe.name, version=run_facts.version(),
-        data=run_facts.data_sentence(recipe), student=run_facts.student_sentence(recipe.student),
-        training=run_facts.training_rows(recipe), teachers=run_facts.teacher_rows(recipe, folder),
+        metadata=card_data(recipe, evaluation, emissions).to_yaml(),
+        name=recipe.name,
+        version=run_facts.version(),
+        data=run_facts.data_sentence(recipe),
+        student=run_facts.student_sentence(recipe.student),
+        training=run_facts.training_rows(recipe),
+        teachers=run_facts.teacher_rows(recipe, folder),
         table=table.markdown_table(evaluation) if evaluation else None,
         caption=table.caption(evaluation) if evaluation else None,
         sentences=table.test_sentences(evaluation) if evaluation else [],
-        start=run_facts.model_name(recipe.student.model), non_commercial=_inherits_non_commercial(recipe),
-        recipe=run_facts.recipe_yaml(recipe), emissions=emissions, top_k=recipe.student.top_k,
+        start=run_facts.model_name(recipe.student.model),
+        non_commercial=_inherits_non_commercial(recipe),
+        recipe=run_facts.recipe_yaml(recipe),
+        emissions=emissions,
+        top_k=recipe.student.top_k,
     )
 
 
-def card_data(recipe: Recipe, evaluation: dict[str, Any] | None, emissions: Sequence[dict[str, Any]] = ()
-              ) -> ModelCardData:
+def card_data(
+    recipe: Recipe, evaluation: dict[str, Any] | None, emissions: Sequence[dict[str, Any]] = ()
+) -> ModelCardData:
     """The metadata: what the hub's search and its results widget read."""
     base = recipe.student.model
     source = recipe.data.source
@@ -69,11 +82,15 @@ def card_data(recipe: Recipe, evaluation: dict[str, Any] | None, emissions: Sequ
 
 def _emissions(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """All stages together, in grams and kWh, as the hub and sentence-transformers' cards have them."""
-    data = {"emissions": 1000 * sum(stage["co2_kg"] for stage in stages),
-            "energy_consumed": sum(stage["energy_kwh"] for stage in stages),
-            "source": "codecarbon", "training_type": "fine-tuning",
-            "hours_used": round(sum(stage["seconds"] for stage in stages) / 3600, 3),
-            "cpu_model": stages[-1]["cpu"], "geographical_location": stages[-1]["country"]}
+    data = {
+        "emissions": 1000 * sum(stage["co2_kg"] for stage in stages),
+        "energy_consumed": sum(stage["energy_kwh"] for stage in stages),
+        "source": "codecarbon",
+        "training_type": "fine-tuning",
+        "hours_used": round(sum(stage["seconds"] for stage in stages) / 3600, 3),
+        "cpu_model": stages[-1]["cpu"],
+        "geographical_location": stages[-1]["country"],
+    }
     return {**data, "hardware_used": stages[-1]["gpu"]} if stages[-1]["gpu"] else data
 
 
@@ -81,12 +98,21 @@ def _eval_results(recipe: Recipe, evaluation: dict[str, Any]) -> list[EvalResult
     student = next(row for row in evaluation["rows"] if row["name"] == "student")
     dataset = run_facts.dataset_name(recipe)
     values = [(_metric_type(name), table.metric_title(name), value) for name, value in student["metrics"].items()]
-    values += [(key, title, student[key]) for key, title in (("query_terms", "Query active dimensions"),
-                                                             ("passage_terms", "Passage active dimensions"))]
+    values += [
+        (key, title, student[key])
+        for key, title in (("query_terms", "Query active dimensions"), ("passage_terms", "Passage active dimensions"))
+    ]
     return [
-        EvalResult(task_type="sparse-information-retrieval", task_name="Sparse Information Retrieval",
-                   dataset_type=dataset.lower().replace(" ", "-"), dataset_name=dataset,
-                   dataset_split=evaluation["split"], metric_type=kind, metric_name=title, metric_value=round(value, 4))
+        EvalResult(
+            task_type="sparse-information-retrieval",
+            task_name="Sparse Information Retrieval",
+            dataset_type=dataset.lower().replace(" ", "-"),
+            dataset_name=dataset,
+            dataset_split=evaluation["split"],
+            metric_type=kind,
+            metric_name=title,
+            metric_value=round(value, 4),
+        )
         for kind, title, value in values
     ]
 
@@ -103,4 +129,5 @@ def _is_hub_name(name: str) -> bool:
 def _inherits_non_commercial(recipe: Recipe) -> bool:
     card = Path(recipe.student.model) / "README.md"  # of an earlier student, which has inherited it itself
     return recipe.student.model.startswith("naver/") or (
-        card.is_file() and f"license: {_NON_COMMERCIAL}" in card.read_text(encoding="utf-8"))
+        card.is_file() and f"license: {_NON_COMMERCIAL}" in card.read_text(encoding="utf-8")
+    )

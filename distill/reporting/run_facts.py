@@ -17,8 +17,11 @@ from distill.recipe_file import load_recipe
 
 _SOURCES = {
     "python-docs": "docstrings of the Python standard library (query: summary line, passage: name and body)",
-    "beir": "a collection in BEIR's layout", "msmarco": "MS MARCO passages", "jsonl": "queries with labelled passages",
-    "naver": "hard negatives scored by naver's tools", "huggingface": "a Hugging Face dataset",
+    "beir": "a collection in BEIR's layout",
+    "msmarco": "MS MARCO passages",
+    "jsonl": "queries with labelled passages",
+    "naver": "hard negatives scored by naver's tools",
+    "huggingface": "a Hugging Face dataset",
     "ir-datasets": "a collection of the ir_datasets catalogue",
 }
 
@@ -47,8 +50,11 @@ def data_sentence(recipe: Recipe) -> str:
 
 def counts(folder: RunFolder) -> dict[str, dict[str, Any]]:
     """What each finished stage counted, by stage, nested counts under dotted names."""
-    stages = {"import": folder.data, **{f"mine, {split}": folder.candidates(split) for split in SPLITS},
-              "label": folder.labels()}
+    stages = {
+        "import": folder.data,
+        **{f"mine, {split}": folder.candidates(split) for split in SPLITS},
+        "label": folder.labels(),
+    }
     found = {name: read_manifest(path) for name, path in stages.items()}
     return {name: _flat(manifest.counts) for name, manifest in found.items() if manifest and manifest.counts}
 
@@ -58,9 +64,16 @@ def teacher_rows(recipe: Recipe, folder: RunFolder) -> list[dict[str, str]]:
     rows = []
     for name, teacher in recipe.teachers.items():
         manifest = read_manifest(folder.scores(name, "train"))
-        rows.append({"teacher": name, "kind": teacher.kind, "model": model_name(teacher.model or teacher.cls or "–"),
-                     "fine-tuned": _fine_tuning(teacher), "weight": f"{teacher.weight:g}",
-                     "training queries scored": f"{manifest.rows:,}" if manifest else "–"})
+        rows.append(
+            {
+                "teacher": name,
+                "kind": teacher.kind,
+                "model": model_name(teacher.model or teacher.cls or "–"),
+                "fine-tuned": _fine_tuning(teacher),
+                "weight": f"{teacher.weight:g}",
+                "training queries scored": f"{manifest.rows:,}" if manifest else "–",
+            }
+        )
     return rows
 
 
@@ -70,15 +83,20 @@ def training_rows(recipe: Recipe) -> list[tuple[str, str]]:
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
     return [
         ("losses", _losses(train.losses) + _top_ks(train.top_ks)),
-        *((f"dataset {name}", _losses(train.losses if other.losses is None else other.losses))
-          for name, other in train.datasets.items()),
+        *(
+            (f"dataset {name}", _losses(train.losses if other.losses is None else other.losses))
+            for name, other in train.datasets.items()
+        ),
         ("query regularisers", _regularizers(train.query_regularizers)),
         ("passage regularisers", _regularizers(train.passage_regularizers)),
         ("length", f"{length} of {train.batch_size} queries × {1 + train.negatives} passages"),
-        ("optimizer", f"{train.optimizer}, learning rate {train.lr:g}"
-                      + (f" (head {train.head_lr:g})" if train.head_lr else "")
-                      + (f" (query table {train.table_lr:g})" if train.table_lr else "")
-                      + f", {train.schedule}, {train.warmup_ratio:.0%} warm-up"),
+        (
+            "optimizer",
+            f"{train.optimizer}, learning rate {train.lr:g}"
+            + (f" (head {train.head_lr:g})" if train.head_lr else "")
+            + (f" (query table {train.table_lr:g})" if train.table_lr else "")
+            + f", {train.schedule}, {train.warmup_ratio:.0%} warm-up",
+        ),
         ("student", student_sentence(recipe.student)),
     ]
 
@@ -101,7 +119,7 @@ def student_sentence(student: AnyStudent) -> str:
     layers = f", its lower {student.layers} layers" if student.layers else ""
     kind = student.query.kind
     query = {"model": "", "lexical": "; queries without expansion"}.get(kind, f"; inference-free queries ({kind})")
-    return (f"{model_name(student.model)}{layers}; {student.pooling} pooling{query}; {lengths}")
+    return f"{model_name(student.model)}{layers}; {student.pooling} pooling{query}; {lengths}"
 
 
 def model_name(name: str) -> str:
@@ -124,8 +142,11 @@ def training_log(folder: RunFolder) -> list[dict[str, Any]]:
 def logged_numbers(line: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of one line of the log but its step; those of an evaluation during training under `dev/`."""
     prefix = "dev/" if line.get("event") == "evaluation" else ""
-    return {prefix + name: float(value) for name, value in line.items()
-            if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {
+        prefix + name: float(value)
+        for name, value in line.items()
+        if name != "step" and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 def version() -> str:
@@ -142,8 +163,9 @@ def _regularizers(regularizers: tuple) -> str:
 
 
 def _term(kind: str, weight: float, fields: dict[str, Any]) -> str:
-    options = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fields.items()
-                        if key not in ("kind", "weight"))
+    options = ", ".join(
+        f"{key.replace('_', ' ')} {value}" for key, value in fields.items() if key not in ("kind", "weight")
+    )
     return f"{weight:g} × {kind}" + (f" ({options})" if options else "")
 
 

@@ -21,15 +21,25 @@ def print_scoring(job: Mapping[str, Any], console: Console | None = None) -> Non
     for i, column in enumerate(_COLUMNS):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in job["teachers"]:
-        table.add_row(row["teacher"], f"{row['done']:,}/{row['shards']:,}", f"{row['in_flight']:,}",
-                      f"{row['failed']:,}", _or_dash(row["pairs_per_second"], "{:,.1f}"),
-                      _or_dash(row["tokens_per_second"], "{:,.0f}"), _or_dash(row["padding"], "{:.1%}"),
-                      "–" if row["seconds_left"] is None else clock(row["seconds_left"]))
+        table.add_row(
+            row["teacher"],
+            f"{row['done']:,}/{row['shards']:,}",
+            f"{row['in_flight']:,}",
+            f"{row['failed']:,}",
+            _or_dash(row["pairs_per_second"], "{:,.1f}"),
+            _or_dash(row["tokens_per_second"], "{:,.0f}"),
+            _or_dash(row["padding"], "{:.1%}"),
+            "–" if row["seconds_left"] is None else clock(row["seconds_left"]),
+        )
     console.print(table)
     for launch in job["launches"]:
         deaths = f", {launch['deaths']} deaths of workers" if launch["deaths"] else ""
-        console.print(f"driver on {launch['host']} (process {launch['pid']}): {launch['state']}, last heard of "
-                      f"{clock(launch['seconds_since_event'])} ago{deaths}", highlight=False, soft_wrap=True)
+        console.print(
+            f"driver on {launch['host']} (process {launch['pid']}): {launch['state']}, last heard of "
+            f"{clock(launch['seconds_since_event'])} ago{deaths}",
+            highlight=False,
+            soft_wrap=True,
+        )
         if launch["error"]:
             console.print(f"  {launch['error']}", highlight=False, markup=False, soft_wrap=True)
 

@@ -34,7 +34,8 @@ def test_sentences(evaluation: Mapping[str, Any]) -> list[str]:
         f"{test['ours']} − {test['theirs']}: {test['difference']:+.3f} {metric_title(test['metric'])}, "
         f"p {_p_value(test['p'])} (paired t-test, {test['queries']} queries: {test['wins']} better, "
         f"{test['losses']} worse)"
-        for test in evaluation["tests"] if test["metric"] == evaluation["metrics"][0]
+        for test in evaluation["tests"]
+        if test["metric"] == evaluation["metrics"][0]
     ]
 
 
@@ -52,8 +53,15 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
     """Show the table and the tests on the terminal."""
     console = console or Console()
     headers, rows = cells(evaluation)
-    table = Table(title=caption(evaluation), title_justify="left", title_style="bold", header_style="bold",
-                  box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(
+        title=caption(evaluation),
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+    )
     for i, header in enumerate(headers):
         table.add_column(header.replace(" ", "\n"), justify="right" if i else "left", vertical="bottom", no_wrap=True)
     for row, values in zip(evaluation["rows"], rows, strict=True):
@@ -64,37 +72,63 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
     if "curve" in evaluation:
         headers, rows = curve_cells(evaluation)
         brief = [i for i, header in enumerate(headers) if header not in ("postings", "Seismic MB", "p95 ms")]
-        table = Table(title=curve_caption(evaluation["curve"]), title_justify="left", header_style="bold",
-                      box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        table = Table(
+            title=curve_caption(evaluation["curve"]),
+            title_justify="left",
+            header_style="bold",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+            show_edge=False,
+        )
         for i in brief:
             table.add_column(headers[i].replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
         for row in rows:
             table.add_row(*(row[i] for i in brief))
         console.print(table)
     for result in evaluation.get("evaluators", ()):
-        console.print(f"{result['name']}: {result['primary']} {_number(result['metrics'][result['primary']], '.4f')}",
-                      highlight=False, markup=False)
+        console.print(
+            f"{result['name']}: {result['primary']} {_number(result['metrics'][result['primary']], '.4f')}",
+            highlight=False,
+            markup=False,
+        )
 
 
 def curve_cells(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headers and rows of text from the `curve` of an evaluation."""
-    headers = ["top-k", *(metric_title(name) for name in evaluation["metrics"]), *(title for _, title, _ in _COSTS),
-               "postings", "inverted MB", "Seismic MB", "median ms", "p95 ms"]
+    headers = [
+        "top-k",
+        *(metric_title(name) for name in evaluation["metrics"]),
+        *(title for _, title, _ in _COSTS),
+        "postings",
+        "inverted MB",
+        "Seismic MB",
+        "median ms",
+        "p95 ms",
+    ]
     rows = []
     for row in evaluation["curve"]["rows"]:
-        rows.append([str(row["top_k"] or "none"), *(_number(row["metrics"][name], ".3f") for name in
-                                                    evaluation["metrics"]),
-                     *(_number(row[key], form) for key, _, form in _COSTS), f"{row['postings']:,}",
-                     f"{row['inverted_bytes'] / 1e6:,.1f}", f"{row['seismic_bytes'] / 1e6:,.1f}",
-                     f"{row['latency_ms']['median']:.2f}", f"{row['latency_ms']['p95']:.2f}"])
+        rows.append(
+            [
+                str(row["top_k"] or "none"),
+                *(_number(row["metrics"][name], ".3f") for name in evaluation["metrics"]),
+                *(_number(row[key], form) for key, _, form in _COSTS),
+                f"{row['postings']:,}",
+                f"{row['inverted_bytes'] / 1e6:,.1f}",
+                f"{row['seismic_bytes'] / 1e6:,.1f}",
+                f"{row['latency_ms']['median']:.2f}",
+                f"{row['latency_ms']['p95']:.2f}",
+            ]
+        )
     return headers, rows
 
 
 def curve_caption(curve: Mapping[str, Any]) -> str:
     """What is capped, and how latency was measured."""
     capped = {"both": "queries and passages", "passages": "passages", "queries": "queries"}[curve["of"]]
-    return (f"{capped} capped at their k strongest terms; latency: {curve['search']} search of the {curve['depth']} "
-            f"best, {curve['timed_queries']:,} queries one by one on one thread, {curve['machine']}")
+    return (
+        f"{capped} capped at their k strongest terms; latency: {curve['search']} search of the {curve['depth']} "
+        f"best, {curve['timed_queries']:,} queries one by one on one thread, {curve['machine']}"
+    )
 
 
 def print_rounds(evaluations: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -127,15 +161,26 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
 def print_label_stats(stats: LabelStats, console: Console | None = None) -> None:
     """Show each teacher's raw scores, and how far teachers agree on the order of a query's candidates."""
     console = console or Console()
-    table = Table(title=f"raw scores; quantiles of {stats.sampled_queries:,} queries", title_justify="left",
-                  title_style="bold", header_style="bold")
+    table = Table(
+        title=f"raw scores; quantiles of {stats.sampled_queries:,} queries",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+    )
     columns = ("teacher", "scores", "missing", "mean", "std", "5 %", "median", "95 %", "negatives above positive")
     for i, header in enumerate(columns):
         table.add_column(header, justify="left" if i == 0 else "right")
     for name, teacher in stats.teachers.items():
         quantiles = [_number(teacher.quantiles.get(q), ".3f") for q in ("0.05", "0.5", "0.95")]
-        table.add_row(name, f"{teacher.scores:,}", f"{teacher.missing:,}", f"{teacher.mean:.3f}", f"{teacher.std:.3f}",
-                      *quantiles, f"{teacher.negatives_above_positive:.1%}")
+        table.add_row(
+            name,
+            f"{teacher.scores:,}",
+            f"{teacher.missing:,}",
+            f"{teacher.mean:.3f}",
+            f"{teacher.std:.3f}",
+            *quantiles,
+            f"{teacher.negatives_above_positive:.1%}",
+        )
     console.print(table)
     for (one, other), tau in stats.kendall_tau.items():
         console.print(f"Kendall's tau, {one} and {other}: {tau:.3f}", highlight=False)

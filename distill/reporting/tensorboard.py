@@ -17,8 +17,9 @@ def open_tensorboard(recipe: Recipe, folder: RunFolder, state: dict[str, Any]) -
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise RecipeError(f"tracking.tensorboard needs the package tensorboard ({error}): "
-                          "pip install 'splade-distill[tensorboard]'") from None
+        raise RecipeError(
+            f"tracking.tensorboard needs the package tensorboard ({error}): pip install 'splade-distill[tensorboard]'"
+        ) from None
     writer = SummaryWriter(str(folder.logs / "tensorboard"))
 
     def line(step: int, numbers: Mapping[str, float]) -> None:

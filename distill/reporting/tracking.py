@@ -24,7 +24,9 @@ _SECONDS_BETWEEN_READS = 5.0
 
 # each: None where the recipe does not ask for it; the dictionary is what it kept of the run the last time
 _OPENERS: dict[str, Callable[[Recipe, RunFolder, dict[str, Any]], Tracker | None]] = {
-    "wandb": open_wandb, "tensorboard": open_tensorboard}
+    "wandb": open_wandb,
+    "tensorboard": open_tensorboard,
+}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,11 @@ def _send_lines(followed: tuple[_Followed, ...], folder: RunFolder) -> None:
 def _results(folder: RunFolder) -> dict[str, float]:
     """The evaluation's figures under <system>/<measure>; none before there is one."""
     evaluation = run_facts.evaluation_of(folder)
-    return {f"{row['name']}/{key}": value for row in (evaluation["rows"] if evaluation else ())
-            for key, value in {**row["metrics"],
-                               **{key: value for key, value in row.items() if isinstance(value, float)}}.items()}
+    return {
+        f"{row['name']}/{key}": value
+        for row in (evaluation["rows"] if evaluation else ())
+        for key, value in {
+            **row["metrics"],
+            **{key: value for key, value in row.items() if isinstance(value, float)},
+        }.items()
+    }

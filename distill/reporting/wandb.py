@@ -31,9 +31,18 @@ def open_wandb(recipe: Recipe, folder: RunFolder, state: dict[str, Any]) -> Trac
     try:
         if mode is None:
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        run = wandb.init(project=cfg.project, entity=cfg.entity, group=cfg.group, tags=cfg.tags, name=recipe.name,
-                         id=state["id"], dir=str(folder.logs), mode=mode, resume="allow" if mode == "online" else None,
-                         config=recipe.model_dump(mode="json"))
+        run = wandb.init(
+            project=cfg.project,
+            entity=cfg.entity,
+            group=cfg.group,
+            tags=cfg.tags,
+            name=recipe.name,
+            id=state["id"],
+            dir=str(folder.logs),
+            mode=mode,
+            resume="allow" if mode == "online" else None,
+            config=recipe.model_dump(mode="json"),
+        )
     except wandb.Error as error:
         raise RecipeError(f"tracking.wandb: {error}") from None
     run.define_metric("*", step_metric="step")

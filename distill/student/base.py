@@ -31,8 +31,15 @@ class Student(nn.Module, ABC):
     text) and `prompts` (prefixes of `query` and `document`) are what encoding goes by; they are saved with it.
     """
 
-    def __init__(self, tokenizer: Any, *, query_max_length: int, passage_max_length: int, top_k: int | None = None,
-                 prompts: Mapping[str, str] = MappingProxyType({})):
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        query_max_length: int,
+        passage_max_length: int,
+        top_k: int | None = None,
+        prompts: Mapping[str, str] = MappingProxyType({}),
+    ):
         super().__init__()
         self.tokenizer = tokenizer
         self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
@@ -53,8 +60,9 @@ class Student(nn.Module, ABC):
         """The transformers model that does the work: its layers are checkpointed, its dropout sped up."""
 
     @abstractmethod
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None, side: Side = "passage"
-                ) -> SparseReps | Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None, side: Side = "passage"
+    ) -> SparseReps | Tensor:
         """Token ids and mask [B, L] to representations.
 
         With `cached`, the second pass of the cached step: the scalar sum(dL/dvalues · values), and the same of the
@@ -104,7 +112,7 @@ class Student(nn.Module, ABC):
     def term_names(self) -> list[str | None]:
         """A name a term [V], None where it has none."""
         names = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
-        return [*names, *[None] * (self.vocab_size - len(names))][:self.vocab_size]
+        return [*names, *[None] * (self.vocab_size - len(names))][: self.vocab_size]
 
     # ------------------------------------------------------------------------------------ token ids to model inputs
 
@@ -134,8 +142,8 @@ class Student(nn.Module, ABC):
         input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
         attention_mask = np.zeros_like(input_ids)
         for i, row in enumerate(rows):
-            input_ids[i, :len(row)] = row
-            attention_mask[i, :len(row)] = 1
+            input_ids[i, : len(row)] = row
+            attention_mask[i, : len(row)] = 1
         return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
@@ -144,7 +152,9 @@ def _special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
     with_special = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     for start in range(len(with_special) - len(plain) + 1):
-        if with_special[start:start + len(plain)] == plain:
-            return (np.array(with_special[:start], dtype=np.int64),
-                    np.array(with_special[start + len(plain):], dtype=np.int64))
+        if with_special[start : start + len(plain)] == plain:
+            return (
+                np.array(with_special[:start], dtype=np.int64),
+                np.array(with_special[start + len(plain) :], dtype=np.int64),
+            )
     raise StudentError(f"cannot tell which special tokens {type(tokenizer).__name__} adds")

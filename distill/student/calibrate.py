@@ -49,8 +49,9 @@ class Levels:
     texts_with: Tensor  # number of texts with the term
 
 
-def calibrate_head(mlm: nn.Module, tokenizer: Any, texts: Sequence[str], cfg: config.CalibratedStart,
-                   max_length: int = 128) -> None:
+def calibrate_head(
+    mlm: nn.Module, tokenizer: Any, texts: Sequence[str], cfg: config.CalibratedStart, max_length: int = 128
+) -> None:
     """Set the MLM head of `mlm` in place, from `texts`: passages, cut to `max_length` tokens.
 
     With hidden states h_t, words v(t) and the decoder's rows e_v, the dense layer A is the ridge solution of
@@ -95,8 +96,10 @@ def _layout(mlm: nn.Module) -> tuple[nn.Linear, nn.LayerNorm, nn.Linear]:
     dense = [module for module in head if isinstance(module, nn.Linear) and module.bias is not None]
     norms = [module for module in head if isinstance(module, nn.LayerNorm) and module.bias is not None]
     if decoder is None or decoder.bias is None or len(dense) != 1 or len(norms) != 1:
-        raise StudentError(f"a calibrated start needs an MLM head of dense layer, LayerNorm and decoder, with biases; "
-                           f"{type(mlm).__name__} has another. Use a checkpoint with a trained MLM head")
+        raise StudentError(
+            f"a calibrated start needs an MLM head of dense layer, LayerNorm and decoder, with biases; "
+            f"{type(mlm).__name__} has another. Use a checkpoint with a trained MLM head"
+        )
     return dense[0], norms[0], decoder
 
 
@@ -134,9 +137,13 @@ def _set_dense(dense: nn.Linear, rows: Tensor, tokens: Tokens) -> None:
     own = rows[tokens.ids[tokens.word]]  # [T, D]
     mean = hidden.mean(0)
     hidden, own, rows = hidden - mean, own - own.mean(0), rows - rows.mean(0)
-    ridged = [covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
-              for covariance, ridge in ((hidden.T @ hidden / len(hidden), HIDDEN_RIDGE),
-                                        (rows.T @ rows / len(rows), DECODER_RIDGE))]
+    ridged = [
+        covariance + ridge * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+        for covariance, ridge in (
+            (hidden.T @ hidden / len(hidden), HIDDEN_RIDGE),
+            (rows.T @ rows / len(rows), DECODER_RIDGE),
+        )
+    ]
     to_own = torch.linalg.solve(ridged[0], hidden.T @ own / len(hidden))  # [H, D]
     transform = torch.linalg.solve(ridged[1], to_own.T)  # [D, H]
     transform *= SPREAD / (hidden @ transform.T).std()
@@ -152,7 +159,7 @@ def _levels(codes: Tensor, rows: Tensor, tokens: Tokens, percentile: float) -> t
     height = torch.zeros((), dtype=torch.float64)
     size = max(1, BLOCK_LOGITS // max(texts, len(codes)))
     for first in range(0, len(rows), size):
-        logits = torch.stack([part.amax(0) for part in (codes @ rows[first:first + size].T).split(tokens.lengths)])
+        logits = torch.stack([part.amax(0) for part in (codes @ rows[first : first + size].T).split(tokens.lengths)])
         here = tokens.word & (tokens.ids >= first) & (tokens.ids < first + size)
         has = torch.zeros_like(logits, dtype=torch.bool)  # [N, block]
         has[text_of[here], tokens.ids[here] - first] = True
@@ -165,6 +172,7 @@ def _levels(codes: Tensor, rows: Tensor, tokens: Tokens, percentile: float) -> t
         occurring = (logits * has).sum(0) / texts_with.clamp(min=1)
         height += ((logits - silence).clamp(min=0) * has).sum().double().cpu()
         parts.append(Levels(silence, occurring, texts_with))
-    levels = Levels(*(torch.cat([getattr(part, name) for part in parts])
-                      for name in ("silence", "occurring", "texts_with")))
+    levels = Levels(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("silence", "occurring", "texts_with"))
+    )
     return levels, float(height / levels.texts_with.sum())

@@ -54,11 +54,21 @@ def save_student(student: Student, path: str | Path) -> None:
 def _save_splade(student: SpladeStudent, folder: Path) -> None:
     student.mlm.save_pretrained(folder)
     student.tokenizer.save_pretrained(folder)
-    transformer = Transformer(str(folder), transformer_task="fill-mask", max_seq_length=student.passage_max_length,
-                              query_length=student.query_max_length, document_length=student.passage_max_length)
+    transformer = Transformer(
+        str(folder),
+        transformer_task="fill-mask",
+        max_seq_length=student.passage_max_length,
+        query_length=student.query_max_length,
+        document_length=student.passage_max_length,
+    )
     pooling = SpladePooling(student.head.pooling, student.head.activation, student.vocab_size)
-    encoder = SparseEncoder(modules=[transformer, pooling], device="cpu", similarity_fn_name="dot",
-                            prompts=dict(student.prompts) or None, max_active_dims=student.top_k)
+    encoder = SparseEncoder(
+        modules=[transformer, pooling],
+        device="cpu",
+        similarity_fn_name="dot",
+        prompts=dict(student.prompts) or None,
+        max_active_dims=student.top_k,
+    )
     encoder.save(str(folder), create_model_card=False)
     if student.table is not None:
         _put_router_over(folder, student)
@@ -68,17 +78,25 @@ def _put_router_over(folder: Path, student: SpladeStudent) -> None:
     """Turn a saved plain encoder into one whose queries go by the student's table."""
     plain = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
     document = [module["path"] for module in plain]  # the transformer lies in the folder itself: ""
-    table = SparseStaticEmbedding(copy.deepcopy(student.tokenizer), student.table.weight.detach().cpu().clamp(min=0),
-                                  frozen=not student.table.learned)
+    table = SparseStaticEmbedding(
+        copy.deepcopy(student.tokenizer),
+        student.table.weight.detach().cpu().clamp(min=0),
+        frozen=not student.table.learned,
+    )
     table.tokenizer.model_max_length = student.query_max_length  # it cuts by this alone
     (folder / TABLE_FOLDER).mkdir()
     table.save(str(folder / TABLE_FOLDER))
     types = {module["path"]: module["type"] for module in plain}
     router, static = (f"{kind.__module__}.{kind.__name__}" for kind in (Router, SparseStaticEmbedding))
     query = [TABLE_FOLDER] if student.inference_free else [*document, TABLE_FOLDER]
-    write_json(folder / Router.config_file_name, {
-        "types": {**types, TABLE_FOLDER: static}, "structure": {"query": query, "document": document},
-        "parameters": {"default_route": "document", "allow_empty_key": True}})
+    write_json(
+        folder / Router.config_file_name,
+        {
+            "types": {**types, TABLE_FOLDER: static},
+            "structure": {"query": query, "document": document},
+            "parameters": {"default_route": "document", "allow_empty_key": True},
+        },
+    )
     write_json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": router}])
 
 
@@ -104,8 +122,10 @@ def start_student(cfg: config.AnyStudent, texts: Sequence[str], document_frequen
         case config.CustomStudent():
             student = _own_class(cfg.cls, "student.cls").start(cfg, texts)
             if f"{type(student).__module__}:{type(student).__qualname__}" != cfg.cls:
-                raise StudentError(f"student.cls: name the class where it is defined, as "
-                                   f"{type(student).__module__}:{type(student).__qualname__}")
+                raise StudentError(
+                    f"student.cls: name the class where it is defined, as "
+                    f"{type(student).__module__}:{type(student).__qualname__}"
+                )
             return student
         case config.Student():
             return load_student(cfg, texts, document_frequencies)
@@ -134,10 +154,15 @@ def _load_splade(path: str | Path, name: str, revision: str | None) -> SpladeStu
         table = QueryTable(static.weight, learned=not static.frozen and parts.inference_free)
         if parts.inference_free:
             query_length = min(static.max_seq_length, longest)
-    return SpladeStudent(mlm, tokenizer, pooling.get("pooling_strategy", "max"),
-                         pooling.get("activation_function", "relu"),
-                         query_max_length=query_length,
-                         passage_max_length=lengths.get("document_length") or longest,
-                         top_k=settings.get("max_active_dims"),
-                         prompts={name: text for name, text in (settings.get("prompts") or {}).items() if text},
-                         table=table, inference_free=parts.inference_free)
+    return SpladeStudent(
+        mlm,
+        tokenizer,
+        pooling.get("pooling_strategy", "max"),
+        pooling.get("activation_function", "relu"),
+        query_max_length=query_length,
+        passage_max_length=lengths.get("document_length") or longest,
+        top_k=settings.get("max_active_dims"),
+        prompts={name: text for name, text in (settings.get("prompts") or {}).items() if text},
+        table=table,
+        inference_free=parts.inference_free,
+    )

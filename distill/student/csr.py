@@ -59,8 +59,9 @@ class CsrStudent(Student):
     def term_names(self) -> list[str | None]:
         return [None] * self.vocab_size
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None, side: Side = "passage"
-                ) -> SparseReps | Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None, side: Side = "passage"
+    ) -> SparseReps | Tensor:
         features = {"input_ids": input_ids, "attention_mask": attention_mask}
         for module in self.dense:
             features = module(features)
@@ -86,8 +87,9 @@ class CsrStudent(Student):
         """As `SparseAutoEncoder.forward` makes them: [B, 5·D]."""
         encoder = self.autoencoder
         scale = info.get("std", 1.0)
-        by_k, by_4k = (encoder.decode(_highest(latents, min(k, self.vocab_size)), info)
-                       for k in (encoder.k, 4 * encoder.k))
+        by_k, by_4k = (
+            encoder.decode(_highest(latents, min(k, self.vocab_size)), info) for k in (encoder.k, 4 * encoder.k)
+        )
         left = encoder.decoder(_highest(encoder.auxk_mask_fn(latents), encoder.k_aux)) + encoder.pre_bias
         return torch.cat([x, by_k, by_4k, left * scale, by_k - encoder.pre_bias * scale], 1)
 
@@ -99,18 +101,24 @@ class CsrStudent(Student):
     def start(cls, cfg: config.CsrStudent, texts: Sequence[str] = ()) -> CsrStudent:
         """On a dense model, with an autoencoder not yet trained; or from an earlier CSR checkpoint."""
         modules = _modules(cfg.model, cfg.revision)
-        conventions = {"query_max_length": cfg.query_max_length, "passage_max_length": cfg.passage_max_length,
-                       "prompts": {name: text for name, text in cfg.prompts.model_dump().items() if text}}
+        conventions = {
+            "query_max_length": cfg.query_max_length,
+            "passage_max_length": cfg.passage_max_length,
+            "prompts": {name: text for name, text in cfg.prompts.model_dump().items() if text},
+        }
         longest = modules[0].max_seq_length
         for field in ("query_max_length", "passage_max_length"):
             if longest is not None and getattr(cfg, field) > longest:
-                raise StudentError(f"student.{field} is {getattr(cfg, field)}, but {cfg.model!r} takes at most "
-                                   f"{longest}")
+                raise StudentError(
+                    f"student.{field} is {getattr(cfg, field)}, but {cfg.model!r} takes at most {longest}"
+                )
         if isinstance(modules[-1], SparseAutoEncoder):
             *dense, encoder = modules
             if cfg.latents not in (None, encoder.hidden_dim):
-                raise StudentError(f"student.latents is {cfg.latents}, but the autoencoder of {cfg.model!r} has "
-                                   f"{encoder.hidden_dim} already")
+                raise StudentError(
+                    f"student.latents is {cfg.latents}, but the autoencoder of {cfg.model!r} has "
+                    f"{encoder.hidden_dim} already"
+                )
         else:
             dense, size = modules, _dimension(modules)
             encoder = SparseAutoEncoder(size, 4 * size if cfg.latents is None else cfg.latents)
@@ -124,9 +132,13 @@ class CsrStudent(Student):
         transformer = self.dense[0]
         transformer.max_seq_length = self.passage_max_length
         transformer.query_length, transformer.document_length = self.query_max_length, self.passage_max_length
-        SparseEncoder(modules=[*self.dense, self.autoencoder], device="cpu", similarity_fn_name="dot",
-                      prompts=self.prompts or None, max_active_dims=self.top_k
-                      ).save(str(folder), create_model_card=False)
+        SparseEncoder(
+            modules=[*self.dense, self.autoencoder],
+            device="cpu",
+            similarity_fn_name="dot",
+            prompts=self.prompts or None,
+            max_active_dims=self.top_k,
+        ).save(str(folder), create_model_card=False)
 
     @classmethod
     def load(cls, folder: str | Path, revision: str | None = None) -> CsrStudent:
@@ -136,10 +148,14 @@ class CsrStudent(Student):
         if not isinstance(encoder, SparseAutoEncoder):
             raise StudentError(f"{folder}: not a CSR checkpoint: it has no SparseAutoEncoder")
         longest = dense[0].max_seq_length
-        return cls(dense, _with_own_threshold(encoder),
-                   query_max_length=dense[0].query_length or longest,
-                   passage_max_length=dense[0].document_length or longest, top_k=settings.get("max_active_dims"),
-                   prompts={name: text for name, text in (settings.get("prompts") or {}).items() if text})
+        return cls(
+            dense,
+            _with_own_threshold(encoder),
+            query_max_length=dense[0].query_length or longest,
+            passage_max_length=dense[0].document_length or longest,
+            top_k=settings.get("max_active_dims"),
+            prompts={name: text for name, text in (settings.get("prompts") or {}).items() if text},
+        )
 
 
 def _highest(latents: Tensor, k: int) -> Tensor:
@@ -165,13 +181,18 @@ def _modules(name: str, revision: str | None) -> list[nn.Module]:
     except (OSError, ValueError) as error:
         raise StudentError(f"{name!r} cannot be loaded as a dense model of sentence-transformers: {error}") from None
     if not isinstance(found[0], Transformer) or found[0].tokenizer is None:
-        raise StudentError(f"{name!r} is no dense model on a transformer: its modules are "
-                           f"{', '.join(type(module).__name__ for module in found)}")
+        raise StudentError(
+            f"{name!r} is no dense model on a transformer: its modules are "
+            f"{', '.join(type(module).__name__ for module in found)}"
+        )
     if any(isinstance(module, Pooling) and not module.include_prompt for module in found):
         raise StudentError(f"{name!r} leaves its prompt out when it pools, which students of kind csr cannot")
     return found
 
 
 def _dimension(modules: Sequence[nn.Module]) -> int:
-    return next(size for module in reversed(modules)
-                if (size := getattr(module, "get_embedding_dimension", lambda: None)()) is not None)
+    return next(
+        size
+        for module in reversed(modules)
+        if (size := getattr(module, "get_embedding_dimension", lambda: None)()) is not None
+    )

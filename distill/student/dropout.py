@@ -42,21 +42,34 @@ class Dropout(nn.Dropout):
         return kernel.dropout(x, self.p) if self.training else x
 
 
-def attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-              dropout: float = 0.0, scaling: float | None = None, **kwargs) -> tuple[Tensor, None]:
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
     """Attention of [B, heads, L, d] to [B, L, heads, d], as transformers' interface has it.
 
     With dropout on a CPU written out; in any other case, and for what encoders don't do, torch's own.
     """
-    usual = (kwargs.get("position_bias") is None and not kwargs.get("is_causal") and query.shape == key.shape
-             and (attention_mask is not None or not getattr(module, "is_causal", False)))
+    usual = (
+        kwargs.get("position_bias") is None
+        and not kwargs.get("is_causal")
+        and query.shape == key.shape
+        and (attention_mask is not None or not getattr(module, "is_causal", False))
+    )
     if dropout == 0 or query.device.type != "cpu" or not usual:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(2, 3)
     if attention_mask is not None:
         if attention_mask.dtype == torch.bool:
             attention_mask = torch.zeros_like(attention_mask, dtype=scores.dtype).masked_fill_(
-                ~attention_mask, torch.finfo(scores.dtype).min)
+                ~attention_mask, torch.finfo(scores.dtype).min
+            )
         scores += attention_mask
     weights = kernel.dropout(scores.softmax(-1), dropout)
     return (weights @ value).transpose(1, 2).contiguous(), None

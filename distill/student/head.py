@@ -68,8 +68,14 @@ class SparseReps:
         """Texts `start` to `end`; a view, through which gradient flows."""
         first, last = int(self.indptr[start]), int(self.indptr[end])
         argmax = None if self.argmax is None else self.argmax[first:last]
-        return SparseReps(self.indptr[start:end + 1] - first, self.terms[first:last], self.values[first:last],
-                          argmax, self.vocab_size, None if self.vectors is None else self.vectors[start:end])
+        return SparseReps(
+            self.indptr[start : end + 1] - first,
+            self.terms[first:last],
+            self.values[first:last],
+            argmax,
+            self.vocab_size,
+            None if self.vectors is None else self.vectors[start:end],
+        )
 
     def positions(self, texts: Tensor) -> Tensor:
         """Where the entries of `texts` (int64 [n]), text by text, stand among all: int64 [nnz of these texts]."""
@@ -83,16 +89,23 @@ class SparseReps:
         """These texts (int64 [n]) in this order; gradient flows."""
         at = self.positions(texts)
         argmax = None if self.argmax is None else self.argmax[at]
-        return SparseReps(F.pad(self.active[texts].cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax,
-                          self.vocab_size, None if self.vectors is None else self.vectors[texts])
+        return SparseReps(
+            F.pad(self.active[texts].cumsum(0), (1, 0)),
+            self.terms[at],
+            self.values[at],
+            argmax,
+            self.vocab_size,
+            None if self.vectors is None else self.vectors[texts],
+        )
 
     def keep(self, entries: Tensor) -> SparseReps:
         """The entries marked in `entries` (bool [nnz]); gradient flows."""
         at = entries.nonzero()[:, 0]
         active = torch.bincount(self.texts[at], minlength=len(self))
         argmax = None if self.argmax is None else self.argmax[at]
-        return SparseReps(F.pad(active.cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax, self.vocab_size,
-                          self.vectors)
+        return SparseReps(
+            F.pad(active.cumsum(0), (1, 0)), self.terms[at], self.values[at], argmax, self.vocab_size, self.vectors
+        )
 
     @property
     def rank(self) -> Tensor:
@@ -116,9 +129,14 @@ class SparseReps:
         argmaxes = [part.argmax for part in parts]
         argmax = None if any(part is None for part in argmaxes) else torch.cat(argmaxes)  # type: ignore[arg-type]
         vectors = [part.vectors for part in parts]
-        return SparseReps(indptr, torch.cat([part.terms for part in parts]),
-                          torch.cat([part.values for part in parts]), argmax, parts[0].vocab_size,
-                          None if any(part is None for part in vectors) else torch.cat(vectors))
+        return SparseReps(
+            indptr,
+            torch.cat([part.terms for part in parts]),
+            torch.cat([part.values for part in parts]),
+            argmax,
+            parts[0].vocab_size,
+            None if any(part is None for part in vectors) else torch.cat(vectors),
+        )
 
 
 class SpladeHead(nn.Module):
@@ -128,8 +146,13 @@ class SpladeHead(nn.Module):
     `activation` as sentence-transformers names it: `relu` is log1p(relu(x)), `log1p_relu` is log1p(log1p(relu(x))).
     """
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None,
-                 pooling: Literal["max", "sum"] = "max", activation: Literal["relu", "log1p_relu"] = "relu"):
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        pooling: Literal["max", "sum"] = "max",
+        activation: Literal["relu", "log1p_relu"] = "relu",
+    ):
         super().__init__()
         self.weight = weight
         self.bias = bias
@@ -184,8 +207,9 @@ class SpladeHead(nn.Module):
         if self.pooling == "max":
             rows = reps.texts * hidden.shape[1] + reps.argmax  # of hidden.view(B * L, H)
             coefficients = grad_values * _slope(reps.values, twice)
-            return _MaxSurrogate.apply(hidden, self.weight, self.bias, reps.indptr, rows, reps.terms,
-                                       coefficients, value)
+            return _MaxSurrogate.apply(
+                hidden, self.weight, self.bias, reps.indptr, rows, reps.terms, coefficients, value
+            )
         d_sums = replace(reps, values=grad_values).to_dense()
         return _SumSurrogate.apply(hidden, self.weight, self.bias, attention_mask.bool(), twice, d_sums, value)
 
@@ -222,7 +246,8 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx, hidden, weight, bias, mask, twice):
         factor = _in_autocast(weight)
         indptr, terms, maxima, rows = _max_kernels(hidden).max_forward(
-            _flat(hidden, factor), *_real_tokens(mask), factor, bias)
+            _flat(hidden, factor), *_real_tokens(mask), factor, bias
+        )
         values = maxima.log1p().log1p() if twice else maxima.log1p()
         argmax = rows % hidden.shape[1]
         ctx.save_for_backward(hidden, weight, bias, indptr, rows, terms, values)
@@ -249,8 +274,9 @@ class _MaxSurrogate(torch.autograd.Function):
 
 
 def _max_gradients(ctx, hidden, weight, bias, indptr, rows, terms, coefficients):
-    gradients = _max_kernels(hidden).max_backward(indptr, rows, terms, coefficients, _flat(hidden, weight), weight,
-                                                  ctx.needs_input_grad[:3])
+    gradients = _max_kernels(hidden).max_backward(
+        indptr, rows, terms, coefficients, _flat(hidden, weight), weight, ctx.needs_input_grad[:3]
+    )
     return _shaped_as(gradients, hidden, weight, bias)
 
 
@@ -280,14 +306,17 @@ class _SumSurrogate(torch.autograd.Function):
 
 
 def _sum_gradients(ctx, hidden, weight, bias, mask, d_sums):
-    gradients = blocked.sum_backward(d_sums, _flat(hidden, weight), *_real_tokens(mask), weight, bias, ctx.twice,
-                                     ctx.needs_input_grad[:3])
+    gradients = blocked.sum_backward(
+        d_sums, _flat(hidden, weight), *_real_tokens(mask), weight, bias, ctx.twice, ctx.needs_input_grad[:3]
+    )
     return _shaped_as(gradients, hidden, weight, bias)
 
 
 def _shaped_as(gradients, *tensors):
-    return tuple(None if gradient is None else gradient.to(tensor.dtype).view_as(tensor)
-                 for gradient, tensor in zip(gradients, tensors, strict=True))
+    return tuple(
+        None if gradient is None else gradient.to(tensor.dtype).view_as(tensor)
+        for gradient, tensor in zip(gradients, tensors, strict=True)
+    )
 
 
 def _max_kernels(hidden: Tensor):

@@ -48,8 +48,10 @@ def read_parts(name: str, revision: str | None = None) -> Parts:
         return parts
     kinds = {module["path"]: _kind(module["type"]) for module in modules}
     if list(kinds.values()) != ["Transformer", "SpladePooling"]:
-        raise OtherLayout(f"{name}: not a SPLADE checkpoint: its modules are {', '.join(kinds.values())}, "
-                          "not Transformer and SpladePooling")
+        raise OtherLayout(
+            f"{name}: not a SPLADE checkpoint: its modules are {', '.join(kinds.values())}, "
+            "not Transformer and SpladePooling"
+        )
     return Parts(*kinds)
 
 
@@ -64,12 +66,17 @@ def router_parts(name: str, revision: str | None = None) -> Parts | None:
     kinds, routes = {place: _kind(type_) for place, type_ in router["types"].items()}, router["structure"]
     if set(routes) == {"query", "document"}:
         (*model, table), document = routes["query"], routes["document"]
-        if ([kinds[place] for place in (*document, table)] == ["Transformer", "SpladePooling", "SparseStaticEmbedding"]
-                and (not model or _alike(name, revision, model, document))):
+        if [kinds[place] for place in (*document, table)] == [
+            "Transformer",
+            "SpladePooling",
+            "SparseStaticEmbedding",
+        ] and (not model or _alike(name, revision, model, document)):
             return Parts(*document, table=table, inference_free=not model)
     said = "; ".join(f"{route}: {' + '.join(kinds[place] for place in places)}" for route, places in routes.items())
-    raise OtherLayout(f"{name}: not a SPLADE checkpoint: its routes are {said}, not a table for queries and "
-                      "Transformer + SpladePooling for documents")
+    raise OtherLayout(
+        f"{name}: not a SPLADE checkpoint: its routes are {said}, not a table for queries and "
+        "Transformer + SpladePooling for documents"
+    )
 
 
 def _alike(name: str, revision: str | None, query: list[str], document: list[str]) -> bool:
@@ -78,8 +85,9 @@ def _alike(name: str, revision: str | None, query: list[str], document: list[str
     return len(query) == 2 and query[0] == document[0] and poolings[0] == poolings[1]
 
 
-def load_table(name: str, revision: str | None, parts: Parts, tokenizer: Any, vocab_size: int
-               ) -> SparseStaticEmbedding | None:
+def load_table(
+    name: str, revision: str | None, parts: Parts, tokenizer: Any, vocab_size: int
+) -> SparseStaticEmbedding | None:
     """The module with the query table, None where there is none; it must share the masked language model's words."""
     if parts.table is None:
         return None
@@ -116,8 +124,10 @@ def _from_hub(name: str, file: str, revision: str | None) -> Path | None:
     except LocalEntryNotFoundError:  # an `EntryNotFoundError`, but the hub was not asked
         if _known_missing(name, file, revision):
             return None
-        raise NotCached(f"{name!r} cannot be loaded: its {file}, if it has one, is not in this machine's cache, and "
-                           f"the hub cannot be asked; run `hf download {name}` where it can be") from None
+        raise NotCached(
+            f"{name!r} cannot be loaded: its {file}, if it has one, is not in this machine's cache, and "
+            f"the hub cannot be asked; run `hf download {name}` where it can be"
+        ) from None
     except EntryNotFoundError:
         return None
     except HFValidationError as error:

@@ -42,12 +42,27 @@ class SpladeStudent(Student):
     only: weighted by the table alone (`inference_free`; no special tokens are read), or by model and table.
     """
 
-    def __init__(self, mlm: nn.Module, tokenizer: Any, pooling: str = "max", activation: str = "relu", *,
-                 query_max_length: int, passage_max_length: int, top_k: int | None = None,
-                 prompts: Mapping[str, str] = MappingProxyType({}), table: QueryTable | None = None,
-                 inference_free: bool = False):
-        super().__init__(tokenizer, query_max_length=query_max_length, passage_max_length=passage_max_length,
-                         top_k=top_k, prompts=prompts)
+    def __init__(
+        self,
+        mlm: nn.Module,
+        tokenizer: Any,
+        pooling: str = "max",
+        activation: str = "relu",
+        *,
+        query_max_length: int,
+        passage_max_length: int,
+        top_k: int | None = None,
+        prompts: Mapping[str, str] = MappingProxyType({}),
+        table: QueryTable | None = None,
+        inference_free: bool = False,
+    ):
+        super().__init__(
+            tokenizer,
+            query_max_length=query_max_length,
+            passage_max_length=passage_max_length,
+            top_k=top_k,
+            prompts=prompts,
+        )
         decoder = mlm.get_output_embeddings()
         if decoder is None or not hasattr(decoder, "weight"):
             raise StudentError(f"{type(mlm).__name__} has no output embedding layer to put the SPLADE head in")
@@ -81,8 +96,9 @@ class SpladeStudent(Student):
         """Whether the representations of a side carry gradient: not those of a frozen table."""
         return side == "passage" or not self.inference_free or self.table.learned
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None,
-                side: Side = "passage") -> SparseReps | Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None, side: Side = "passage"
+    ) -> SparseReps | Tensor:
         """With `cached`, the scalar whose backward is the loss's (`SpladeHead.surrogate`), without the product over the
         vocabulary."""
         if side == "query" and self.table is not None:
@@ -90,16 +106,14 @@ class SpladeStudent(Student):
             return encode(input_ids, attention_mask, cached)
         return self._encode(input_ids, attention_mask, cached)
 
-    def _encode(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None
-                ) -> SparseReps | Tensor:
+    def _encode(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None) -> SparseReps | Tensor:
         with self.head.called_with(attention_mask, cached) as call:
             output = self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits
         if cached is not None:
             return output
         return SparseReps(call.reps.indptr, call.reps.terms, output, call.reps.argmax, call.reps.vocab_size)
 
-    def _look_up(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None
-                 ) -> SparseReps | Tensor:
+    def _look_up(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None) -> SparseReps | Tensor:
         if cached is not None:
             reps, grad_values = cached
             return (grad_values * self.table(reps.terms)).sum()
@@ -107,13 +121,13 @@ class SpladeStudent(Student):
         own = SparseReps(indptr, terms, self.table(terms), None, self.table.vocab_size)
         return own.keep(~(own.values.detach() <= 0))  # keeps NaN, as the head does
 
-    def _encode_lexical(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None
-                        ) -> SparseReps | Tensor:
+    def _encode_lexical(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None) -> SparseReps | Tensor:
         if cached is not None:  # back to the model's own values and their gradients
             reps, grad_values = cached
             weights = self.table(reps.terms)
-            return self._encode(input_ids, attention_mask, (replace(reps, values=reps.values / weights),
-                                                            grad_values * weights))
+            return self._encode(
+                input_ids, attention_mask, (replace(reps, values=reps.values / weights), grad_values * weights)
+            )
         reps = self._encode(input_ids, attention_mask, None)
         indptr, terms = own_terms(input_ids, attention_mask, reps.vocab_size)
         texts = torch.repeat_interleave(torch.arange(len(reps), device=terms.device), indptr.diff())
@@ -128,8 +142,11 @@ class SpladeStudent(Student):
         return self._prefix, self._suffix
 
 
-def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = None,
-                 document_frequencies: DocumentFrequencies | None = None) -> SpladeStudent:
+def load_student(
+    cfg: config.Student,
+    calibration_texts: Sequence[str] | None = None,
+    document_frequencies: DocumentFrequencies | None = None,
+) -> SpladeStudent:
     """The student that the recipe's section describes, in float32, not yet trained.
 
     `calibration_texts`: passages that a calibrated start is measured on; `document_frequencies`: of the passages that
@@ -152,27 +169,40 @@ def load_student(cfg: config.Student, calibration_texts: Sequence[str] | None = 
         raise StudentError(f"student.model {cfg.model!r} has no MLM head; set student.start to calibrated or auto")
     if cfg.start == "calibrated" or headless:
         if not calibration_texts:
-            raise StudentError(f"student.model {cfg.model!r} starts with a calibrated MLM head, which needs passages "
-                               "to be measured on")
-        calibrate_head(mlm, tokenizer, list(calibration_texts)[:cfg.calibration.passages], cfg.calibration,
-                       cfg.passage_max_length)
+            raise StudentError(
+                f"student.model {cfg.model!r} starts with a calibrated MLM head, which needs passages to be measured on"
+            )
+        calibrate_head(
+            mlm, tokenizer, list(calibration_texts)[: cfg.calibration.passages], cfg.calibration, cfg.passage_max_length
+        )
     table = _query_table(cfg, parts, mlm, tokenizer, document_frequencies)
-    return SpladeStudent(mlm, tokenizer, cfg.pooling, cfg.activation, query_max_length=cfg.query_max_length,
-                         passage_max_length=cfg.passage_max_length, top_k=cfg.top_k, table=table,
-                         prompts={name: text for name, text in cfg.prompts.model_dump().items() if text},
-                         inference_free=table is not None and cfg.query.kind != "lexical")
+    return SpladeStudent(
+        mlm,
+        tokenizer,
+        cfg.pooling,
+        cfg.activation,
+        query_max_length=cfg.query_max_length,
+        passage_max_length=cfg.passage_max_length,
+        top_k=cfg.top_k,
+        table=table,
+        prompts={name: text for name, text in cfg.prompts.model_dump().items() if text},
+        inference_free=table is not None and cfg.query.kind != "lexical",
+    )
 
 
-def _query_table(cfg: config.Student, parts: Parts, mlm: nn.Module, tokenizer: Any,
-                 document_frequencies: DocumentFrequencies | None) -> QueryTable | None:
+def _query_table(
+    cfg: config.Student, parts: Parts, mlm: nn.Module, tokenizer: Any, document_frequencies: DocumentFrequencies | None
+) -> QueryTable | None:
     """A learned one goes on from that of a checkpoint which has one, an earlier round's say."""
     query = cfg.query
     if query.kind == "model":
         return None
     size, rows = len(tokenizer.get_vocab()), mlm.get_input_embeddings().weight.shape[0]
     if max(tokenizer.get_vocab().values()) >= size or rows < size:
-        raise StudentError(f"student.query: the token ids of {cfg.model!r} have gaps, or pass its {rows} embeddings: "
-                           "no table that sentence-transformers reads has all of them; use `kind: model`")
+        raise StudentError(
+            f"student.query: the token ids of {cfg.model!r} have gaps, or pass its {rows} embeddings: "
+            "no table that sentence-transformers reads has all of them; use `kind: model`"
+        )
     if rows > size:  # rows that pad the matrices; sentence-transformers' tables have none
         mlm.resize_token_embeddings(size)
     if query.kind in ("lexical", "binary"):
@@ -198,14 +228,20 @@ def load_tokenizer(name: str, revision: str | None = None, lower_case: bool = Fa
         return tokenizer
     backend = tokenizer.backend_tokenizer
     backend.normalizer = normalizers.Sequence(
-        [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])])
+        [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+    )
     # of the plain class, which loads as it was saved: a model's own class makes its normalizer anew
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=tokenizer.model_max_length,
-                                   model_input_names=tokenizer.model_input_names, **tokenizer.special_tokens_map)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+        **tokenizer.special_tokens_map,
+    )
 
 
-def load_mlm(name: str, revision: str | None = None, layers: int | None = None, subfolder: str = ""
-             ) -> tuple[nn.Module, bool]:
+def load_mlm(
+    name: str, revision: str | None = None, layers: int | None = None, subfolder: str = ""
+) -> tuple[nn.Module, bool]:
     """A masked language model in float32, cut to its lower `layers`; and whether its checkpoint has no MLM head."""
     try:
         model_config = AutoConfig.from_pretrained(name, revision=revision, subfolder=subfolder)
@@ -213,15 +249,22 @@ def load_mlm(name: str, revision: str | None = None, layers: int | None = None, 
             _keep_layers(model_config, layers)
         with _quiet_transformers():
             mlm, info = AutoModelForMaskedLM.from_pretrained(
-                name, revision=revision, subfolder=subfolder, config=model_config, dtype=torch.float32,
-                output_loading_info=True)
+                name,
+                revision=revision,
+                subfolder=subfolder,
+                config=model_config,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except (OSError, ValueError) as error:
         raise StudentError(f"{name!r} cannot be loaded as a masked language model: {error}") from None
     body = f"{mlm.base_model_prefix}."
     lost = sorted(key for key in info["missing_keys"] if key.startswith(body))
     if lost:
-        raise StudentError(f"{name!r} cannot be loaded: its checkpoint lacks weights of the encoder ({lost[0]}"
-                           + (f" and {len(lost) - 1} more)" if len(lost) > 1 else ")"))
+        raise StudentError(
+            f"{name!r} cannot be loaded: its checkpoint lacks weights of the encoder ({lost[0]}"
+            + (f" and {len(lost) - 1} more)" if len(lost) > 1 else ")")
+        )
     _check_decoder(name, mlm)
     return mlm, any(not key.startswith(body) for key in info["missing_keys"])
 
@@ -237,13 +280,17 @@ def _check_decoder(name: str, mlm: nn.Module) -> None:
         with torch.no_grad():  # and in evaluation mode, as it was loaded: no random numbers are drawn
             logits = mlm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
     except Exception as error:  # of any architecture's own code
-        raise StudentError(f"{name!r} cannot be a student: {type(mlm).__name__} does not run on token ids and their "
-                           f"mask alone: {error}") from error
+        raise StudentError(
+            f"{name!r} cannot be a student: {type(mlm).__name__} does not run on token ids and their "
+            f"mask alone: {error}"
+        ) from error
     finally:
         hook.remove()
     if len(returned) != 1 or returned[0] is not logits:
-        raise StudentError(f"{name!r} cannot be a student: the logits of {type(mlm).__name__} are not what its output "
-                           "embedding layer returns, and the SPLADE head takes that layer's place")
+        raise StudentError(
+            f"{name!r} cannot be a student: the logits of {type(mlm).__name__} are not what its output "
+            "embedding layer returns, and the SPLADE head takes that layer's place"
+        )
 
 
 @contextmanager
@@ -260,8 +307,11 @@ def _quiet_transformers() -> Iterator[None]:
 def longest_input(mlm: nn.Module, tokenizer: Any) -> int:
     """Tokens a text may have, special ones counted."""
     positions = getattr(mlm.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    paddings = [module.padding_idx for name, module in mlm.named_modules()
-                if name.endswith(".position_embeddings") and getattr(module, "padding_idx", None) is not None]
+    paddings = [
+        module.padding_idx
+        for name, module in mlm.named_modules()
+        if name.endswith(".position_embeddings") and getattr(module, "padding_idx", None) is not None
+    ]
     if paddings:  # RoBERTa and its relatives: positions start after the padding's
         positions -= paddings[0] + 1
     return min(tokenizer.model_max_length, positions)

@@ -67,8 +67,9 @@ def weights_from_file(file: str, tokenizer: Any) -> Tensor:
     try:
         return SparseStaticEmbedding.from_json(resolve_model(file), tokenizer).weight.detach()
     except (OSError, ValueError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise StudentError(f"student.query.file {file!r} is not a JSON file of tokens and their weights: {error}"
-                           ) from None
+        raise StudentError(
+            f"student.query.file {file!r} is not a JSON file of tokens and their weights: {error}"
+        ) from None
 
 
 def _without_special(weights: Tensor, tokenizer: Any) -> Tensor:

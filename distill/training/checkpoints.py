@@ -47,8 +47,9 @@ class Standing:
     loss_scale: dict[str, Any] | None = None  # fp16
 
 
-def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, Any], keep_last: int,
-         best: int | None = None) -> Path:
+def save(
+    folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, Any], keep_last: int, best: int | None = None
+) -> Path:
     """Commit `state` as the checkpoint of `step`, then remove all but the newest `keep_last`. For rank 0 alone.
 
     `best`: the step whose parameters, saved by `save_best`, are the best so far; those that no checkpoint names go.
@@ -60,8 +61,16 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, 
         try:
             torch.save(state, temporary / STATE)
             sync(temporary / STATE)
-            write_json(temporary / MARKER, {"format": FORMAT, "step": step, "best": best, "fields": fields,
-                                            "xxh128": xxh128_file(temporary / STATE)})
+            write_json(
+                temporary / MARKER,
+                {
+                    "format": FORMAT,
+                    "step": step,
+                    "best": best,
+                    "fields": fields,
+                    "xxh128": xxh128_file(temporary / STATE),
+                },
+            )
             if path.exists():  # the same step again: after an abandoned one
                 path.rename(replaced)
             temporary.rename(path)
@@ -72,7 +81,7 @@ def save(folder: RunFolder, step: int, state: dict[str, Any], fields: dict[str, 
     remove_leftovers(folder.checkpoints, ".*")
     finished = _finished(folder)
     here = finished.index(path)  # those after it were damaged, and passed over
-    for old in (*finished[:here + 1][:-keep_last], *finished[here + 1:]):
+    for old in (*finished[: here + 1][:-keep_last], *finished[here + 1 :]):
         shutil.rmtree(old)
     named = {read_json(kept / MARKER)["best"] for kept in _finished(folder)}
     for parameters in folder.checkpoints.glob("best-*.pt"):
@@ -102,8 +111,10 @@ def newest(folder: RunFolder, fields: dict[str, Any]) -> Path | None:
     for path in reversed(_finished(folder)):
         marker = read_json(path / MARKER)
         if marker["format"] != FORMAT:
-            raise TrainingError(f"{path}: written in format {marker['format']}, this version reads format {FORMAT}; "
-                                "finish the run with the version that began it, or remove the folder")
+            raise TrainingError(
+                f"{path}: written in format {marker['format']}, this version reads format {FORMAT}; "
+                "finish the run with the version that began it, or remove the folder"
+            )
         check_same(folder.checkpoints, marker["fields"], fields)
         if xxh128_file(path / STATE) == marker["xxh128"]:
             return path
@@ -119,8 +130,10 @@ def load(path: Path) -> dict[str, Any]:
     deadline = time.monotonic() + SIGHT_SECONDS
     while not (path / MARKER).exists():
         if time.monotonic() > deadline:
-            raise TrainingError(f"{path}: the first process has found this checkpoint, but {socket.gethostname()} does "
-                                "not see it; run_dir must be on a file system that all machines share")
+            raise TrainingError(
+                f"{path}: the first process has found this checkpoint, but {socket.gethostname()} does "
+                "not see it; run_dir must be on a file system that all machines share"
+            )
         time.sleep(0.5)
     return torch.load(path / STATE, map_location="cpu", weights_only=True)
 

@@ -39,5 +39,5 @@ def stretch(chunks: list[Chunk], count: int) -> list[Chunk]:
             chunks.append(Chunk(rows, idle=True))
         else:
             half = math.ceil(len(rows) / 2)
-            chunks[largest:largest + 1] = [Chunk(rows[:half]), Chunk(rows[half:])]
+            chunks[largest : largest + 1] = [Chunk(rows[:half]), Chunk(rows[half:])]
     return chunks

@@ -46,18 +46,24 @@ def dataset_fields(recipe: Recipe) -> dict[str, Any]:
     for name, other in recipe.train.datasets.items():
         labels = read_manifest(run_at(other.run).labels())
         if labels is None:
-            raise TrainingError(f"train.datasets.{name}.run: {Path(other.run).absolute()} has no finished labels; run "
-                                "the stages of its own recipe up to `distill label` first")
-        fields[name] = {**other.model_dump(mode="json", exclude={"run"}, exclude_none=True),
-                        "labels": labels.fingerprint}
+            raise TrainingError(
+                f"train.datasets.{name}.run: {Path(other.run).absolute()} has no finished labels; run "
+                "the stages of its own recipe up to `distill label` first"
+            )
+        fields[name] = {
+            **other.model_dump(mode="json", exclude={"run"}, exclude_none=True),
+            "labels": labels.fingerprint,
+        }
     return fields
 
 
 def open_sampler(recipe: Recipe, folder: RunFolder) -> tuple[MixedSampler, int]:
     """Batches of all datasets, and how many queries these have together."""
     train = recipe.train
-    samplers = {name: Sampler(TrainingData.open(dataset.folder), train.negatives, recipe.seed, train.sampling)
-                for name, dataset in datasets(recipe, folder).items()}
+    samplers = {
+        name: Sampler(TrainingData.open(dataset.folder), train.negatives, recipe.seed, train.sampling)
+        for name, dataset in datasets(recipe, folder).items()
+    }
     return MixedSampler(samplers, train.mixing, recipe.seed), sum(sampler.queries for sampler in samplers.values())
 
 
@@ -78,7 +84,8 @@ def _token_plans(student: Student, dataset: Dataset) -> Iterator[tuple[Path, Pat
     folder = dataset.folder
     prompts = student.prompts if dataset.prompts is None else dataset.prompts.model_dump()
     for name, texts, prompt, max_length in (
-            ("queries.train", folder.queries("train"), "query", student.query_max_length),
-            ("passages", folder.passages, "document", student.passage_max_length)):
+        ("queries.train", folder.queries("train"), "query", student.query_max_length),
+        ("passages", folder.passages, "document", student.passage_max_length),
+    ):
         prefix = prompts.get(prompt, "")
         yield texts, folder.tokens(token_key(student.tokenizer, prefix), name), max_length, prefix

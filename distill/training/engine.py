@@ -40,10 +40,14 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # field of the DeepSpeed configuration -> field of the recipe that decides it
 DECIDED = {
-    "train_batch_size": "train.batch_size", "train_micro_batch_size_per_gpu": "train.batch_size",
-    "gradient_accumulation_steps": "train.batch_size", "gradient_clipping": "train.max_grad_norm",
-    "optimizer": "train.optimizer", "scheduler": "train.schedule", "activation_checkpointing":
-    "train.activation_checkpointing", "managed_gradient_accumulation": "train.chunk_tokens",
+    "train_batch_size": "train.batch_size",
+    "train_micro_batch_size_per_gpu": "train.batch_size",
+    "gradient_accumulation_steps": "train.batch_size",
+    "gradient_clipping": "train.max_grad_norm",
+    "optimizer": "train.optimizer",
+    "scheduler": "train.schedule",
+    "activation_checkpointing": "train.activation_checkpointing",
+    "managed_gradient_accumulation": "train.chunk_tokens",
 }
 PRECISION_SECTIONS = {"fp16": "fp16", "bf16": "bf16", "bfloat16": "bf16"}
 
@@ -57,30 +61,49 @@ def deepspeed_config(train: config.Train, world_size: int, precision: str) -> di
     for key in (*PRECISION_SECTIONS, "torch_autocast", "amp", "zero_optimization"):
         if not isinstance(given.get(key, {}), dict):
             raise RecipeError(f"train.deepspeed.{key} is a section of fields, not {given[key]!r}")
-    agreed = {"train_batch_size": train.batch_size, "gradient_accumulation_steps": 1,
-              "gradient_clipping": train.max_grad_norm}
+    agreed = {
+        "train_batch_size": train.batch_size,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": train.max_grad_norm,
+    }
     for key, field in DECIDED.items():
         if key in given and (key not in agreed or given[key] != agreed[key]):
-            raise RecipeError(f"train.deepspeed.{key} contradicts {field}, which decides it; remove it from "
-                              "train.deepspeed")
+            raise RecipeError(
+                f"train.deepspeed.{key} contradicts {field}, which decides it; remove it from train.deepspeed"
+            )
         given.pop(key, None)
     for key in (*PRECISION_SECTIONS, "torch_autocast", "amp"):
         section = given.pop(key, {})
         if section.get("enabled") is True and PRECISION_SECTIONS.get(key) != precision:
-            raise RecipeError(f"train.deepspeed.{key} is enabled, but train.precision is {precision}; set "
-                              "train.precision and remove the section")
+            raise RecipeError(
+                f"train.deepspeed.{key} is enabled, but train.precision is {precision}; set "
+                "train.precision and remove the section"
+            )
     offload = given.get("zero_optimization", {}).get("offload_optimizer") or {}
     if not isinstance(offload, dict):
-        raise RecipeError(f"train.deepspeed.zero_optimization.offload_optimizer is a section of fields "
-                          f"({{device: cpu}}), not {offload!r}")
-    zero = {"stage": 0, "reduce_bucket_size": 50_000_000, "allgather_bucket_size": 50_000_000,
-            **given.pop("zero_optimization", {})}
+        raise RecipeError(
+            f"train.deepspeed.zero_optimization.offload_optimizer is a section of fields "
+            f"({{device: cpu}}), not {offload!r}"
+        )
+    zero = {
+        "stage": 0,
+        "reduce_bucket_size": 50_000_000,
+        "allgather_bucket_size": 50_000_000,
+        **given.pop("zero_optimization", {}),
+    }
     if zero.get("compute_grad_norm") is False:
-        raise RecipeError("train.deepspeed.zero_optimization.compute_grad_norm must stay true: a step with a "
-                          "non-finite gradient is found by its norm (train.max_bad_steps)")
+        raise RecipeError(
+            "train.deepspeed.zero_optimization.compute_grad_norm must stay true: a step with a "
+            "non-finite gradient is found by its norm (train.max_bad_steps)"
+        )
     return {
-        "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False, "steps_per_print": 10**9, **given,
-        "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1, "train_batch_size": world_size,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        **given,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": world_size,
         "gradient_clipping": train.max_grad_norm,  # always written: DeepSpeed's default clips at 1.0
         "zero_optimization": zero,
     }
@@ -92,12 +115,14 @@ def parameter_groups(student: Student, train: config.Train) -> list[dict[str, An
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
             groups.setdefault((parameter.dim() > 1, student.rate(name, train)), []).append(parameter)
-    return [{"params": parameters, "weight_decay": train.weight_decay if decays else 0.0, "peak_lr": rate}
-            for (decays, rate), parameters in groups.items()]
+    return [
+        {"params": parameters, "weight_decay": train.weight_decay if decays else 0.0, "peak_lr": rate}
+        for (decays, rate), parameters in groups.items()
+    ]
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """"auto": bf16 on a GPU that has it, else fp16; on a CPU fp32, unless it has bf16 and multiplies it faster."""
+    """ "auto": bf16 on a GPU that has it, else fp16; on a CPU fp32, unless it has bf16 and multiplies it faster."""
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -150,8 +175,10 @@ class Engine:
         ds_config = deepspeed_config(train, world.size, precision)
         self.stage = ds_config["zero_optimization"]["stage"]
         if self.stage == 3 and not isinstance(student, SpladeStudent):
-            raise RecipeError("train.deepspeed.zero_optimization.stage: 3 takes students of kind splade alone, whose "
-                              "weights are used where they lie; use at most 2")
+            raise RecipeError(
+                "train.deepspeed.zero_optimization.stage: 3 takes students of kind splade alone, whose "
+                "weights are used where they lie; use at most 2"
+            )
         self.loss_scale = LossScale() if precision == "fp16" else None
         if train.activation_checkpointing:
             student.backbone.gradient_checkpointing_enable({"use_reentrant": False})
@@ -161,16 +188,18 @@ class Engine:
         offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
         optimizer = _optimizer(train, parameter_groups(student, train), offload)
         try:
-            self._ds, *_ = deepspeed.initialize(model=_Autocast(student, precision, world.device), optimizer=optimizer,
-                                                config=ds_config)
+            self._ds, *_ = deepspeed.initialize(
+                model=_Autocast(student, precision, world.device), optimizer=optimizer, config=ds_config
+            )
         except (ValueError, AssertionError) as error:  # pydantic's and DeepSpeed's own checks of its configuration
             raise RecipeError(f"train.deepspeed: DeepSpeed refuses the configuration: {error}") from error
         self._ds.train()
 
     # ---------------------------------------------------------------------------------- forward, backward, update
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None,
-               side: Side = "passage") -> SparseReps | Tensor:
+    def encode(
+        self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None, side: Side = "passage"
+    ) -> SparseReps | Tensor:
         """As `Student.forward`."""
         return self._ds(input_ids, attention_mask, cached, side)
 
@@ -266,8 +295,10 @@ class Engine:
         base = self._base_optimizer
         on_cpu = type(base).__name__ == "DeepSpeedCPUAdam"
         for flat in self._optimized():
-            base.state[flat] = {"step": int(updates) if on_cpu else torch.tensor(updates, device=flat.device),
-                                **{key: torch.zeros_like(flat) for key in keys}}
+            base.state[flat] = {
+                "step": int(updates) if on_cpu else torch.tensor(updates, device=flat.device),
+                **{key: torch.zeros_like(flat) for key in keys},
+            }
         if self.stage in (1, 2):
             self._ds.optimizer._lazy_init_hp_params_optimizer_state()  # so that the states can be reached by parameter
         for name, parameter in self._trained():
@@ -291,8 +322,9 @@ class Engine:
 
     def _state_keys(self) -> list[str]:
         states = self._base_optimizer.state.values()
-        return sorted({key for state in states for key, value in state.items()
-                       if key != "step" and isinstance(value, Tensor)})
+        return sorted(
+            {key for state in states for key, value in state.items() if key != "step" and isinstance(value, Tensor)}
+        )
 
     def _gathered_state(self, parameter: nn.Parameter, key: str) -> Tensor:
         if self.stage == 0:
@@ -323,6 +355,8 @@ def _optimizer(train: config.Train, groups: list[dict[str, Any]], offload: bool)
 
             return DeepSpeedCPUAdam(groups, lr=train.lr, adamw_mode=True)
         except Exception as error:  # compiled on first use: whatever the compiler says
-            raise TrainingError("train.deepspeed.zero_optimization.offload_optimizer needs DeepSpeed's CPU Adam, which "
-                                f"cannot be built here: {error}") from error
+            raise TrainingError(
+                "train.deepspeed.zero_optimization.offload_optimizer needs DeepSpeed's CPU Adam, which "
+                f"cannot be built here: {error}"
+            ) from error
     return torch.optim.AdamW(groups, lr=train.lr, fused=True)

@@ -31,8 +31,11 @@ def placed() -> bool:
     if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
         environment.setdefault("MASTER_PORT", str(20_000 + int(environment["SLURM_JOB_ID"]) % 20_000))
-        environment.update(RANK=environment["SLURM_PROCID"], LOCAL_RANK=environment["SLURM_LOCALID"],
-                           WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"])
+        environment.update(
+            RANK=environment["SLURM_PROCID"],
+            LOCAL_RANK=environment["SLURM_LOCALID"],
+            WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
+        )
     return "RANK" in environment and "MASTER_ADDR" in environment
 
 
@@ -58,8 +61,12 @@ def start(recipe: config.Recipe, folder: RunFolder, processes: int) -> dict[str,
     Returns what rank 0 returned. Raises what a process raised, if a person can mend it, or a `TrainingError`.
     """
     folder.logs.mkdir(parents=True, exist_ok=True)
-    environment = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
-                   "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // processes)))}
+    environment = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, _cores() // processes))),
+    }
     with tempfile.TemporaryDirectory(prefix="distill-train-") as temporary:
         recipe_file = Path(temporary) / "recipe.yaml"
         recipe_file.write_text(dump_recipe(recipe), encoding="utf-8")
@@ -69,19 +76,30 @@ def start(recipe: config.Recipe, folder: RunFolder, processes: int) -> dict[str,
         return _outcome(workers, outcomes, folder, first)
 
 
-def _worker(recipe_file: Path, folder: RunFolder, outcome: Path, rank: int, environment: dict[str, str]
-            ) -> subprocess.Popen:
+def _worker(
+    recipe_file: Path, folder: RunFolder, outcome: Path, rank: int, environment: dict[str, str]
+) -> subprocess.Popen:
     command = [sys.executable, "-m", "distill.training.worker", str(recipe_file), str(folder.root), str(outcome)]
     with open(_log_file(folder, rank), "w", encoding="utf-8") as output:
         stream = None if rank == 0 else output  # rank 0 speaks for all
-        return subprocess.Popen(command, stdout=stream, stderr=stream,
-                                env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        return subprocess.Popen(
+            command,
+            stdout=stream,
+            stderr=stream,
+            env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
 
 
 def _wait(workers: list[subprocess.Popen]) -> int | None:
     """Until all have ended; which one failed first. Once one has, the others get some time, then are ended."""
-    before = {number: signal.signal(number, lambda number, _: [worker.send_signal(number) for worker in workers])
-              for number in SIGNALS} if threading.current_thread() is threading.main_thread() else {}
+    before = (
+        {
+            number: signal.signal(number, lambda number, _: [worker.send_signal(number) for worker in workers])
+            for number in SIGNALS
+        }
+        if threading.current_thread() is threading.main_thread()
+        else {}
+    )
     deadline, first = math.inf, None
     try:
         while True:
@@ -103,8 +121,9 @@ def _wait(workers: list[subprocess.Popen]) -> int | None:
             signal.signal(number, handler)
 
 
-def _outcome(workers: list[subprocess.Popen], outcomes: list[Path], folder: RunFolder, first: int | None
-             ) -> dict[str, Any]:
+def _outcome(
+    workers: list[subprocess.Popen], outcomes: list[Path], folder: RunFolder, first: int | None
+) -> dict[str, Any]:
     told = {rank: json.loads(path.read_text(encoding="utf-8")) for rank, path in enumerate(outcomes) if path.exists()}
     failures = [(rank, outcome) for rank, outcome in told.items() if "error" in outcome]
     for _, outcome in failures:
@@ -114,8 +133,9 @@ def _outcome(workers: list[subprocess.Popen], outcomes: list[Path], folder: RunF
         raise errors.Preempted("asked to stop before training began; start it again")
     if first is not None:
         where = "above" if first == 0 else f"in {_log_file(folder, first)}"
-        raise errors.TrainingError(f"training process {first} ended with status {workers[first].returncode}; its "
-                                   f"output is {where}")
+        raise errors.TrainingError(
+            f"training process {first} ended with status {workers[first].returncode}; its output is {where}"
+        )
     return told[0]["summary"]
 
 

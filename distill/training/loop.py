@@ -99,8 +99,10 @@ def _alone(folder: RunFolder, world: World) -> Iterator[None]:
             except BlockingIOError:
                 free = False
         if not world.minimum(int(free)):
-            raise TrainingError(f"{folder.root}: another process is training into this folder; wait for it, stop it, "
-                                "or choose another run_dir")
+            raise TrainingError(
+                f"{folder.root}: another process is training into this folder; wait for it, stop it, "
+                "or choose another run_dir"
+            )
         yield
 
 
@@ -114,8 +116,9 @@ def _attempt(recipe: Recipe, folder: RunFolder, world: World, stop: preemption.W
 
 def _refuse_fewer_queries(recipe: Recipe, processes: int) -> None:
     if recipe.train.batch_size < processes:
-        raise RecipeError(f"train.batch_size is {recipe.train.batch_size}, less than a query for each of the "
-                          f"{processes} processes")
+        raise RecipeError(
+            f"train.batch_size is {recipe.train.batch_size}, less than a query for each of the {processes} processes"
+        )
 
 
 class _Abandoned(Exception):
@@ -142,8 +145,9 @@ class Run:
         self.flops_per_token = measure.flops_per_token(self.student)
         self.datasets = datasets(recipe, folder)
         self.texts = {name: open_tokens(self.student, dataset) for name, dataset in self.datasets.items()}
-        self.targets = {name: DatasetTargets(dataset, self.student.vocab_size)
-                        for name, dataset in self.datasets.items()}
+        self.targets = {
+            name: DatasetTargets(dataset, self.student.vocab_size) for name, dataset in self.datasets.items()
+        }
         saved = self._saved()
         self.standing = self._standing(saved)
         self.engine = self._engine(saved)
@@ -229,15 +233,15 @@ class Run:
                     self._leave(flag, *before)
                 advance(1, self.note)
                 # an evaluation may outlast the time that a signal leaves: what was learnt is saved before it
-                if self._evaluation_due() or (standing.step % self.cfg.checkpoints.every == 0
-                                              and standing.step < self.total_steps):
+                if self._evaluation_due() or (
+                    standing.step % self.cfg.checkpoints.every == 0 and standing.step < self.total_steps
+                ):
                     self._save(self.sampler.state_dict(), rng_state(self.world.device))
         return self._save_model()
 
     def _evaluation_due(self) -> bool:
         step, every = self.standing.step, self.cfg.evaluate_every
-        return every is not None and self.standing.evaluated < step and (
-            step % every == 0 or step == self.total_steps)
+        return every is not None and self.standing.evaluated < step and (step % every == 0 or step == self.total_steps)
 
     def _step(self) -> None:
         began = time.perf_counter()
@@ -248,15 +252,23 @@ class Run:
         place, sides, labels, also_positive, targets = self._mine(batch, name)
         kept_tokens = cfg.activation_budget * 2**30 / standing.graph_bytes if standing.graph_bytes else 0.0
         try:
-            step = cached_step(self.engine, sides, plan(sides, standing.chunk_tokens, self.world, kept_tokens),
-                               lambda queries, passages: objective(train, queries, passages, labels, place, number,
-                                                                   also_positive, targets), self._check)
+            step = cached_step(
+                self.engine,
+                sides,
+                plan(sides, standing.chunk_tokens, self.world, kept_tokens),
+                lambda queries, passages: objective(
+                    train, queries, passages, labels, place, number, also_positive, targets
+                ),
+                self._check,
+            )
         except Exception as error:
             if not ran_out_of_memory(error):
                 raise
             if self.world.size > 1:  # the others wait for this rank in a collective, and cannot be told
-                raise TrainingError("out of memory in the losses over the whole batch; start again with a smaller "
-                                    "train.activation_budget or on more processes") from error
+                raise TrainingError(
+                    "out of memory in the losses over the whole batch; start again with a smaller "
+                    "train.activation_budget or on more processes"
+                ) from error
             raise _Abandoned(OUT_OF_MEMORY) from error
         warmup = math.ceil(cfg.warmup_ratio * self.total_steps)
         update = self.engine.step(lr_factor(cfg.schedule, number, self.total_steps, warmup)) if step.finite else None
@@ -279,9 +291,11 @@ class Run:
         rows = here.query_rows, here.passage_rows.reshape(-1)  # of each side
         queries, passages = (
             Texts(tokens.take(of_side), student.max_length(side), student.special_tokens(side))
-            for side, tokens, of_side in zip(SIDES, self.texts[name], rows, strict=True))
-        labels, also_positive = (torch.from_numpy(array).to(self.world.device)
-                                 for array in (here.labels, batch.also_positive(first, last)))
+            for side, tokens, of_side in zip(SIDES, self.texts[name], rows, strict=True)
+        )
+        labels, also_positive = (
+            torch.from_numpy(array).to(self.world.device) for array in (here.labels, batch.also_positive(first, last))
+        )
         targets = self.targets[name].take(*rows, self.world.device)
         return Place(first, len(batch)), (queries, passages), labels, also_positive, targets
 
@@ -289,8 +303,10 @@ class Run:
         """Between chunks: leave the step if any rank has to."""
         if out_of_memory and self.engine.stage == 3 and self.world.size > 1:
             # the others wait for this rank's partitions inside their forward, and cannot be told
-            raise TrainingError("out of memory under ZeRO-3 with several processes; start again with a smaller "
-                                f"train.chunk_tokens (now {self.standing.chunk_tokens})")
+            raise TrainingError(
+                "out of memory under ZeRO-3 with several processes; start again with a smaller "
+                f"train.chunk_tokens (now {self.standing.chunk_tokens})"
+            )
         flag = OUT_OF_MEMORY if out_of_memory else ASKED_TO_STOP if self.stop.asked else 0
         if agreed := self.world.agree(flag):
             raise _Abandoned(agreed)
@@ -301,10 +317,13 @@ class Run:
         if flag == OUT_OF_MEMORY:
             halved = standing.chunk_tokens // 2
             if halved < SMALLEST_CHUNK:
-                raise TrainingError(f"out of memory with chunks of {standing.chunk_tokens} tokens; start again on more "
-                                    "processes, or in another run_dir with a smaller model or train.batch_size")
-            log.warning("out of memory: train.chunk_tokens goes from %d to %d for this run", standing.chunk_tokens,
-                        halved)
+                raise TrainingError(
+                    f"out of memory with chunks of {standing.chunk_tokens} tokens; start again on more "
+                    "processes, or in another run_dir with a smaller model or train.batch_size"
+                )
+            log.warning(
+                "out of memory: train.chunk_tokens goes from %d to %d for this run", standing.chunk_tokens, halved
+            )
             self.log.write(step=standing.step, event="out of memory", chunk_tokens=halved)
             standing.chunk_tokens = halved
             standing.graph_bytes *= 2  # so that half as many graphs are kept
@@ -318,8 +337,9 @@ class Run:
         if self.world.rank == 0:
             preemption.mark(self.folder, step)
         self.world.barrier()  # launchers end the other ranks as soon as one has left
-        raise Preempted(f"asked to stop: training is saved at step {step} of {self.total_steps}; start it again to go "
-                        "on")
+        raise Preempted(
+            f"asked to stop: training is saved at step {step} of {self.total_steps}; start it again to go on"
+        )
 
     def _overflow_is_routine(self) -> bool:
         """fp16 finds its loss scale by overflowing now and then."""
@@ -330,13 +350,16 @@ class Run:
         standing.bad_steps += 1
         ids = TextStore.open(dataset.folder.queries("train")).ids(batch.query_rows[:5])
         what = "gradient" if step.finite else "loss"
-        where = f"non-finite {what} at step {standing.step}, batch of queries {', '.join(ids)}" + \
-            (", ..." if len(batch.query_rows) > 5 else "")
+        where = f"non-finite {what} at step {standing.step}, batch of queries {', '.join(ids)}" + (
+            ", ..." if len(batch.query_rows) > 5 else ""
+        )
         log.warning("%s: step skipped", where)
         self.log.write(step=standing.step, event=f"non-finite {what}", queries=batch.query_rows.tolist())
         if standing.bad_steps >= self.cfg.max_bad_steps:
-            raise TrainingError(f"{where}; that is {standing.bad_steps} of at most {self.cfg.max_bad_steps} "
-                                "(train.max_bad_steps): lower train.lr, or look at the labels of these queries")
+            raise TrainingError(
+                f"{where}; that is {standing.bad_steps} of at most {self.cfg.max_bad_steps} "
+                "(train.max_bad_steps): lower train.lr, or look at the labels of these queries"
+            )
 
     # ---------------------------------------------------------------------------------- log, evaluation, saving
 
@@ -347,13 +370,20 @@ class Run:
         line: dict[str, Any] = {
             "loss": float(step.objective.total),
             **{name: float(part) for name, part in step.objective.parts.items()},
-            **metrics.sparsity(*step.sides), "teacher_confidence": metrics.teacher_confidence(labels, temperature),
-            "label_spread": metrics.spread(labels), "score_spread": metrics.spread(list_scores(*step.sides)),
-            "grad_norm": update.grad_norm if update else math.nan, "lr": self.engine.lr, "seconds": seconds,
+            **metrics.sparsity(*step.sides),
+            "teacher_confidence": metrics.teacher_confidence(labels, temperature),
+            "label_spread": metrics.spread(labels),
+            "score_spread": metrics.spread(list_scores(*step.sides)),
+            "grad_norm": update.grad_norm if update else math.nan,
+            "lr": self.engine.lr,
+            "seconds": seconds,
             "tokens_per_second": tokens / seconds,
             "mfu": tokens / seconds * self.flops_per_token / self.world.size / self.peak_flops,
-            "padding": 1 - step.tokens / step.padded, "chunks": step.chunks, "kept_graphs": step.kept,
-            "peak_memory_gib": metrics.peak_memory_gib(self.world.device), "bad_steps": self.standing.bad_steps,
+            "padding": 1 - step.tokens / step.padded,
+            "chunks": step.chunks,
+            "kept_graphs": step.kept,
+            "peak_memory_gib": metrics.peak_memory_gib(self.world.device),
+            "bad_steps": self.standing.bad_steps,
         }
         said = alarms(train, line, self.standing.step, self.total_steps, self.student.vocab_size)
         for name, sentence in said.items():
@@ -376,8 +406,9 @@ class Run:
                 measured = evaluate_student(student, self.folder, "dev", self.recipe)
                 score = measured[self.recipe.evaluate.metrics[0]]
                 self.log.write(step=standing.step, event="evaluation", **measured)
-                log.info("step %d: %s", standing.step,
-                         ", ".join(f"{name} {value:.4g}" for name, value in measured.items()))
+                log.info(
+                    "step %d: %s", standing.step, ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+                )
                 if score > standing.best_score:
                     checkpoints.save_best(self.folder, standing.step, parameters)
         score = self.world.from_first(score)
@@ -396,19 +427,36 @@ class Run:
         """A checkpoint; collective. `sampler` and `rng`: those that the next step starts from."""
         if self.engine.loss_scale is not None:
             self.standing.loss_scale = asdict(self.engine.loss_scale)
-        state = {"standing": asdict(self.standing), "sampler": sampler, "rng": self.world.gather(rng),
-                 "parameters": self.engine.parameters(), "optimizer": self.engine.optimizer_state(),
-                 "updates": self.engine.updates()}
+        state = {
+            "standing": asdict(self.standing),
+            "sampler": sampler,
+            "rng": self.world.gather(rng),
+            "parameters": self.engine.parameters(),
+            "optimizer": self.engine.optimizer_state(),
+            "updates": self.engine.updates(),
+        }
         if self.world.rank == 0:
-            checkpoints.save(self.folder, self.standing.step, state, self.fields, self.cfg.checkpoints.keep_last,
-                             best=self.standing.best_step)
+            checkpoints.save(
+                self.folder,
+                self.standing.step,
+                state,
+                self.fields,
+                self.cfg.checkpoints.keep_last,
+                best=self.standing.best_step,
+            )
         self.world.barrier()
 
     def _save_model(self) -> dict[str, Any]:
         standing = self.standing
         parameters = self.engine.parameters()
-        counts = {"steps": standing.step, "seconds": round(standing.seconds, 1), "bad_steps": standing.bad_steps,
-                  "processes": self.world.size, "precision": standing.precision, "device": standing.device}
+        counts = {
+            "steps": standing.step,
+            "seconds": round(standing.seconds, 1),
+            "bad_steps": standing.bad_steps,
+            "processes": self.world.size,
+            "precision": standing.precision,
+            "device": standing.device,
+        }
         if standing.best_step is not None:
             counts |= {"best_step": standing.best_step, f"dev {self.recipe.evaluate.metrics[0]}": standing.best_score}
         if self.world.rank == 0:

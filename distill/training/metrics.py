@@ -23,8 +23,12 @@ class TrainLog:
         self.path, self.enabled = path, enabled
         if enabled:
             with write_atomic(path) as temporary:
-                temporary.write_text("".join(map(_line, (values for values in read_json_lines(path)
-                                                         if values.get("step", 0) <= resumed_at))), encoding="utf-8")
+                temporary.write_text(
+                    "".join(
+                        map(_line, (values for values in read_json_lines(path) if values.get("step", 0) <= resumed_at))
+                    ),
+                    encoding="utf-8",
+                )
 
     def write(self, **values: Any) -> None:
         if self.enabled:
@@ -34,8 +38,9 @@ class TrainLog:
 
 def _line(values: dict[str, Any]) -> str:
     """One line of strict JSON: a number that is not finite becomes null."""
-    finite = {key: None if isinstance(value, float) and not math.isfinite(value) else value
-              for key, value in values.items()}
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in values.items()
+    }
     return json.dumps(finite, allow_nan=False) + "\n"
 
 

@@ -39,8 +39,16 @@ from distill.training.targets import build_targets
 
 FORMAT = 1
 # fields of `train` that decide how a run is carried out, not what it learns
-EXECUTION = {"chunk_tokens", "activation_budget", "processes", "checkpoints", "max_bad_steps",
-             "activation_checkpointing", "precision", "deepspeed"}
+EXECUTION = {
+    "chunk_tokens",
+    "activation_budget",
+    "processes",
+    "checkpoints",
+    "max_bad_steps",
+    "activation_checkpointing",
+    "precision",
+    "deepspeed",
+}
 # fields of `student` and `train` that the first version had not
 LATER = {"datasets", "kind", "mixing", "prompts", "query", "reconstruction", "sampling", "table_lr", "top_ks"}
 
@@ -52,24 +60,34 @@ def training_fields(recipe: Recipe, folder: RunFolder) -> dict[str, Any]:
         raise TrainingError(f"{folder.labels()}: no labels to train on; run `distill label` first")
     others = dataset_fields(recipe)
     by_place = {"datasets": others, "order": list(others)} if others else {}  # whose turn it is goes by the order
-    return {"stage": "train", "format": FORMAT, "labels": labels.fingerprint, "seed": recipe.seed,
-            "student": _student_fields(recipe),
-            "train": {**fields_of(recipe.train, EXECUTION), **by_place},
-            **({"selection": _selection_fields(recipe)} if recipe.train.evaluate_every is not None else {})}
+    return {
+        "stage": "train",
+        "format": FORMAT,
+        "labels": labels.fingerprint,
+        "seed": recipe.seed,
+        "student": _student_fields(recipe),
+        "train": {**fields_of(recipe.train, EXECUTION), **by_place},
+        **({"selection": _selection_fields(recipe)} if recipe.train.evaluate_every is not None else {}),
+    }
 
 
 def fields_of(section: Section, exclude: Collection[str] = ()) -> dict[str, Any]:
     """A section for a fingerprint. Of `LATER` fields only those that are set: runs begun before them go on."""
-    unset = {name for name in LATER if name in type(section).model_fields
-             and getattr(section, name) == type(section).model_fields[name].default}
+    unset = {
+        name
+        for name in LATER
+        if name in type(section).model_fields and getattr(section, name) == type(section).model_fields[name].default
+    }
     return section.model_dump(mode="json", exclude={*exclude, *unset})
 
 
 def _selection_fields(recipe: Recipe) -> dict[str, Any]:
     """What decides which of the evaluated steps is saved."""
     evaluate = recipe.evaluate
-    return {"metric": evaluate.metrics[0], **evaluate.model_dump(mode="json", include={"depth", "dev_passages",
-                                                                                       "precision"})}
+    return {
+        "metric": evaluate.metrics[0],
+        **evaluate.model_dump(mode="json", include={"depth", "dev_passages", "precision"}),
+    }
 
 
 def _student_fields(recipe: Recipe) -> dict[str, Any]:
@@ -106,9 +124,10 @@ def check_development(recipe: Recipe, folder: RunFolder) -> None:
         try:
             open_collection(folder, "dev")
         except RecipeError:
-            raise RecipeError(f"train.evaluate_every evaluates on development queries, and the data in {folder.data} "
-                              "has none that are judged: give it some (data.source), or leave evaluate_every out"
-                              ) from None
+            raise RecipeError(
+                f"train.evaluate_every evaluates on development queries, and the data in {folder.data} "
+                "has none that are judged: give it some (data.source), or leave evaluate_every out"
+            ) from None
 
 
 def open_student(recipe: Recipe, folder: RunFolder) -> Student:
@@ -122,9 +141,13 @@ def open_student(recipe: Recipe, folder: RunFolder) -> Student:
 
 
 def _make_start(recipe: Recipe, folder: RunFolder) -> None:
-    fields = {"stage": "start", "format": FORMAT, "seed": recipe.seed,
-              "student": _student_fields(recipe),
-              "data": require_manifest(folder.data, "import").fingerprint}
+    fields = {
+        "stage": "start",
+        "format": FORMAT,
+        "seed": recipe.seed,
+        "student": _student_fields(recipe),
+        "data": require_manifest(folder.data, "import").fingerprint,
+    }
     done = read_manifest(folder.start)
     if done is not None:
         check_same(folder.start, done.fields, fields)

@@ -85,9 +85,13 @@ def plan(sides: tuple[Texts, Texts], chunk_tokens: int, world: World, kept_token
     return [Planned(side, chunk, i < keep) for i, (side, chunk) in enumerate(flat)]
 
 
-def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned],
-                objective: Callable[[SparseReps, SparseReps], Objective], between_chunks: Callable[[bool], None]
-                ) -> Step:
+def cached_step(
+    engine: Engine,
+    sides: tuple[Texts, Texts],
+    plans: list[Planned],
+    objective: Callable[[SparseReps, SparseReps], Objective],
+    between_chunks: Callable[[bool], None],
+) -> Step:
     """Leave the gradient of `objective(queries, passages)` over the global batch in the engine.
 
     `between_chunks` is called after each chunk, as often on every rank, and told whether this one ran out of memory;
@@ -116,11 +120,15 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
     gathered = [_leaves(reps) for _, reps in places]
     with torch.enable_grad():
         value = objective(*gathered)
-    step = Step(replace(value, total=value.total.detach()), bool(torch.isfinite(value.total)),
-                (gathered[0].detach(), gathered[1].detach()),
-                tokens=sum(int(texts.lengths.sum()) for texts in sides),
-                padded=sum(piece.inputs[0].numel() for piece in encoded),
-                chunks=len(plans), kept=sum(planned.keep for planned in plans))
+    step = Step(
+        replace(value, total=value.total.detach()),
+        bool(torch.isfinite(value.total)),
+        (gathered[0].detach(), gathered[1].detach()),
+        tokens=sum(int(texts.lengths.sum()) for texts in sides),
+        padded=sum(piece.inputs[0].numel() for piece in encoded),
+        chunks=len(plans),
+        kept=sum(planned.keep for planned in plans),
+    )
     if not step.finite:
         return step
     value.total.backward()
@@ -159,8 +167,9 @@ def cached_step(engine: Engine, sides: tuple[Texts, Texts], plans: list[Planned]
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    return (isinstance(error, torch.OutOfMemoryError | MemoryError)
-            or "can't allocate memory" in str(error))  # torch's wording on CPUs
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(
+        error
+    )  # torch's wording on CPUs
 
 
 class _Memory:

@@ -41,8 +41,10 @@ def build_targets(recipe: Recipe, folder: RunFolder) -> None:
         labels = require_manifest(dataset.folder.labels(), "label").fields
         scores = require_manifest(dataset.folder.scores(name, "train"), "score")
         if labels["teachers"].get(name, {}).get("scores") != scores.fingerprint:
-            raise TrainingError(f"{field}: the labels in {dataset.folder.labels()} were not made with the scores of "
-                                f"{name!r} that are there now; run `distill label` again")
+            raise TrainingError(
+                f"{field}: the labels in {dataset.folder.labels()} were not made with the scores of "
+                f"{name!r} that are there now; run `distill label` again"
+            )
         own_device()  # where the teacher encodes, if it has to
         complete_vectors(name, teacher, dataset.folder)
 
@@ -58,12 +60,19 @@ class DatasetTargets:
     def take(self, query_rows: np.ndarray, passage_rows: np.ndarray, device: torch.device) -> Targets:
         """Of these texts, in the order given."""
         rows = {"query": query_rows, "passage": passage_rows}
-        return {(name, side): self._reps(*self._vectors[name].take(STORES[side], rows[side]), device)
-                for name, side in self._needed}
+        return {
+            (name, side): self._reps(*self._vectors[name].take(STORES[side], rows[side]), device)
+            for name, side in self._needed
+        }
 
     def _reps(self, offsets: np.ndarray, terms: np.ndarray, weights: np.ndarray, device: torch.device) -> SparseReps:
-        reps = SparseReps(torch.from_numpy(offsets), torch.from_numpy(terms.astype(np.int64)),
-                          torch.from_numpy(weights), None, self._vocab_size)
+        reps = SparseReps(
+            torch.from_numpy(offsets),
+            torch.from_numpy(terms.astype(np.int64)),
+            torch.from_numpy(weights),
+            None,
+            self._vocab_size,
+        )
         if terms.size and terms.max() >= self._vocab_size:  # rows that only pad the teacher's matrices are no terms
             reps = reps.keep(reps.terms < self._vocab_size)
         return SparseReps(reps.indptr.to(device), reps.terms.to(device), reps.values.to(device), None, reps.vocab_size)
@@ -79,8 +88,10 @@ def _needed(recipe: Recipe, folder: RunFolder) -> Iterator[tuple[str, Dataset, s
         teachers = recipe.teachers if name == OWN else load_recipe(dataset.folder.recipe).teachers
         for teacher in needed:
             if teacher not in teachers or teachers[teacher].kind != "splade":  # the run's own are, or no recipe
-                raise RecipeError(f"{field}: embedding-mse names {teacher!r}, which is no teacher of kind splade of "
-                                  f"{dataset.folder.root} ({', '.join(teachers)}); give the dataset losses of its own")
+                raise RecipeError(
+                    f"{field}: embedding-mse names {teacher!r}, which is no teacher of kind splade of "
+                    f"{dataset.folder.root} ({', '.join(teachers)}); give the dataset losses of its own"
+                )
             yield field, dataset, teacher, teachers[teacher]
 
 
@@ -94,15 +105,20 @@ def _check_vocabulary(field: str, name: str, teacher: config.Teacher, student: c
     try:
         parts = loading(name, teacher.model, lambda: read_parts(model, teacher.revision))
     except OtherLayout as error:
-        raise RecipeError(f"{field}: embedding-mse: the vectors of teacher {name!r} are not over a vocabulary: "
-                          f"{error}") from error
-    theirs = loading(name, teacher.model, lambda: load_tokenizer(teacher.model, teacher.revision,
-                                                                 subfolder=parts.transformer)).get_vocab()
+        raise RecipeError(
+            f"{field}: embedding-mse: the vectors of teacher {name!r} are not over a vocabulary: {error}"
+        ) from error
+    theirs = loading(
+        name, teacher.model, lambda: load_tokenizer(teacher.model, teacher.revision, subfolder=parts.transformer)
+    ).get_vocab()
     own_parts = router_parts(resolve_model(student.model), student.revision)
-    ours = load_tokenizer(student.model, student.revision, subfolder=own_parts.transformer if own_parts else ""
-                          ).get_vocab()
+    ours = load_tokenizer(
+        student.model, student.revision, subfolder=own_parts.transformer if own_parts else ""
+    ).get_vocab()
     if ours != theirs:
         differing = sum(theirs.get(word) != place for word, place in ours.items())
-        raise RecipeError(f"{field}: embedding-mse compares weights of the same words, and {differing:,} of the "
-                          f"student's {len(ours):,} words ({student.model}) are not where teacher {name!r} "
-                          f"({teacher.model}, {len(theirs):,} words) has them; take a teacher with its vocabulary")
+        raise RecipeError(
+            f"{field}: embedding-mse compares weights of the same words, and {differing:,} of the "
+            f"student's {len(ours):,} words ({student.model}) are not where teacher {name!r} "
+            f"({teacher.model}, {len(theirs):,} words) has them; take a teacher with its vocabulary"
+        )

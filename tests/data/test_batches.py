@@ -114,37 +114,68 @@ def test_ranks_leave_only_some_places_of_the_teachers_order(ranks, places):
 
 def test_what_is_positive_for_a_query_elsewhere_in_the_batch_is_found():
     passages = np.array([[1, 2, 3], [4, 1, 5], [6, 7, 1], [1, 8, 4]])
-    batch = Batch(np.arange(4), passages, np.zeros((4, 3), np.float32), passages,
-                  (np.array([1, 5]), np.array([4]), np.array([6]), np.array([9, 1])))
+    batch = Batch(
+        np.arange(4),
+        passages,
+        np.zeros((4, 3), np.float32),
+        passages,
+        (np.array([1, 5]), np.array([4]), np.array([6]), np.array([9, 1])),
+    )
     for first, last in [(0, 4), (0, 2), (2, 4)]:
-        expected = {(query - first, place) for query in range(first, last) for place in range(12)
-                    if passages.reshape(-1)[place] in batch.positives[query] and place != 3 * query}
+        expected = {
+            (query - first, place)
+            for query in range(first, last)
+            for place in range(12)
+            if passages.reshape(-1)[place] in batch.positives[query] and place != 3 * query
+        }
         assert set(zip(*batch.also_positive(first, last).tolist(), strict=True)) == expected
 
 
 def test_a_variant_of_a_positive_is_a_positive_and_so_is_what_it_was_cut_from(tmp_path):
     passages = write_passages(tmp_path / "passages.arrow", ["a", "b", "c", "d"], [("cut of d", 3), ("of b", 1)])
     lists = [[4, 0, 1], [5, 3, 2], [3, 4, 0]]  # 4 was cut from 3, 5 from 1; the first is the positive
-    data = TrainingData([Labels(np.arange(3), np.arange(0, 10, 3), np.concatenate(lists),
-                                np.tile([True, False, False], 3), np.zeros(9, np.float32))], passages)
+    data = TrainingData(
+        [
+            Labels(
+                np.arange(3),
+                np.arange(0, 10, 3),
+                np.concatenate(lists),
+                np.tile([True, False, False], 3),
+                np.zeros(9, np.float32),
+            )
+        ],
+        passages,
+    )
     batch = Sampler(data, 2, seed=0).next_batch(3)
     flat = batch.origins.reshape(-1)
     assert (flat < 4).all() and (batch.passage_rows == 4).sum() == 2
     marked = {(query, place) for query, place in batch.also_positive(0, 3).T.tolist()}
-    assert marked == {(query, place) for query in range(3) for place in range(9)
-                      if flat[place] == flat[3 * query] and place != 3 * query}
+    assert marked == {
+        (query, place)
+        for query in range(3)
+        for place in range(9)
+        if flat[place] == flat[3 * query] and place != 3 * query
+    }
     assert len(marked) == 7
 
 
 def mixed(mixing: Mixing, seed: int = 4) -> MixedSampler:
-    return MixedSampler({name: Sampler(TrainingData([shard(first, [(1, 4)] * size)]), 2, seed)
-                         for name, first, size in (("own", 0, 2), ("more", 100, 18))}, mixing, seed)
+    return MixedSampler(
+        {
+            name: Sampler(TrainingData([shard(first, [(1, 4)] * size)]), 2, seed)
+            for name, first, size in (("own", 0, 2), ("more", 100, 18))
+        },
+        mixing,
+        seed,
+    )
 
 
 def test_datasets_take_turns_each_in_an_order_of_its_own():
     sampler = mixed(Mixing(by="round-robin"))
-    alone = {name: Sampler(TrainingData([shard(first, [(1, 4)] * size)]), 2, 4)
-             for name, first, size in (("own", 0, 2), ("more", 100, 18))}
+    alone = {
+        name: Sampler(TrainingData([shard(first, [(1, 4)] * size)]), 2, 4)
+        for name, first, size in (("own", 0, 2), ("more", 100, 18))
+    }
     for name in ["own", "more"] * 8:
         drawn, batch = sampler.next_batch(3)
         assert drawn == name

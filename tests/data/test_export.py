@@ -25,18 +25,26 @@ from distill.errors import DataError, FingerprintError, RecipeError, StorageErro
 from distill.recipe_file import parse_recipe
 
 CORPUS = [
-    {"_id": "a", "title": "Cats", "text": "cats sleep\nall \"day\"\t…"}, {"_id": "b", "text": "dogs bark"},
+    {"_id": "a", "title": "Cats", "text": 'cats sleep\nall "day"\t…'},
+    {"_id": "b", "text": "dogs bark"},
     {"_id": "c", "text": "dogs bark"},  # another passage with the same text
-    {"_id": "d", "text": ""}, {"_id": "é7", "text": "two \u2028 lines, 𝄞 and \\n"}, {"_id": "f", "text": "fish"},
+    {"_id": "d", "text": ""},
+    {"_id": "é7", "text": "two \u2028 lines, 𝄞 and \\n"},
+    {"_id": "f", "text": "fish"},
 ]
 QUERIES = [{"_id": f"q{i}", "text": text} for i, text in enumerate(["cats?", "dogs", "ünï\ncode", "cats?", "fish"])]
 QRELS = ["q0\ta\t1", "q0\tb\t1", "q1\tc\t2", "q2\té7\t1", "q3\ta\t1", "q3\tf\t1", "q4\tf\t1"]
 # numbers that a text format may bend: the smallest and largest, neighbours of 1, thirds; q3 lacks the score of f
-SCORES = {"q0": {"d": 0.1, "a": 1 / 3, "c": -1e-45, "b": 3.4028235e38}, "q1": {"é7": 1.0000001, "c": 0.99999994},
-          "q2": {"é7": -123456.79, "a": 16777217.0, "b": 2.0, "c": -2.0}, "q3": {"a": 5.3, "d": 5.2999997},
-          "q4": {"f": 7.0, "a": 6.0, "b": 7.5}}
-EXACT = {query: {passage: float(np.float32(score)) for passage, score in scores.items()}
-         for query, scores in SCORES.items()}
+SCORES = {
+    "q0": {"d": 0.1, "a": 1 / 3, "c": -1e-45, "b": 3.4028235e38},
+    "q1": {"é7": 1.0000001, "c": 0.99999994},
+    "q2": {"é7": -123456.79, "a": 16777217.0, "b": 2.0, "c": -2.0},
+    "q3": {"a": 5.3, "d": 5.2999997},
+    "q4": {"f": 7.0, "a": 6.0, "b": 7.5},
+}
+EXACT = {
+    query: {passage: float(np.float32(score)) for passage, score in scores.items()} for query, scores in SCORES.items()
+}
 
 List = list[tuple[str, str, bool, float | None]]  # id, text, positive, score
 
@@ -48,8 +56,17 @@ def lines(path: Path, rows: list) -> Path:
 
 
 def recipe(run: Path, source: dict, **sections) -> Recipe:
-    return parse_recipe({"name": "t", "run_dir": str(run), "data": {"source": source}, "mine": {"shard_queries": 2},
-                         "teachers": {"given": {"kind": "imported"}}, "student": {"model": "x"}, **sections})
+    return parse_recipe(
+        {
+            "name": "t",
+            "run_dir": str(run),
+            "data": {"source": source},
+            "mine": {"shard_queries": 2},
+            "teachers": {"given": {"kind": "imported"}},
+            "student": {"model": "x"},
+            **sections,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +95,18 @@ def contents(loaded: Recipe) -> dict[str, tuple[str, List]]:
     folder = RunFolder(loaded.folder)
     queries, passages = TextStore.open(folder.queries("train")), TextStore.open(folder.passages)
     found = {}
-    for (_, lists), (_, scores) in zip(iterate_candidates(folder.candidates("train")),
-                                       read_scores(folder, "given", "train"), strict=True):
+    for (_, lists), (_, scores) in zip(
+        iterate_candidates(folder.candidates("train")), read_scores(folder, "given", "train"), strict=True
+    ):
         for query, piece in zip(lists.query, map(slice, lists.offsets, lists.offsets[1:]), strict=True):
             values = [None if np.isnan(score) else score for score in scores.values[piece].tolist()]
             rows = lists.passages[piece]
-            found[queries.ids([query])[0]] = (queries.texts([query])[0], list(zip(
-                passages.ids(rows), passages.texts(rows), lists.positive[piece].tolist(), values, strict=True)))
+            found[queries.ids([query])[0]] = (
+                queries.texts([query])[0],
+                list(
+                    zip(passages.ids(rows), passages.texts(rows), lists.positive[piece].tolist(), values, strict=True)
+                ),
+            )
     return found
 
 
@@ -94,9 +116,19 @@ def imported(path: Path, source: dict) -> dict[str, tuple[str, List]]:
     return contents(loaded)
 
 
-ROWS = [("lists", ".jsonl"), ("lists", ".jsonl.gz"), ("lists", ".parquet"), ("lists", ""), ("triplet", ".jsonl"),
-        ("n-tuple", ".jsonl"), ("n-tuple", ".parquet"), ("labeled-list", ".jsonl.gz"), ("labeled-list", ""),
-        ("flagembedding", ".jsonl"), ("flagembedding", "")]
+ROWS = [
+    ("lists", ".jsonl"),
+    ("lists", ".jsonl.gz"),
+    ("lists", ".parquet"),
+    ("lists", ""),
+    ("triplet", ".jsonl"),
+    ("n-tuple", ".jsonl"),
+    ("n-tuple", ".parquet"),
+    ("labeled-list", ".jsonl.gz"),
+    ("labeled-list", ""),
+    ("flagembedding", ".jsonl"),
+    ("flagembedding", ""),
+]
 
 
 @pytest.mark.parametrize(("format", "ending"), ROWS)
@@ -104,13 +136,25 @@ def test_rows_come_back_with_their_texts_ids_marks_order_and_the_same_scores(run
     output = tmp_path / f"out{ending}"
     told = export_scores(run, output, format=format, teacher="given", ids=True)
     assert "scores of teacher 'given', 5 queries, 16 pairs" in told
-    source = {"kind": "jsonl", "path": str(output)} if ending else {
-        "kind": "huggingface", "dataset": str(output),
-        "layout": "flagembedding" if format == "flagembedding" else "triples"}
+    source = (
+        {"kind": "jsonl", "path": str(output)}
+        if ending
+        else {
+            "kind": "huggingface",
+            "dataset": str(output),
+            "layout": "flagembedding" if format == "flagembedding" else "triples",
+        }
+    )
     before, after = contents(run), imported(tmp_path / "again", source)
     assert after == before and list(after) == list(before)
-    assert before["q3"] == ("cats?", [("a", "Cats cats sleep\nall \"day\"\t…", True, EXACT["q3"]["a"]),
-                                      ("f", "fish", True, None), ("d", "", False, EXACT["q3"]["d"])])
+    assert before["q3"] == (
+        "cats?",
+        [
+            ("a", 'Cats cats sleep\nall "day"\t…', True, EXACT["q3"]["a"]),
+            ("f", "fish", True, None),
+            ("d", "", False, EXACT["q3"]["d"]),
+        ],
+    )
 
 
 @pytest.mark.parametrize("ending", [".json", ".json.gz"])
@@ -126,43 +170,54 @@ def test_trec_runs_come_back_and_are_what_ir_measures_reads(run, source, tmp_pat
     output = tmp_path / "out.run"
     export_scores(run, output, format="trec", teacher="given")
     found = [(entry.query_id, entry.doc_id, entry.score) for entry in ir_measures.read_trec_run(str(output))]
-    assert found == [(query, passage, score) for query, scores in EXACT.items()
-                     for passage, score in sorted(scores.items(), key=lambda item: -item[1])]
+    assert found == [
+        (query, passage, score)
+        for query, scores in EXACT.items()
+        for passage, score in sorted(scores.items(), key=lambda item: -item[1])
+    ]
     assert output.read_text().splitlines()[0] == f"q0 Q0 b 1 {EXACT['q0']['b']!r} given"
     again = imported(tmp_path / "again", {**source, "scores": str(output)})
     assert {query: (text, sorted(rows)) for query, (text, rows) in again.items()} == {
-        query: (text, sorted(rows)) for query, (text, rows) in contents(run).items()}
+        query: (text, sorted(rows)) for query, (text, rows) in contents(run).items()
+    }
 
 
 def test_labels_are_exported_where_no_teacher_is_named(run, tmp_path):
     export_scores(run, tmp_path / "out.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").open()]
     shards = [read_labels(path) for path in sorted(RunFolder(run.folder).labels().glob("*.arrow"))]
-    np.testing.assert_array_equal(np.float32([score for row in rows for score in row["scores"]]),
-                                  np.concatenate([shard.labels for shard in shards]))
+    np.testing.assert_array_equal(
+        np.float32([score for row in rows for score in row["scores"]]),
+        np.concatenate([shard.labels for shard in shards]),
+    )
     assert [row["query_id"] for row in rows] == ["q0", "q1", "q2", "q3", "q4"]
     assert rows[3]["passage_ids"] == ["a", "d"]  # a pair without a score has no label
 
 
 def test_sentence_transformers_layouts_hold_texts_and_scores_only(run, tmp_path):
-    for format, columns in {"triplet": ["query", "positive", "negative", "scores"],
-                            "n-tuple": ["query", "positive", "negative_1", "scores"],
-                            "labeled-list": ["query", "passages", "scores"]}.items():
+    for format, columns in {
+        "triplet": ["query", "positive", "negative", "scores"],
+        "n-tuple": ["query", "positive", "negative_1", "scores"],
+        "labeled-list": ["query", "passages", "scores"],
+    }.items():
         export_scores(run, tmp_path / f"{format}.jsonl", format=format, negatives=1)
         export_scores(run, tmp_path / f"{format}.parquet", format=format, negatives=1)
         export_scores(run, tmp_path / format, format=format, negatives=1)
         cache = str(tmp_path / "cache")
-        found = [datasets.load_dataset("json", data_files=str(tmp_path / f"{format}.jsonl"), cache_dir=cache)["train"],
-                 datasets.load_dataset("parquet", data_files=str(tmp_path / f"{format}.parquet"),
-                                       cache_dir=cache)["train"],
-                 datasets.load_from_disk(tmp_path / format)]
+        found = [
+            datasets.load_dataset("json", data_files=str(tmp_path / f"{format}.jsonl"), cache_dir=cache)["train"],
+            datasets.load_dataset("parquet", data_files=str(tmp_path / f"{format}.parquet"), cache_dir=cache)["train"],
+            datasets.load_from_disk(tmp_path / format),
+        ]
         assert all(dataset.column_names == columns for dataset in found)
         rows = [dataset.to_list() for dataset in found]
         assert rows[0] == rows[1] == rows[2] and len(rows[0]) == 6  # a row a positive; one of q3's has no label
 
 
-@pytest.mark.parametrize(("format", "loss", "negatives"), [("n-tuple", "SparseDistillKLDivLoss", 1),
-                                                           ("triplet", "SparseMarginMSELoss", None)])
+@pytest.mark.parametrize(
+    ("format", "loss", "negatives"),
+    [("n-tuple", "SparseDistillKLDivLoss", 1), ("triplet", "SparseMarginMSELoss", None)],
+)
 def test_sentence_transformers_trains_on_them(run, tmp_path, tiny_mlm, format, loss, negatives):
     from sentence_transformers import SparseEncoder, SparseEncoderTrainer, SparseEncoderTrainingArguments
     from sentence_transformers.sparse_encoder import losses
@@ -170,10 +225,18 @@ def test_sentence_transformers_trains_on_them(run, tmp_path, tiny_mlm, format, l
     export_scores(run, tmp_path / "out", format=format, negatives=negatives)
     model = SparseEncoder(str(tiny_mlm), device="cpu")
     distil = losses.SpladeLoss(model, getattr(losses, loss)(model), document_regularizer_weight=0.0)
-    arguments = SparseEncoderTrainingArguments(str(tmp_path / "trained"), max_steps=1, per_device_train_batch_size=3,
-                                               use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True)
-    trainer = SparseEncoderTrainer(model, arguments, train_dataset=datasets.load_from_disk(tmp_path / "out"),
-                                   loss=distil)
+    arguments = SparseEncoderTrainingArguments(
+        str(tmp_path / "trained"),
+        max_steps=1,
+        per_device_train_batch_size=3,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = SparseEncoderTrainer(
+        model, arguments, train_dataset=datasets.load_from_disk(tmp_path / "out"), loss=distil
+    )
     assert trainer.train().training_loss > 0
 
 
@@ -183,7 +246,10 @@ def test_the_first_negatives_can_be_asked_for(run, tmp_path, caplog):
         export_scores(run, tmp_path / "all.jsonl", format="n-tuple", teacher="given")
     rows = [json.loads(line) for line in (tmp_path / "two.jsonl").open()]
     assert {row["query_id"]: row["passage_ids"] for row in rows} == {
-        "q0": ["a", "b", "d", "c"], "q2": ["é7", "a", "b"], "q4": ["f", "a", "b"]}
+        "q0": ["a", "b", "d", "c"],
+        "q2": ["é7", "a", "b"],
+        "q4": ["f", "a", "b"],
+    }
     assert "2 queries have fewer than 2 negatives and are left out" in caplog.text
     assert "the lists have 1 to 3 negatives" in caplog.text and "--negatives 1" in caplog.text
     assert "1 pairs have no score: null in the output" in caplog.text
@@ -194,8 +260,9 @@ def test_variants_of_passages_keep_their_texts_and_their_ids_are_pointed_out(tmp
     candidates = from_lists([2], [[10, 3]], [1], ("judgement",))
     shard = write_candidates(folder.candidates("train") / "part-00000.arrow", candidates, "c")
     write_manifest(folder.candidates("train"), Manifest({"stage": "mine"}, [shard]))
-    scored = write_scores(folder.scores("bm25", "train") / shard.name, candidates, np.float32([2, 1]),
-                          fingerprint="s", teacher="bm25")
+    scored = write_scores(
+        folder.scores("bm25", "train") / shard.name, candidates, np.float32([2, 1]), fingerprint="s", teacher="bm25"
+    )
     write_manifest(folder.scores("bm25", "train"), Manifest({"teacher": "bm25"}, [scored]))
     loaded = small_recipe(tmp_path / "run")
     with caplog.at_level(logging.WARNING):
@@ -257,8 +324,16 @@ def test_labels_of_another_recipe_are_refused(run, source, tmp_path):
 
 
 def test_a_trec_run_cannot_hold_ids_with_blanks(tmp_path):
-    rows = [{"query": "q", "query_id": "1", "passages": ["x", "y"], "passage_ids": ["one", "the other"],
-             "labels": [1, 0], "scores": [2, 1]}]
+    rows = [
+        {
+            "query": "q",
+            "query_id": "1",
+            "passages": ["x", "y"],
+            "passage_ids": ["one", "the other"],
+            "labels": [1, 0],
+            "scores": [2, 1],
+        }
+    ]
     loaded = recipe(tmp_path / "run", {"kind": "jsonl", "path": str(lines(tmp_path / "in.jsonl", rows))})
     import_data(loaded, RunFolder(loaded.folder))
     with pytest.raises(DataError, match="'the other' has blanks in it"):

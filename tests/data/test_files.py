@@ -16,8 +16,9 @@ SCHEMA = pa.schema([("id", pa.large_string()), ("values", pa.list_(pa.int64()))]
 
 
 def batches(rows: int, size: int) -> list[pa.RecordBatch]:
-    table = pa.table({"id": [f"r{i}" for i in range(rows)], "values": [list(range(i % 4)) for i in range(rows)]},
-                     schema=SCHEMA)
+    table = pa.table(
+        {"id": [f"r{i}" for i in range(rows)], "values": [list(range(i % 4)) for i in range(rows)]}, schema=SCHEMA
+    )
     return table.to_batches(max_chunksize=size)
 
 
@@ -39,8 +40,10 @@ def test_a_full_disk_is_a_storage_error_that_names_the_file(tmp_path, number):
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file/folder: this folder cannot be made"), \
-            write_atomic(tmp_path / "file" / "folder" / "a"):
+    with (
+        pytest.raises(StorageError, match="file/folder: this folder cannot be made"),
+        write_atomic(tmp_path / "file" / "folder" / "a"),
+    ):
         pass
 
 

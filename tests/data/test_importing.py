@@ -25,16 +25,25 @@ from distill.data.texts import TextStore
 from distill.errors import DataError, FingerprintError, RecipeError, StorageError
 from distill.recipe_file import parse_recipe
 
-CORPUS = [{"_id": "a", "title": "Cats", "text": "cats sleep all day"}, {"_id": "b", "title": "", "text": "dogs bark"},
-          {"_id": "c", "text": "no title here"}, {"_id": "d", "title": "", "text": ""}]
-QUERIES = [{"_id": "q1", "text": "sleepy cats"}, {"_id": "q2", "text": "loud dogs"}, {"_id": "q3", "text": "nothing"},
-           {"_id": "q4", "text": "everything"}]
+CORPUS = [
+    {"_id": "a", "title": "Cats", "text": "cats sleep all day"},
+    {"_id": "b", "title": "", "text": "dogs bark"},
+    {"_id": "c", "text": "no title here"},
+    {"_id": "d", "title": "", "text": ""},
+]
+QUERIES = [
+    {"_id": "q1", "text": "sleepy cats"},
+    {"_id": "q2", "text": "loud dogs"},
+    {"_id": "q3", "text": "nothing"},
+    {"_id": "q4", "text": "everything"},
+]
 QRELS = {"train": ["q1\ta\t1", "q1\tb\t0", "q3\tc\t0"], "test": ["q2\tb\t2", "q2\tc\t1"]}
 
 
 def recipe(data: dict, **sections) -> Recipe:
-    return parse_recipe({"name": "test", "data": data, "teachers": {"bm25": {"kind": "bm25"}},
-                         "student": {"model": "none"}, **sections})
+    return parse_recipe(
+        {"name": "test", "data": data, "teachers": {"bm25": {"kind": "bm25"}}, "student": {"model": "none"}, **sections}
+    )
 
 
 def jsonl(path: Path, rows: list, compress: bool = False) -> Path:
@@ -56,8 +65,11 @@ def beir(path: Path, corpus=CORPUS, queries=QUERIES, qrels=QRELS, compress: bool
 def judged_ids(folder: RunFolder, split: str) -> dict[str, dict[str, int]]:
     queries, passages = TextStore.open(folder.queries(split)), TextStore.open(folder.passages)
     judgements = load_judgements(folder, split)
-    return {queries.ids([row])[0]: dict(zip(passages.ids(found), grades.tolist(), strict=True))
-            for row in judgements.queries for found, grades in [judgements.of(row)]}
+    return {
+        queries.ids([row])[0]: dict(zip(passages.ids(found), grades.tolist(), strict=True))
+        for row in judgements.queries
+        for found, grades in [judgements.of(row)]
+    }
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -74,16 +86,26 @@ def test_a_beir_folder_becomes_stores_and_judgements(tmp_path, compress, caplog)
     assert "1 of 4 passages have no text" in caplog.text
     assert manifest == read_manifest(folder.data) and verify(folder.data) == []
     assert sorted(path.name for path in folder.data.iterdir()) == sorted(
-        [*(shard.name for shard in manifest.shards), "manifest.json"])
+        [*(shard.name for shard in manifest.shards), "manifest.json"]
+    )
 
 
 def test_documents_alone_make_a_collection_whose_queries_are_generated(tmp_path):
     words = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-    jsonl(tmp_path / "in" / "corpus.jsonl", [{"_id": f"d{i}", "title": f"the title of document number {i}",
-                                              "text": words} for i in range(20)])
+    jsonl(
+        tmp_path / "in" / "corpus.jsonl",
+        [{"_id": f"d{i}", "title": f"the title of document number {i}", "text": words} for i in range(20)],
+    )
     folder = RunFolder(tmp_path / "run")
-    counts = import_data(recipe({"source": {"kind": "beir", "path": str(tmp_path / "in")},
-                                 "generate": {"kinds": ["title"], "dev_share": 0.2}}), folder).counts
+    counts = import_data(
+        recipe(
+            {
+                "source": {"kind": "beir", "path": str(tmp_path / "in")},
+                "generate": {"kinds": ["title"], "dev_share": 0.2},
+            }
+        ),
+        folder,
+    ).counts
     assert counts["passages"] == 20 and counts["queries.train"] + counts["queries.dev"] == 20
     assert counts["queries.dev"] > 0 and not folder.judgements("test").exists()
 
@@ -112,13 +134,19 @@ BAD_BEIR = {
     "missing text": ({"corpus": [CORPUS[0], CORPUS[1], {"_id": "c"}]}, r"corpus\.jsonl:3 \[text\]: missing"),
     "text of another type": ({"corpus": [{"_id": "a", "text": 3}]}, r"corpus\.jsonl:1 \[text\]: expected a string"),
     "half a character": ({"corpus": [r'{"_id": "a", "text": "\ud800"}']}, r"corpus\.jsonl:1 \[text\]: half a surr"),
-    "passage twice": ({"corpus": [*CORPUS[:2], "", CORPUS[3], CORPUS[1]]},
-                      r"corpus\.jsonl:5 \[id\]: the passage id 'b' is there twice \(first in line 2\)"),
+    "passage twice": (
+        {"corpus": [*CORPUS[:2], "", CORPUS[3], CORPUS[1]]},
+        r"corpus\.jsonl:5 \[id\]: the passage id 'b' is there twice \(first in line 2\)",
+    ),
     "query twice": ({"queries": [*QUERIES, QUERIES[0]]}, r"queries\.jsonl:5 \[id\]: the query id 'q1' is there twice"),
-    "judged passage missing": ({"qrels": {"train": ["q1\ta\t1", "q1\tz\t1"]}},
-                               r"train\.tsv:3 \[passage_id\]: there is no passage with the id 'z'"),
-    "judged query missing": ({"qrels": {"test": ["q9\ta\t1"]}},
-                             r"test\.tsv:2 \[query_id\]: there is no query with the id 'q9'"),
+    "judged passage missing": (
+        {"qrels": {"train": ["q1\ta\t1", "q1\tz\t1"]}},
+        r"train\.tsv:3 \[passage_id\]: there is no passage with the id 'z'",
+    ),
+    "judged query missing": (
+        {"qrels": {"test": ["q9\ta\t1"]}},
+        r"test\.tsv:2 \[query_id\]: there is no query with the id 'q9'",
+    ),
     "grade no number": ({"qrels": {"test": ["q1\ta\tgood"]}}, r"test\.tsv:2 \[score\]: expected a whole number"),
     "grade not whole": ({"qrels": {"test": ["q1\ta\t0.5"]}}, r"test\.tsv:2 \[score\]: expected a whole number"),
     "grade not finite": ({"qrels": {"test": ["q1\ta\tnan"]}}, r"test\.tsv:2 \[score\]: expected a whole number"),
@@ -151,8 +179,10 @@ def test_invalid_utf8_and_damaged_gzip_are_refused(tmp_path):
 def test_missing_files_are_named(tmp_path):
     for options in ({}, {"splits": {"test": "test"}}):
         with pytest.raises(DataError, match="in: no such folder"):
-            import_data(recipe({"source": {"kind": "beir", "path": str(tmp_path / "in"), **options}}),
-                        RunFolder(tmp_path / "run"))
+            import_data(
+                recipe({"source": {"kind": "beir", "path": str(tmp_path / "in"), **options}}),
+                RunFolder(tmp_path / "run"),
+            )
     data = beir(tmp_path / "in", qrels={"test": QRELS["test"]})
     data["source"]["splits"] = {"train": "training", "test": "test"}
     with pytest.raises(DataError, match=r"qrels/training\.tsv is missing"):
@@ -233,8 +263,12 @@ def test_limits_keep_the_same_queries_whatever_else_changes(tmp_path):
     qrels = {split: [f"q{i}\ta\t1" for i in range(50)] for split in ("train", "test")}
     data = beir(tmp_path / "in", queries=queries, qrels=qrels)
     kept = {}
-    for name, options in {"n": {"train_queries": 10}, "again": {"train_queries": 10}, "less": {"limit": 4},
-                          "both": {"train_queries": 10, "limit": 20}}.items():
+    for name, options in {
+        "n": {"train_queries": 10},
+        "again": {"train_queries": 10},
+        "less": {"limit": 4},
+        "both": {"train_queries": 10, "limit": 20},
+    }.items():
         folder = RunFolder(tmp_path / name)
         import_data(recipe({**data, **options}), folder)
         kept[name] = [list(judged_ids(folder, split)) for split in ("train", "test")]
@@ -245,13 +279,19 @@ def test_limits_keep_the_same_queries_whatever_else_changes(tmp_path):
 
 def test_generated_queries_point_at_passages_without_their_words(tmp_path):
     body = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho sigma"
-    corpus = [{"_id": str(i), "title": f"About number {i} and its friends .",
-               "text": f"about number {i} and its friends . {body[5 * (i % 5):]} . sentence {i} has words ."}
-              for i in range(200)]
+    corpus = [
+        {
+            "_id": str(i),
+            "title": f"About number {i} and its friends .",
+            "text": f"about number {i} and its friends . {body[5 * (i % 5) :]} . sentence {i} has words .",
+        }
+        for i in range(200)
+    ]
     data = beir(tmp_path / "in", corpus=corpus, queries=[{"_id": "q", "text": "alpha"}], qrels={"test": ["q\t3\t1"]})
     folder = RunFolder(tmp_path / "run")
-    manifest = import_data(recipe({**data, "generate": {"dev_share": 0.2, "min_passage_words": 5, "min_words": 4}}),
-                           folder)
+    manifest = import_data(
+        recipe({**data, "generate": {"dev_share": 0.2, "min_passage_words": 5, "min_words": 4}}), folder
+    )
     passages = TextStore.open(folder.passages)
     origins = {}
     for split in ("train", "dev"):
@@ -269,25 +309,44 @@ def test_generated_queries_point_at_passages_without_their_words(tmp_path):
 
 def test_triples_become_a_collection_with_candidates_and_scores(tmp_path):
     columns = ("query", "positive", "negative_1", "negative_2", "score")
-    rows = [dict(zip(columns, row, strict=True)) for row in [
-        ("q one", "good", "bad", "worse", [3.0, 1.0, 0.5]),
-        ("q two", "bad", "good", "other", [2.0, 1.0, 0.0]),
-        ("q one", "fine", "worse", "other", [4, 0.5, -1])]]
+    rows = [
+        dict(zip(columns, row, strict=True))
+        for row in [
+            ("q one", "good", "bad", "worse", [3.0, 1.0, 0.5]),
+            ("q two", "bad", "good", "other", [2.0, 1.0, 0.0]),
+            ("q one", "fine", "worse", "other", [4, 0.5, -1]),
+        ]
+    ]
     source = {"kind": "jsonl", "path": str(jsonl(tmp_path / "in.jsonl", rows))}
     folder = RunFolder(tmp_path / "run")
     teachers = {"theirs": {"kind": "imported"}, "bm25": {"kind": "bm25"}}
     manifest = import_data(recipe({"source": source}, teachers=teachers), folder)
     passages, queries = TextStore.open(folder.passages), TextStore.open(folder.queries("train"))
     assert [len(passages), len(queries)] == [5, 2] and manifest.counts["lists.negatives"] == 5
-    (name, lists), = iterate_candidates(folder.candidates("train"))
-    (score_name, scores), = read_scores(folder, "theirs", "train")
+    ((name, lists),) = iterate_candidates(folder.candidates("train"))
+    ((score_name, scores),) = read_scores(folder, "theirs", "train")
     assert name == score_name and are_imported(folder.candidates("train"))
-    seen = {queries.texts([query])[0]: list(zip(passages.texts(lists.passages[piece]), lists.positive[piece].tolist(),
-                                                scores.values[piece].tolist(), strict=True))
-            for query, piece in zip(lists.query, map(slice, lists.offsets, lists.offsets[1:]), strict=True)}
-    assert seen == {"q one": [("good", True, 3.0), ("fine", True, 4.0), ("bad", False, 1.0), ("worse", False, 0.5),
-                              ("other", False, -1.0)],
-                    "q two": [("bad", True, 2.0), ("good", False, 1.0), ("other", False, 0.0)]}
+    seen = {
+        queries.texts([query])[0]: list(
+            zip(
+                passages.texts(lists.passages[piece]),
+                lists.positive[piece].tolist(),
+                scores.values[piece].tolist(),
+                strict=True,
+            )
+        )
+        for query, piece in zip(lists.query, map(slice, lists.offsets, lists.offsets[1:]), strict=True)
+    }
+    assert seen == {
+        "q one": [
+            ("good", True, 3.0),
+            ("fine", True, 4.0),
+            ("bad", False, 1.0),
+            ("worse", False, 0.5),
+            ("other", False, -1.0),
+        ],
+        "q two": [("bad", True, 2.0), ("good", False, 1.0), ("other", False, 0.0)],
+    }
     assert import_data(recipe({"source": source}, teachers=teachers), folder) == manifest
     outputs = import_outputs(recipe({"source": source}, teachers=teachers), folder)
     assert set(outputs) == {folder.data, folder.candidates("train"), folder.scores("theirs", "train")}
@@ -297,13 +356,14 @@ def test_triples_become_a_collection_with_candidates_and_scores(tmp_path):
 def test_naver_scores_join_a_folder_and_lack_what_they_lack(tmp_path):
     beir(tmp_path / "in", qrels={"train": ["q1\ta\t1", "q1\td\t1", "q2\tb\t1"]})
     path = tmp_path / "scores.json.gz"
-    path.write_bytes(gzip.compress(json.dumps({"q2": {"b": 9, "c": 1.5}, "q1": {"b": 2.5, "a": 8}, "unknown": {"a": 1}}
-                                              ).encode()))
+    path.write_bytes(
+        gzip.compress(json.dumps({"q2": {"b": 9, "c": 1.5}, "q1": {"b": 2.5, "a": 8}, "unknown": {"a": 1}}).encode())
+    )
     source = {"kind": "naver", "collection": {"kind": "beir", "path": str(tmp_path / "in")}, "scores": str(path)}
     folder = RunFolder(tmp_path / "run")
     manifest = import_data(recipe({"source": source}, teachers={"naver": {"kind": "imported"}}), folder)
-    (_, lists), = iterate_candidates(folder.candidates("train"))
-    (_, scores), = read_scores(folder, "naver", "train")
+    ((_, lists),) = iterate_candidates(folder.candidates("train"))
+    ((_, scores),) = read_scores(folder, "naver", "train")
     assert lists.passages.tolist() == [0, 3, 1, 1, 2] and lists.offsets.tolist() == [0, 3, 5]
     assert lists.positive.tolist() == [True, True, False, True, False]
     np.testing.assert_array_equal(scores.values, np.float32([8, np.nan, 2.5, 9, 1.5]))
@@ -333,7 +393,7 @@ def test_queries_set_aside_are_not_trained_on(tmp_path):
 
 
 def test_msmarco_files_are_read_with_their_four_column_judgements(tmp_path):
-    jsonl(tmp_path / "in" / "collection.tsv", ["0\tfirst \"passage\"", "7\tsecond\twith a tab", "9\t"])
+    jsonl(tmp_path / "in" / "collection.tsv", ['0\tfirst "passage"', "7\tsecond\twith a tab", "9\t"])
     for split in ("train", "dev.small"):
         jsonl(tmp_path / "in" / f"queries.{split}.tsv", [f"1\ta {split} query", "2\tunjudged"])
         jsonl(tmp_path / "in" / f"qrels.{split}.tsv", ["1\t0\t7\t1"])

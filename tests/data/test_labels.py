@@ -66,19 +66,33 @@ def test_false_negatives_are_those_far_above_the_best_positive():
     assert kept.tolist() == [True, True, True, False, True, True, True]
 
 
-@pytest.mark.parametrize("limits", [{"drop_false_negatives": -0.25}, {"relative_margin": 0.25}, {"max_score": 1.5},
-                                    {"min_score": -1.0}, {"relative_margin": 0.0, "min_score": -2.0}], ids=str)
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"drop_false_negatives": -0.25},
+        {"relative_margin": 0.25},
+        {"max_score": 1.5},
+        {"min_score": -1.0},
+        {"relative_margin": 0.0, "min_score": -2.0},
+    ],
+    ids=str,
+)
 def test_negatives_are_filtered_as_in_mining_by_sentence_transformers(limits):
     """As its documentation has it: positive - score >= absolute_margin, score <= positive - |positive| * margin."""
     positives = (2.0, -2.0)
     negatives = (-3.0, -2.5, -2.25, -1.0, 0.0, 1.5, 1.625, 1.75, 1.875, 2.5)
 
     def stays(positive, score):
-        return all(fits for name, fits in {
-            "drop_false_negatives": positive - score >= -limits.get("drop_false_negatives", 0),
-            "relative_margin": score <= positive - abs(positive) * limits.get("relative_margin", 0),
-            "max_score": score <= limits.get("max_score", 0),
-            "min_score": score >= limits.get("min_score", 0)}.items() if name in limits)
+        return all(
+            fits
+            for name, fits in {
+                "drop_false_negatives": positive - score >= -limits.get("drop_false_negatives", 0),
+                "relative_margin": score <= positive - abs(positive) * limits.get("relative_margin", 0),
+                "max_score": score <= limits.get("max_score", 0),
+                "min_score": score >= limits.get("min_score", 0),
+            }.items()
+            if name in limits
+        )
 
     labels = np.array([value for positive in positives for value in (positive, *negatives)])
     size = 1 + len(negatives)
@@ -101,9 +115,15 @@ RAW = {"a": [[4.0, 0.0, 2.0, 1.0, 1.0], [3.0, 1.0, 9.0, NAN]], "b": [[10, 30, 20
 
 
 def recipe(**label) -> Recipe:
-    return parse_recipe({"name": "t", "student": {"model": "x"}, "label": label,
-                         "data": {"source": {"kind": "beir", "path": "x"}},
-                         "teachers": {"a": {"kind": "bm25", "weight": 3}, "b": {"kind": "bm25", "weight": 1}}})
+    return parse_recipe(
+        {
+            "name": "t",
+            "student": {"model": "x"},
+            "label": label,
+            "data": {"source": {"kind": "beir", "path": "x"}},
+            "teachers": {"a": {"kind": "bm25", "weight": 3}, "b": {"kind": "bm25", "weight": 1}},
+        }
+    )
 
 
 @pytest.fixture
@@ -112,13 +132,22 @@ def folder(tmp_path) -> RunFolder:
     write_passages(folder.passages, list("abcdefghij"))
     path, shards = folder.candidates("train"), []
     for i, (queries, lists, positives) in enumerate(SHARDS):
-        shards.append(write_candidates(path / f"part-{i:05d}.arrow",
-                                       from_lists(queries, lists, positives, ("judgement",)), "c"))
+        shards.append(
+            write_candidates(path / f"part-{i:05d}.arrow", from_lists(queries, lists, positives, ("judgement",)), "c")
+        )
     write_manifest(path, Manifest({"stage": "mine"}, shards))
     for teacher, values in RAW.items():
-        scored = [write_scores(folder.scores(teacher, "train") / shard.name, read_candidates(path / shard.name),
-                               np.float32(part), fingerprint="s", teacher=teacher, missing=True)
-                  for shard, part in zip(shards, values, strict=True)]
+        scored = [
+            write_scores(
+                folder.scores(teacher, "train") / shard.name,
+                read_candidates(path / shard.name),
+                np.float32(part),
+                fingerprint="s",
+                teacher=teacher,
+                missing=True,
+            )
+            for shard, part in zip(shards, values, strict=True)
+        ]
         write_manifest(folder.scores(teacher, "train"), Manifest({"teacher": teacher}, scored))
     return folder
 
@@ -143,7 +172,12 @@ def test_labels_without_mapping_are_the_ensemble(folder):
     equal([labels[7][p] for p in (7, 8, 9)], [0, (3 + 1 / 3) / 4, 1])
     counts = manifest.counts
     assert [counts[key] for key in ("queries", "queries_dropped", "queries_single", "pairs", "pairs_unscored")] == [
-        3, 1, 1, 8, 0]
+        3,
+        1,
+        1,
+        8,
+        0,
+    ]
     assert counts["constant_lists"] == {"a": 1, "b": 0} and counts["missing_scores"] == {"a": 1, "b": 0}
     assert counts["negatives_above_positive"] == 3 / 5
 
@@ -180,8 +214,9 @@ def test_labels_are_made_once_and_other_labels_are_refused(folder):
 
 
 def test_imported_teachers_take_part_in_training_only(folder):
-    ours = parse_recipe({**recipe().model_dump(mode="json"), "teachers": {"a": {"kind": "bm25"},
-                                                                          "b": {"kind": "imported"}}})
+    ours = parse_recipe(
+        {**recipe().model_dump(mode="json"), "teachers": {"a": {"kind": "bm25"}, "b": {"kind": "imported"}}}
+    )
     assert teachers_of(ours, "train") == ["a", "b"] and teachers_of(ours, "test") == ["a"]
     for path in (folder.candidates, lambda split: folder.scores("a", split)):
         path("train").rename(path("test"))

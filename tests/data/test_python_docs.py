@@ -20,8 +20,11 @@ def rows(batches):
 @pytest.fixture(scope="module")
 def collection():
     read = python_docs(SOURCE, seed=17)
-    return (rows(read.passages), {split: rows(batches) for split, batches in read.queries.items()},
-            {split: rows(batches) for split, batches in read.judgements.items()})
+    return (
+        rows(read.passages),
+        {split: rows(batches) for split, batches in read.queries.items()},
+        {split: rows(batches) for split, batches in read.judgements.items()},
+    )
 
 
 def test_the_library_gives_the_collection_the_recipe_asks_for(collection):
@@ -53,8 +56,9 @@ def test_no_two_queries_and_no_two_bodies_are_the_same(collection):
 
 
 def test_splits_share_no_module(collection):
-    modules = {split: {query["id"].split(".")[0].lstrip("_") for query in queries}
-               for split, queries in collection[1].items()}
+    modules = {
+        split: {query["id"].split(".")[0].lstrip("_") for query in queries} for split, queries in collection[1].items()
+    }
     assert modules["test"].isdisjoint(modules["train"] | modules["dev"])
     assert modules["dev"].isdisjoint(modules["train"])
 
@@ -75,7 +79,8 @@ def test_docstrings_are_read_with_their_qualified_names(tmp_path):
     (tmp_path / "pkg" / "test").mkdir(parents=True)
     (tmp_path / "pkg" / "__init__.py").write_text('"""Summary of\nthe package.\n\nIts body."""\n')
     (tmp_path / "pkg" / "test" / "test_it.py").write_text('"""A test.\n\nNot of the library."""\n')
-    (tmp_path / "_pything.py").write_text(textwrap.dedent('''
+    (tmp_path / "_pything.py").write_text(
+        textwrap.dedent('''
         if True:
             class Thing:
                 @property
@@ -92,7 +97,8 @@ def test_docstrings_are_read_with_their_qualified_names(tmp_path):
 
                 def no_body(self):
                     """Only a summary."""
-    '''))
+    ''')
+    )
     (tmp_path / "broken.py").write_text("def (:\n")
     assert list(read_docstrings(tmp_path)) == [
         Docstring("_pything.Thing.size", "thing", "The size.", "First of two."),
@@ -102,8 +108,11 @@ def test_docstrings_are_read_with_their_qualified_names(tmp_path):
 
 
 def test_a_module_too_large_for_a_split_is_for_training():
-    docs = [Docstring(f"{module}.{i}", module, "s", "b") for module, n in (("big", 30), ("a", 2), ("b", 2), ("c", 2))
-            for i in range(n)]
+    docs = [
+        Docstring(f"{module}.{i}", module, "s", "b")
+        for module, n in (("big", 30), ("a", 2), ("b", 2), ("c", 2))
+        for i in range(n)
+    ]
     splits = split_by_module(docs, {"test": 10}, seed=1)
     assert {doc.module for doc in splits["train"]} == {"big"}
     assert len(splits["test"]) == 6

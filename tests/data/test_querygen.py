@@ -11,27 +11,36 @@ from distill.data.querygen import cut, generate, is_dev, sentences, words_of
 CRANFIELD = Path(__file__).parents[3] / "shared" / "data" / "cranfield" / "corpus.jsonl"
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("One here. Two there! \"Three?\" Four", ["One here.", "Two there!", '"Three?"', "Four"]),
-    ("Dr. Smith et al. saw Fig. 3. It rained.", ["Dr. Smith et al. saw Fig. 3.", "It rained."]),
-    ("by h. l. dryden . at mach no. 5.8 it held . end", ["by h. l. dryden .", "at mach no. 5.8 it held .", "end"]),
-    ("called /laws ./ the use of it . done .", ["called /laws ./ the use of it .", "done ."]),
-    ("First paragraph\n\nSecond one. Über alles.", ["First paragraph", "Second one.", "Über alles."]),
-    ("version 3.11 of e.g. this is lower. case stays", ["version 3.11 of e.g. this is lower. case stays"]),
-    ("", []), (" . ", ["."]),
-])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('One here. Two there! "Three?" Four', ["One here.", "Two there!", '"Three?"', "Four"]),
+        ("Dr. Smith et al. saw Fig. 3. It rained.", ["Dr. Smith et al. saw Fig. 3.", "It rained."]),
+        ("by h. l. dryden . at mach no. 5.8 it held . end", ["by h. l. dryden .", "at mach no. 5.8 it held .", "end"]),
+        ("called /laws ./ the use of it . done .", ["called /laws ./ the use of it .", "done ."]),
+        ("First paragraph\n\nSecond one. Über alles.", ["First paragraph", "Second one.", "Über alles."]),
+        ("version 3.11 of e.g. this is lower. case stays", ["version 3.11 of e.g. this is lower. case stays"]),
+        ("", []),
+        (" . ", ["."]),
+    ],
+)
 def test_sentences(text, expected):
     assert sentences(text) == expected
 
 
-@pytest.mark.parametrize(("text", "query", "rest"), [
-    ("shear flow past a plate . the study of it .", "Shear flow past a plate .", "the study of it ."),
-    ("Before. Shear-flow past: a plate! After.", "shear flow past a plate", "Before. After."),
-    ("a b c. x a b c. y", "a b c", "x y"),
-    ("the cat (a b) sat", "a b", "the cat ( sat"),
-    ("a b", "a b", ""), ("nothing here", "a b", "nothing here"), ("ab bab", "a b", "ab bab"),
-    ("kept as it is", "", "kept as it is"),
-])
+@pytest.mark.parametrize(
+    ("text", "query", "rest"),
+    [
+        ("shear flow past a plate . the study of it .", "Shear flow past a plate .", "the study of it ."),
+        ("Before. Shear-flow past: a plate! After.", "shear flow past a plate", "Before. After."),
+        ("a b c. x a b c. y", "a b c", "x y"),
+        ("the cat (a b) sat", "a b", "the cat ( sat"),
+        ("a b", "a b", ""),
+        ("nothing here", "a b", "nothing here"),
+        ("ab bab", "a b", "ab bab"),
+        ("kept as it is", "", "kept as it is"),
+    ],
+)
 def test_cutting_takes_the_words_and_their_closing_marks(text, query, rest):
     assert cut(text, words_of(query)) == rest
 
@@ -42,7 +51,7 @@ def test_a_title_is_cut_from_the_text_that_repeats_it():
     made = {g.suffix: g for g in generate("7", "On the flow of air", text, options, 0)}
     assert made["title"].query == "On the flow of air" and made["title"].title == ""
     assert made["title"].text == "we study how it moves around a wing . results are shown for three wings ."
-    sentence, = (g for g in made.values() if g.suffix != "title")
+    (sentence,) = (g for g in made.values() if g.suffix != "title")
     assert sentence.query in text and sentence.query not in sentence.text and sentence.title == "On the flow of air"
     assert words_of(sentence.query) != words_of("on the flow of air")  # the title is no second query
 

@@ -24,13 +24,18 @@ from distill.errors import DataError, StorageError
 
 @pytest.fixture
 def passages(tmp_path) -> TextStore:
-    rows = [{"id": f"p{i}", "title": "Title" if i % 2 else "", "text": f"text {i}" if i % 3 else "", "origin": -1}
-            for i in range(30)]
-    rows += [{"id": "p4#title", "title": "", "text": "cut", "origin": 4},
-             {"id": "p1#s0", "title": "", "text": "too", "origin": 1}]
+    rows = [
+        {"id": f"p{i}", "title": "Title" if i % 2 else "", "text": f"text {i}" if i % 3 else "", "origin": -1}
+        for i in range(30)
+    ]
+    rows += [
+        {"id": "p4#title", "title": "", "text": "cut", "origin": 4},
+        {"id": "p1#s0", "title": "", "text": "too", "origin": 1},
+    ]
     table = pa.Table.from_pylist(rows, schema=PASSAGE_SCHEMA)
-    write_ipc(tmp_path / "passages.arrow", PASSAGE_SCHEMA, iter(table.to_batches(max_chunksize=7)),
-              {"fingerprint": "f"})
+    write_ipc(
+        tmp_path / "passages.arrow", PASSAGE_SCHEMA, iter(table.to_batches(max_chunksize=7)), {"fingerprint": "f"}
+    )
     return TextStore.open(tmp_path / "passages.arrow")
 
 
@@ -116,21 +121,33 @@ def test_the_token_key_of_a_slow_tokenizer_depends_on_its_options_not_on_its_pla
 
 
 def candidates() -> Candidates:
-    return from_lists([3, 5, 9], [[1, 2, 3], [4], [5, 6]], [1, 0, 2], ("judgement", "bm25"),
-                      source=[[0, 1, 1], [1], [0, 0]], rank=[[0, 1, 2], [1], [0, 0]])
+    return from_lists(
+        [3, 5, 9],
+        [[1, 2, 3], [4], [5, 6]],
+        [1, 0, 2],
+        ("judgement", "bm25"),
+        source=[[0, 1, 1], [1], [0, 0]],
+        rank=[[0, 1, 2], [1], [0, 0]],
+    )
 
 
 def test_candidates_survive_the_disk(tmp_path):
     shard = write_candidates(tmp_path / "part-00000.arrow", candidates(), "f")
     write_manifest(tmp_path, Manifest({}, [shard]))
     assert candidate_shards(tmp_path) == (shard,)
-    (name, back), = iterate_candidates(tmp_path)
+    ((name, back),) = iterate_candidates(tmp_path)
     assert name == shard.name and back.sources == ("judgement", "bm25")
     for field in ("query", "offsets", "passages", "positive", "source", "rank"):
         want, got = getattr(candidates(), field), getattr(back, field)
         assert want.tolist() == got.tolist() and want.dtype == got.dtype
-    assert back.pair_queries.tolist() == [3, 3, 3, 5, 9, 9] and back.positive.tolist() == [True, False, False, False,
-                                                                                         True, True]
+    assert back.pair_queries.tolist() == [3, 3, 3, 5, 9, 9] and back.positive.tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 def test_candidates_with_a_positive_behind_a_negative_are_a_bug(tmp_path):
@@ -146,12 +163,13 @@ def test_scores_survive_the_disk_beside_their_candidates(tmp_path):
     pairs = read_candidates(folder.candidates("train") / "part-00000.arrow")
     values = np.array([1.5, -2, 0, 3, 4, 5], np.float32)
     path = folder.scores("minilm", "train")
-    shard = write_scores(path / "part-00000.arrow", pairs, values, fingerprint="g", teacher="minilm",
-                         execution={"dtype": "float32"})
+    shard = write_scores(
+        path / "part-00000.arrow", pairs, values, fingerprint="g", teacher="minilm", execution={"dtype": "float32"}
+    )
     with pytest.raises(StorageError, match="distill score"):
         list(read_scores(folder, "minilm", "train"))
     write_manifest(path, Manifest({}, [shard]))
-    (_, back), = read_scores(folder, "minilm", "train")
+    ((_, back),) = read_scores(folder, "minilm", "train")
     assert back.values.tolist() == values.tolist() and back.offsets.tolist() == pairs.offsets.tolist()
     assert back.metadata["teacher"] == "minilm" and back.metadata["execution"] == '{"dtype": "float32"}'
 

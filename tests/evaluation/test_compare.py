@@ -21,13 +21,20 @@ def write_files(folder, queries: int = 30):
     """Qrels and two runs of random order, the second with a query missing."""
     rng = np.random.default_rng(3)
     passages = [f"d{i}" for i in range(20)]
-    (folder / "qrels.txt").write_text("".join(
-        f"q{q} 0 {p} {rng.integers(0, 3)}\n" for q in range(queries)
-        for p in ["d0", *rng.choice(passages[1:], 4, replace=False)]
-    ) + "unjudged 0 d1 0\n")
+    (folder / "qrels.txt").write_text(
+        "".join(
+            f"q{q} 0 {p} {rng.integers(0, 3)}\n"
+            for q in range(queries)
+            for p in ["d0", *rng.choice(passages[1:], 4, replace=False)]
+        )
+        + "unjudged 0 d1 0\n"
+    )
     for name, noise in (("a", 2.0), ("b", 8.0)):
-        lines = [f"q{q} Q0 {p} 0 {-i + noise * rng.normal():.4f} x\n" for q in range(queries - (name == "b"))
-                 for i, p in enumerate(passages)]
+        lines = [
+            f"q{q} Q0 {p} 0 {-i + noise * rng.normal():.4f} x\n"
+            for q in range(queries - (name == "b"))
+            for i, p in enumerate(passages)
+        ]
         (folder / f"{name}.run").write_text("".join(lines))
     return folder / "a.run", folder / "b.run", folder / "qrels.txt"
 
@@ -41,20 +48,28 @@ def test_run_files_are_compared_as_ir_measures_and_scipy_would(tmp_path):
     for row, measure in zip(result["comparisons"], (ir_measures.nDCG @ 10, ir_measures.RR @ 10), strict=True):
         values = []
         for path in (a, b):
-            found = {m.query_id: m.value for m in ir_measures.iter_calc(
-                [measure], [row for row in judged if row.query_id in graded], ir_measures.read_trec_run(str(path)))}
+            found = {
+                m.query_id: m.value
+                for m in ir_measures.iter_calc(
+                    [measure], [row for row in judged if row.query_id in graded], ir_measures.read_trec_run(str(path))
+                )
+            }
             values.append(np.array([found.get(query, 0.0) for query in sorted(graded)]))
         one, other = values
         assert (row["a"], row["b"]) == pytest.approx((one.mean(), other.mean()))
         assert row["t_test"] == pytest.approx(stats.ttest_rel(one, other).pvalue)
         drawn = np.random.default_rng(1).choice([-1, 1], (20_000, len(one))) @ (one - other)
         assert row["randomisation_test"] == pytest.approx(np.mean(np.abs(drawn) >= abs((one - other).sum())), abs=0.02)
-        assert [row["wins"], row["losses"], row["ties"]] == [(one > other).sum(), (one < other).sum(),
-                                                             (one == other).sum()]
+        assert [row["wins"], row["losses"], row["ties"]] == [
+            (one > other).sum(),
+            (one < other).sum(),
+            (one == other).sum(),
+        ]
     gaps = [abs(row["a"] - row["b"]) for row in result["differ_most"]]
     assert len(gaps) == 3 and gaps == sorted(gaps, reverse=True)
-    printed = CliRunner().invoke(app, ["compare", str(a), str(b), "-m", "nDCG@10", "-m", "MRR@10", "-n", "3",
-                                       "--qrels", str(qrels), "--json"])
+    printed = CliRunner().invoke(
+        app, ["compare", str(a), str(b), "-m", "nDCG@10", "-m", "MRR@10", "-n", "3", "--qrels", str(qrels), "--json"]
+    )
     assert json.loads(printed.output) == result
 
 

@@ -36,10 +36,15 @@ def test_every_cap_has_the_figures_of_sparse_encoders_cap(run, of):
         passages = model.encode_document(PASSAGES, max_active_dims=cap).to_dense().numpy()
         scores = queries @ passages.T
         qrels = [ir_measures.Qrel(str(q), str(p), grade) for q, p, grade in JUDGEMENTS["test"]]
-        found = [ir_measures.ScoredDoc(str(q), str(p), -rank) for q in range(len(queries))
-                 for rank, p in enumerate(np.argsort(-scores[q], kind="stable")) if scores[q, p] > 0]
-        expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.RR @ 10, ir_measures.R @ 100],
-                                              qrels, found)
+        found = [
+            ir_measures.ScoredDoc(str(q), str(p), -rank)
+            for q in range(len(queries))
+            for rank, p in enumerate(np.argsort(-scores[q], kind="stable"))
+            if scores[q, p] > 0
+        ]
+        expected = ir_measures.calc_aggregate(
+            [ir_measures.nDCG @ 10, ir_measures.RR @ 10, ir_measures.R @ 100], qrels, found
+        )
         assert row["metrics"] == pytest.approx({str(measure): value for measure, value in expected.items()})
         assert row["query_terms"] == pytest.approx((queries != 0).sum(1).mean())
         assert row["passage_terms"] == pytest.approx((passages != 0).sum(1).mean())
@@ -94,6 +99,11 @@ def test_a_collection_without_passages_has_a_curve(run):
     from scipy import sparse
 
     nothing = sparse.csr_matrix((0, 5), dtype=np.float32)
-    curve = cost_curve(sparse.csr_matrix((1, 5), dtype=np.float32), nothing, {0: {0: 1}},
-                       recipe_with(run, top_ks=[2]).evaluate, run.root)
+    curve = cost_curve(
+        sparse.csr_matrix((1, 5), dtype=np.float32),
+        nothing,
+        {0: {0: 1}},
+        recipe_with(run, top_ks=[2]).evaluate,
+        run.root,
+    )
     assert [row["postings"] for row in curve["rows"]] == [0, 0]

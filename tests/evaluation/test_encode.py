@@ -26,8 +26,9 @@ def test_vectors_equal_sparse_encoders(checkpoint, tmp_path, batch_tokens, slab,
     student, reference = load_checkpoint(checkpoint), SparseEncoder(str(checkpoint), device="cpu")
     passages, queries = TextStore.open(folder.passages), TextStore.open(folder.queries("test"))
     rows = np.array([7, 0, 5, 5, 9, 1])  # long, short, empty and repeated
-    ours = encode_store(student, token_store(student, passages, folder, "passages"), rows, "passage",
-                        batch_tokens=batch_tokens)
+    ours = encode_store(
+        student, token_store(student, passages, folder, "passages"), rows, "passage", batch_tokens=batch_tokens
+    )
     expected = reference.encode_document([PASSAGES[row] for row in rows]).to_dense().numpy()
     np.testing.assert_allclose(ours.toarray(), expected, atol=1e-5)
     tokens = token_store(student, queries, folder, "queries.test")

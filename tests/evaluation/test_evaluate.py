@@ -32,8 +32,11 @@ def score(folder, split: str, teacher: str, scores) -> None:
     for shard in candidate_shards(path):
         candidates = read_candidates(path / shard.name)
         values = scores(candidates.pair_queries, candidates.passages)
-        shards.append(write_scores(folder.scores(teacher, split) / shard.name, candidates, values, fingerprint="test",
-                                   teacher=teacher))
+        shards.append(
+            write_scores(
+                folder.scores(teacher, split) / shard.name, candidates, values, fingerprint="test", teacher=teacher
+            )
+        )
     write_manifest(folder.scores(teacher, split), Manifest({"teacher": teacher}, tuple(shards)))
 
 
@@ -45,8 +48,9 @@ def checkpoint(tiny_mlm, tmp_path_factory):
 @pytest.fixture
 def run(tmp_path, tiny_mlm):
     folder = write_run(tmp_path)
-    recipe = small_recipe(tmp_path, teachers=TEACHERS, mine={"shard_queries": 3, "rerank_depth": 5},
-                          evaluate={"precision": "float32"})
+    recipe = small_recipe(
+        tmp_path, teachers=TEACHERS, mine={"shard_queries": 3, "rerank_depth": 5}, evaluate={"precision": "float32"}
+    )
     mine(recipe, folder)
     score(folder, "test", "one", lambda queries, passages: -passages.astype(np.float32))
     score(folder, "test", "two", lambda queries, passages: np.sin(passages + queries).astype(np.float32))
@@ -70,8 +74,14 @@ def test_every_system_has_a_row_and_the_students_figures_are_sparse_encoders(run
     monkeypatch.setattr(evaluation, "encode_blocks", partial(encode_blocks, block_bytes=block_bytes))
     recipe, folder = run
     result = evaluate(recipe, folder)
-    assert [row["name"] for row in result["rows"]] == ["BM25", "rerank-one", "rerank-two", "rerank-ensemble", "start",
-                                                        "student"]
+    assert [row["name"] for row in result["rows"]] == [
+        "BM25",
+        "rerank-one",
+        "rerank-two",
+        "rerank-ensemble",
+        "start",
+        "student",
+    ]
     assert result == json.loads(folder.evaluation.read_text())
     for name, path in (("start", folder.start), ("student", folder.model)):
         row = next(row for row in result["rows"] if row["name"] == name)
@@ -81,10 +91,14 @@ def test_every_system_has_a_row_and_the_students_figures_are_sparse_encoders(run
         ranking = np.argsort(-(queries @ passages.T), axis=1, kind="stable")
         assert read_run(folder.trec_run(name)) == {f"q{i}": [f"p{p}" for p in order] for i, order in enumerate(ranking)}
         qrels = [ir_measures.Qrel(str(q), str(p), grade) for q, p, grade in JUDGEMENTS["test"]]
-        scored = [ir_measures.ScoredDoc(str(q), str(p), -rank) for q, order in enumerate(ranking)
-                  for rank, p in enumerate(order)]
-        expected = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.RR @ 10, ir_measures.R @ 100],
-                                              qrels, scored)
+        scored = [
+            ir_measures.ScoredDoc(str(q), str(p), -rank)
+            for q, order in enumerate(ranking)
+            for rank, p in enumerate(order)
+        ]
+        expected = ir_measures.calc_aggregate(
+            [ir_measures.nDCG @ 10, ir_measures.RR @ 10, ir_measures.R @ 100], qrels, scored
+        )
         assert row["metrics"] == pytest.approx({str(measure): value for measure, value in expected.items()})
         assert row["query_terms"] == pytest.approx((queries != 0).sum(1).mean())
         assert row["passage_terms"] == pytest.approx((passages != 0).sum(1).mean())
@@ -98,7 +112,7 @@ def test_teachers_and_ensemble_order_the_candidates(run):
     for shard in candidate_shards(folder.candidates("test")):
         candidates = read_candidates(folder.candidates("test") / shard.name)
         for i, query in enumerate(candidates.query.tolist()):
-            rows = candidates.passages[candidates.offsets[i]:candidates.offsets[i + 1]]
+            rows = candidates.passages[candidates.offsets[i] : candidates.offsets[i + 1]]
             assert rankings["one"][query].tolist() == sorted(rows)
             two = np.sin(rows + query)
             assert rankings["two"][query].tolist() == rows[np.argsort(-two)].tolist()
@@ -134,8 +148,13 @@ def test_a_second_evaluation_reads_the_first_and_another_model_is_refused(run, t
 def test_without_the_start_it_is_not_encoded(run):
     recipe, folder = run
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"start": False})})
-    assert [row["name"] for row in evaluate(recipe, folder)["rows"]] == ["BM25", "rerank-one", "rerank-two",
-                                                                          "rerank-ensemble", "student"]
+    assert [row["name"] for row in evaluate(recipe, folder)["rows"]] == [
+        "BM25",
+        "rerank-one",
+        "rerank-two",
+        "rerank-ensemble",
+        "student",
+    ]
 
 
 def test_without_baselines_there_is_the_student_alone(run):

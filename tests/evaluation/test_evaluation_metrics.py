@@ -60,9 +60,13 @@ def test_costs_equal_the_dense_formulas():
     rng = np.random.default_rng(0)
     queries, passages = sparse.random(20, 40, 0.2, "csr", rng=rng), sparse.random(30, 40, 0.4, "csr", rng=rng)
     pairs = (queries.toarray() != 0).astype(float) @ (passages.toarray() != 0).astype(float).T
-    assert costs(activation_rates(queries), activation_rates(passages)) == pytest.approx({
-        "query_terms": (queries.toarray() != 0).sum(axis=1).mean(),
-        "passage_terms": (passages.toarray() != 0).sum(axis=1).mean(), "flops": pairs.mean()})
+    assert costs(activation_rates(queries), activation_rates(passages)) == pytest.approx(
+        {
+            "query_terms": (queries.toarray() != 0).sum(axis=1).mean(),
+            "passage_terms": (passages.toarray() != 0).sum(axis=1).mean(),
+            "flops": pairs.mean(),
+        }
+    )
     assert not activation_rates(queries[:0]).any()
 
 

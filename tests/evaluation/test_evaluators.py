@@ -25,8 +25,13 @@ from distill.recipe_file import parse_recipe
 from distill.reporting.report import write_report
 from distill.reporting.table import print_table
 
-PAIRS = [("a dog", "a cat", 0.1), ("wind and rain", "the storm wind", 0.8), ("the market", "the stock market", 0.9),
-         ("cats", "rain", 0.2), ("ships in the harbour", "a tree", 0.4)]
+PAIRS = [
+    ("a dog", "a cat", 0.1),
+    ("wind and rain", "the storm wind", 0.8),
+    ("the market", "the stock market", 0.9),
+    ("cats", "rain", 0.2),
+    ("ships in the harbour", "a tree", 0.4),
+]
 RELEVANT = {f"q{q}": {f"p{p}" for query, p, grade in JUDGEMENTS["test"] if query == q} for q in range(4)}
 
 
@@ -39,14 +44,17 @@ def run(tmp_path_factory, tiny_mlm):
 
 
 def recipe_of(folder, *entries, **options):
-    return small_recipe(folder.root, mine={"rerank_depth": 5}, evaluate={
-        "baselines": False, "precision": "float32", "evaluators": list(entries), **options})
+    return small_recipe(
+        folder.root,
+        mine={"rerank_depth": 5},
+        evaluate={"baselines": False, "precision": "float32", "evaluators": list(entries), **options},
+    )
 
 
 def measured(run, **entry):
     """The metrics that the stage gives for one evaluator."""
     (run[0].metrics / "manifest.json").unlink(missing_ok=True)
-    result, = evaluate(recipe_of(run[0], entry), run[0])["evaluators"]
+    (result,) = evaluate(recipe_of(run[0], entry), run[0])["evaluators"]
     assert (result["name"], result["kind"]) == (entry["kind"], entry["kind"]) and result["primary"] in result["metrics"]
     return result["metrics"]
 
@@ -63,8 +71,12 @@ def by_grade(query: int) -> list[int]:
 
 def test_information_retrieval(run):
     by_hand = st.SparseInformationRetrievalEvaluator(
-        {f"q{i}": text for i, text in enumerate(QUERIES["test"])}, {f"p{i}": text for i, text in enumerate(PASSAGES)},
-        RELEVANT, max_active_dims=20, mrr_at_k=[3, 10])
+        {f"q{i}": text for i, text in enumerate(QUERIES["test"])},
+        {f"p{i}": text for i, text in enumerate(PASSAGES)},
+        RELEVANT,
+        max_active_dims=20,
+        mrr_at_k=[3, 10],
+    )
     entry = {"kind": "information-retrieval", "top_k": 20, "mrr_at_k": [3, 10]}
     assert measured(run, **entry) == pytest.approx(by_hand(run[1]))
 
@@ -84,25 +96,40 @@ def test_its_figures_are_those_of_our_exact_search(tmp_path, tiny_mlm, monkeypat
 
 def test_reranking_and_triplets(run):
     folder, model = run
-    lists = [(QUERIES["test"][q], by_grade(q),
-              [p for p in candidates(folder, q) if f"p{p}" not in RELEVANT[f"q{q}"]]) for q in range(4)]
-    lists = [(query, [PASSAGES[p] for p in positives], [PASSAGES[p] for p in negatives])
-             for query, positives, negatives in lists if negatives]
+    lists = [
+        (QUERIES["test"][q], by_grade(q), [p for p in candidates(folder, q) if f"p{p}" not in RELEVANT[f"q{q}"]])
+        for q in range(4)
+    ]
+    lists = [
+        (query, [PASSAGES[p] for p in positives], [PASSAGES[p] for p in negatives])
+        for query, positives, negatives in lists
+        if negatives
+    ]
     samples = [dict(zip(("query", "positive", "negative"), row, strict=True)) for row in lists]
     by_hand = st.SparseRerankingEvaluator(samples, at_k=5, similarity_fct=dot_score)
     assert measured(run, kind="reranking", at_k=5) == pytest.approx(by_hand(model))
-    by_hand = st.SparseTripletEvaluator([row[0] for row in lists], [row[1][0] for row in lists],
-                                        [row[2][0] for row in lists], similarity_fn_names=["dot", "cosine"])
+    by_hand = st.SparseTripletEvaluator(
+        [row[0] for row in lists],
+        [row[1][0] for row in lists],
+        [row[2][0] for row in lists],
+        similarity_fn_names=["dot", "cosine"],
+    )
     assert measured(run, kind="triplet", similarities=["dot", "cosine"]) == pytest.approx(by_hand(model))
 
 
 def test_rank_fusion_with_bm25(run):
     folder, model = run
     scores = (model.encode_query(QUERIES["test"]).to_dense() @ model.encode_document(PASSAGES).to_dense().T).numpy()
-    samples = [[{"query_id": str(q), "query": text, "positive": by_grade(q), "documents": documents}
-                for q, (text, documents) in enumerate(zip(QUERIES["test"], lists, strict=True))]
-               for lists in ([candidates(folder, q)[:4] for q in range(4)],
-                             np.argsort(-scores, axis=1, kind="stable")[:, :4].tolist())]
+    samples = [
+        [
+            {"query_id": str(q), "query": text, "positive": by_grade(q), "documents": documents}
+            for q, (text, documents) in enumerate(zip(QUERIES["test"], lists, strict=True))
+        ]
+        for lists in (
+            [candidates(folder, q)[:4] for q in range(4)],
+            np.argsort(-scores, axis=1, kind="stable")[:, :4].tolist(),
+        )
+    ]
     by_hand = st.ReciprocalRankFusionEvaluator(*samples, at_k=3, rrf_k=10)()
     assert measured(run, kind="reciprocal-rank-fusion", at_k=3, rrf_k=10, depth=4) == pytest.approx(by_hand)
 
@@ -114,11 +141,13 @@ def test_pairs_with_scores_and_with_labels(run, tmp_path):
     (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
     by_hand = st.SparseEmbeddingSimilarityEvaluator(first, second, scores)
     assert measured(run, kind="similarity", data=str(tmp_path / "pairs.jsonl")) == pytest.approx(by_hand(run[1]))
-    datasets.DatasetDict({"dev": datasets.Dataset.from_dict({"label": labels, "s": second, "f": first})}
-                         ).save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"dev": datasets.Dataset.from_dict({"label": labels, "s": second, "f": first})}).save_to_disk(
+        tmp_path / "saved"
+    )
     by_hand = st.SparseBinaryClassificationEvaluator(first, second, labels, similarity_fn_names=["cosine"])
-    assert measured(run, kind="binary-classification", data=str(tmp_path / "saved"), columns=["f", "s"],
-                    similarities=["cosine"]) == pytest.approx(by_hand(run[1]))
+    assert measured(
+        run, kind="binary-classification", data=str(tmp_path / "saved"), columns=["f", "s"], similarities=["cosine"]
+    ) == pytest.approx(by_hand(run[1]))
 
 
 def test_translation_and_the_error_against_a_sparse_teacher(run, tmp_path, tiny_mlm):
@@ -126,13 +155,16 @@ def test_translation_and_the_error_against_a_sparse_teacher(run, tmp_path, tiny_
     (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + "".join(f"{a}\t{b}\n" for a, b, _ in PAIRS))
     entry = {"data": str(tmp_path / "pairs.tsv")}
     assert measured(run, kind="translation", **entry) == pytest.approx(
-        st.SparseTranslationEvaluator(first, second)(run[1]))
+        st.SparseTranslationEvaluator(first, second)(run[1])
+    )
     path = save_checkpoint(tiny_mlm, tmp_path / "teacher", pooling="sum")
     teacher = SparseEncoder(str(path), device="cpu")
     assert measured(run, kind="mse", teacher=str(path), **entry) == pytest.approx(
-        st.SparseMSEEvaluator(first, second, teacher_model=teacher)(run[1]))
+        st.SparseMSEEvaluator(first, second, teacher_model=teacher)(run[1])
+    )
     assert measured(run, kind="mse", teacher=str(path), columns=["target"], **entry) == pytest.approx(
-        st.SparseMSEEvaluator(second, second, teacher_model=teacher)(run[1]))
+        st.SparseMSEEvaluator(second, second, teacher_model=teacher)(run[1])
+    )
 
 
 def test_results_are_shown_and_settings_and_data_are_in_the_fingerprint(run, tmp_path, capsys):
@@ -155,19 +187,21 @@ def test_results_are_shown_and_settings_and_data_are_in_the_fingerprint(run, tmp
         recipe_of(folder, {"kind": "reciprocal-rank-fusion"}, depth=50)
 
 
-@pytest.mark.parametrize(("content", "entry", "message"), [
-    ("a,score\nx,1\n", {}, r"two columns of texts are needed \(there are a, score\)"),
-    ("a,b\nx,y\n", {}, "no column called label"),
-    ("a,b,score\nx,,1\n", {}, r"pairs\.csv:1 \[b\]: expected a text, found None"),
-    ("a,b,score\nx,y,1\n", {"columns": ["a", "c"]}, "no column 'c'"),
-    ("a,b,label\nx,y,2\n", {"kind": "binary-classification"}, r"pairs\.csv:1 \[label\]: expected 0 or 1, found 2"),
-    (None, {}, "no such file"),
-])
+@pytest.mark.parametrize(
+    ("content", "entry", "message"),
+    [
+        ("a,score\nx,1\n", {}, r"two columns of texts are needed \(there are a, score\)"),
+        ("a,b\nx,y\n", {}, "no column called label"),
+        ("a,b,score\nx,,1\n", {}, r"pairs\.csv:1 \[b\]: expected a text, found None"),
+        ("a,b,score\nx,y,1\n", {"columns": ["a", "c"]}, "no column 'c'"),
+        ("a,b,label\nx,y,2\n", {"kind": "binary-classification"}, r"pairs\.csv:1 \[label\]: expected 0 or 1, found 2"),
+        (None, {}, "no such file"),
+    ],
+)
 def test_data_that_cannot_be_used_is_refused_before_the_work(tmp_path, content, entry, message):
     if content is not None:
         (tmp_path / "pairs.csv").write_text(content)
-    recipe = recipe_of(RunFolder(tmp_path), {"kind": "similarity", "data": str(tmp_path / "pairs.csv"),
-                                                       **entry})
+    recipe = recipe_of(RunFolder(tmp_path), {"kind": "similarity", "data": str(tmp_path / "pairs.csv"), **entry})
     with pytest.raises(DataError, match=message):
         check_evaluators(recipe.evaluate.evaluators, 10)
 

@@ -30,8 +30,9 @@ def test_matches_add_up_to_the_score_and_hits_come_best_first(checkpoint, tmp_pa
     vectors = encode_collection(model, PASSAGES)
     np.testing.assert_array_equal(vectors.toarray(), encode_collection(model, write_run(tmp_path)).toarray())
     hits = search_and_explain(model, vectors, "cat on a tree", k=3)
-    scores = (reference.encode_query(["cat on a tree"]).to_dense()
-              @ reference.encode_document(PASSAGES).to_dense().T).numpy()[0]
+    scores = (
+        reference.encode_query(["cat on a tree"]).to_dense() @ reference.encode_document(PASSAGES).to_dense().T
+    ).numpy()[0]
     assert [hit.row for hit in hits] == np.argsort(-scores, kind="stable")[:3].tolist()
     for hit in hits:
         assert hit.score == pytest.approx(scores[hit.row], rel=1e-4)

@@ -33,13 +33,20 @@ def vectors(checkpoint):
 
 
 def lines(*files) -> list[str]:
-    return [line for file in files
-            for line in (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8").read().splitlines()]
+    return [
+        line
+        for file in files
+        for line in (gzip.open if file.suffix == ".gz" else open)(file, "rt", encoding="utf-8").read().splitlines()
+    ]
 
 
 def products(queries: list[dict], passages: list[dict]) -> np.ndarray:
-    return np.array([[sum(weight * passage.get(term, 0) for term, weight in query.items()) for passage in passages]
-                     for query in queries])
+    return np.array(
+        [
+            [sum(weight * passage.get(term, 0) for term, weight in query.items()) for passage in passages]
+            for query in queries
+        ]
+    )
 
 
 def export(checkpoint, tmp_path, format):
@@ -70,10 +77,12 @@ def test_opensearchs_features_have_no_dots_and_give_the_exact_scores(checkpoint,
     assert [action["index"]["_id"] for action in bulk[::2]] == [f"p{i}" for i in range(len(PASSAGES))]
     features = [source.get("embedding", {}) for source in bulk[1::2]]
     assert all("." not in name and weight > 0 for vector in features for name, weight in vector.items())
-    queries = [json.loads(line)["body"]["query"]["neural_sparse"]["embedding"]["query_tokens"]
-               for line in lines(out / "queries.test.jsonl")]
+    queries = [
+        json.loads(line)["body"]["query"]["neural_sparse"]["embedding"]["query_tokens"]
+        for line in lines(out / "queries.test.jsonl")
+    ]
     reference = SparseEncoder(str(checkpoint), device="cpu")
-    expected = (reference.encode_query(QUERIES["test"]).to_dense() @ reference.encode_document(PASSAGES).to_dense().T)
+    expected = reference.encode_query(QUERIES["test"]).to_dense() @ reference.encode_document(PASSAGES).to_dense().T
     np.testing.assert_allclose(products(queries, features), expected.numpy(), rtol=1e-4, atol=1e-5)
     assert read_json(out / "index.json")["mappings"]["properties"]["embedding"] == {"type": "rank_features"}
 
@@ -98,11 +107,16 @@ def test_seismic_builds_an_index_of_the_file_and_finds_the_exact_best(checkpoint
     exact = (vectors[0] @ vectors[1].T).toarray()
     for i, line in enumerate(lines(out / "queries.test.jsonl")):
         query = json.loads(line)
-        found = index.search(query["id"], np.array(list(query["vector"]), dtype=seismic.get_seismic_string()),
-                             np.array(list(query["vector"].values()), dtype=np.float32), k=1,
-                             query_cut=len(query["vector"]) or 1, heap_factor=1.0)
+        found = index.search(
+            query["id"],
+            np.array(list(query["vector"]), dtype=seismic.get_seismic_string()),
+            np.array(list(query["vector"].values()), dtype=np.float32),
+            k=1,
+            query_cut=len(query["vector"]) or 1,
+            heap_factor=1.0,
+        )
         if exact[i].any():
-            (_, score, best), = found
+            ((_, score, best),) = found
             # 16-bit weights: passages as good as one another to the third digit may change places
             assert [exact[i, int(best[1:])], score] == pytest.approx([exact[i].max()] * 2, rel=5e-3)
         else:
@@ -114,16 +128,20 @@ def test_a_term_that_an_engine_refuses_has_a_name_of_its_own(tiny_mlm):
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     names = term_names([*tokens, None, None], re.compile("a"))
     assert len(set(names)) == len(names) == len(tokens) + 2
-    assert [name for name, token in zip(names, tokens, strict=False) if "a" not in token] == \
-        [token for token in tokens if "a" not in token]
+    assert [name for name, token in zip(names, tokens, strict=False) if "a" not in token] == [
+        token for token in tokens if "a" not in token
+    ]
     assert names[-1] == f"term-{len(tokens) + 1}"
 
 
 def test_a_folder_in_beirs_layout_is_exported_too(checkpoint, vectors, tmp_path):
     beir = tmp_path / "beir"
     (beir / "qrels").mkdir(parents=True)
-    (beir / "corpus.jsonl").write_text("".join(json.dumps({"_id": f"p{i}", "title": "", "text": text}) + "\n"
-                                               for i, text in enumerate(PASSAGES) if text))
+    (beir / "corpus.jsonl").write_text(
+        "".join(
+            json.dumps({"_id": f"p{i}", "title": "", "text": text}) + "\n" for i, text in enumerate(PASSAGES) if text
+        )
+    )
     (beir / "queries.jsonl").write_text(json.dumps({"_id": "q0", "text": QUERIES["test"][0]}) + "\n")
     (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tp1\t1\n")
     said = export_index(checkpoint, beir, tmp_path / "out", format="qdrant", split="test")
@@ -135,9 +153,11 @@ def test_a_folder_in_beirs_layout_is_exported_too(checkpoint, vectors, tmp_path)
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(checkpoint, tmp_path):
     write_run(tmp_path / "run")
     (tmp_path / "there").mkdir()
-    for output, options, words in (("there", {"format": "qdrant"}, "is there already"),
-                                   ("out", {"format": "lucene"}, "anserini, opensearch, qdrant, seismic"),
-                                   ("out", {"format": "qdrant", "split": "night"}, "train, dev, test")):
+    for output, options, words in (
+        ("there", {"format": "qdrant"}, "is there already"),
+        ("out", {"format": "lucene"}, "anserini, opensearch, qdrant, seismic"),
+        ("out", {"format": "qdrant", "split": "night"}, "train, dev, test"),
+    ):
         with pytest.raises(DataError, match=words):
             export_index(checkpoint, tmp_path / "run", tmp_path / output, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]

@@ -26,11 +26,18 @@ def sides():
 
 
 def ours(sides, top_ks=(), **loss):
-    train = config.Train.model_validate({"losses": [{"kind": "embedding-mse", "teacher": "t", **loss}],
-                                         "top_ks": top_ks})
+    train = config.Train.model_validate(
+        {"losses": [{"kind": "embedding-mse", "teacher": "t", **loss}], "top_ks": top_ks}
+    )
     targets = {("t", side): sparse(teacher) for side, (_, teacher) in sides.items()}
-    return objective(train, *(sparse(student) for student, _ in sides.values()), torch.randn(B, LISTS), Place(0, B), 1,
-                     targets=targets).total
+    return objective(
+        train,
+        *(sparse(student) for student, _ in sides.values()),
+        torch.randn(B, LISTS),
+        Place(0, B),
+        1,
+        targets=targets,
+    ).total
 
 
 def theirs(sides, of=("query", "passage"), change=lambda student: student):
@@ -64,18 +71,33 @@ def test_with_several_sizes_each_cap_comes_as_near_as_it_can(sides):
 LOSS = {"kind": "embedding-mse", "teacher": "sparse"}
 
 
-@pytest.mark.parametrize(("student", "train", "message"), [
-    ({}, {"losses": [{**LOSS, "teacher": "nobody"}]}, r"'nobody', which is not among the teachers \(sparse, bm25"),
-    ({}, {"losses": [{**LOSS, "teacher": "bm25"}]}, "names 'bm25', a bm25 teacher: only those of kind splade"),
-    ({"query": {"kind": "idf"}}, {"losses": [LOSS]}, "train.losses: .* student.query is idf.* set its `of` to passage"),
-    ({"query": {"kind": "binary"}}, {"datasets": {"more": {"run": "x", "losses": [{**LOSS, "of": "query"}]}}},
-     "train.datasets.more.losses: .* no effect on queries"),
-    ({"query": {"kind": "idf"}}, {"losses": [{**LOSS, "of": "passage"}]}, None),
-    ({"query": {"kind": "learned"}}, {"losses": [LOSS]}, None)])
+@pytest.mark.parametrize(
+    ("student", "train", "message"),
+    [
+        ({}, {"losses": [{**LOSS, "teacher": "nobody"}]}, r"'nobody', which is not among the teachers \(sparse, bm25"),
+        ({}, {"losses": [{**LOSS, "teacher": "bm25"}]}, "names 'bm25', a bm25 teacher: only those of kind splade"),
+        (
+            {"query": {"kind": "idf"}},
+            {"losses": [LOSS]},
+            "train.losses: .* student.query is idf.* set its `of` to passage",
+        ),
+        (
+            {"query": {"kind": "binary"}},
+            {"datasets": {"more": {"run": "x", "losses": [{**LOSS, "of": "query"}]}}},
+            "train.datasets.more.losses: .* no effect on queries",
+        ),
+        ({"query": {"kind": "idf"}}, {"losses": [{**LOSS, "of": "passage"}]}, None),
+        ({"query": {"kind": "learned"}}, {"losses": [LOSS]}, None),
+    ],
+)
 def test_what_cannot_be_learnt_is_refused(student, train, message):
-    tree = {"name": "x", "data": {"source": {"kind": "python-docs"}},
-            "teachers": {"sparse": {"kind": "splade", "model": "a"}, "bm25": {"kind": "bm25"}},
-            "student": {"model": "b", **student}, "train": train}
+    tree = {
+        "name": "x",
+        "data": {"source": {"kind": "python-docs"}},
+        "teachers": {"sparse": {"kind": "splade", "model": "a"}, "bm25": {"kind": "bm25"}},
+        "student": {"model": "b", **student},
+        "train": train,
+    }
     if message is None:
         parse_recipe(tree)
     else:

@@ -58,30 +58,44 @@ def test_gradients_of_sparse_scores_are_the_dense_ones_at_active_terms(batch):
     weight = torch.randn(B, B * LISTS)
     for ours, theirs in [
         (all_scores(sparse(queries), sparse(passages)), queries @ passages.T),
-        (list_scores(sparse(queries), sparse(passages)).repeat(1, B),
-         (queries[:, None] * passages.view(B, LISTS, V)).sum(-1).repeat(1, B)),
+        (
+            list_scores(sparse(queries), sparse(passages)).repeat(1, B),
+            (queries[:, None] * passages.view(B, LISTS, V)).sum(-1).repeat(1, B),
+        ),
     ]:
-        for x, mine, reference in zip((queries, passages), gradients((ours * weight).sum(), queries, passages),
-                                      gradients((theirs * weight).sum(), queries, passages), strict=True):
+        for x, mine, reference in zip(
+            (queries, passages),
+            gradients((ours * weight).sum(), queries, passages),
+            gradients((theirs * weight).sum(), queries, passages),
+            strict=True,
+        ):
             torch.testing.assert_close(mine, reference * (x > 0))
 
 
 @pytest.mark.parametrize(("student_temperature", "teacher_temperature"), [(1.0, 1.0), (2.0, 0.5)])
 def test_kl_equals_sentence_transformers(batch, student_temperature, teacher_temperature):
     queries, passages, labels = batch
-    theirs = st.SparseDistillKLDivLoss(None, student_temperature=student_temperature,
-                                       teacher_temperature=teacher_temperature)
+    theirs = st.SparseDistillKLDivLoss(
+        None, student_temperature=student_temperature, teacher_temperature=teacher_temperature
+    )
     scores = (queries[:, None] * passages.view(B, LISTS, V)).sum(-1)
-    assert_same(listwise.kl(scores, labels, student_temperature, teacher_temperature),
-                theirs.compute_loss_from_embeddings(columns(queries, passages), labels), queries, passages)
+    assert_same(
+        listwise.kl(scores, labels, student_temperature, teacher_temperature),
+        theirs.compute_loss_from_embeddings(columns(queries, passages), labels),
+        queries,
+        passages,
+    )
 
 
 def test_margin_mse_equals_sentence_transformers(batch):
     queries, passages, labels = batch
     scores = (queries[:, None] * passages.view(B, LISTS, V)).sum(-1)
-    assert_same(listwise.margin_mse(scores, labels),
-                st.SparseMarginMSELoss(None).compute_loss_from_embeddings(columns(queries, passages), labels),
-                queries, passages)
+    assert_same(
+        listwise.margin_mse(scores, labels),
+        st.SparseMarginMSELoss(None).compute_loss_from_embeddings(columns(queries, passages), labels),
+        queries,
+        passages,
+    )
 
 
 def test_margin_mse_over_all_pairs_takes_each_pair_once():
@@ -109,8 +123,9 @@ def test_positives_among_the_in_batch_negatives_do_not_count(batch):
         rows.append(scores[query, left].logsumexp(0) - scores[query, query * LISTS])
     expected = torch.stack(rows).mean()
     torch.testing.assert_close(got, expected)
-    for x, mine, reference in zip((queries, passages), gradients(got, queries, passages),
-                                  gradients(expected, queries, passages), strict=True):
+    for x, mine, reference in zip(
+        (queries, passages), gradients(got, queries, passages), gradients(expected, queries, passages), strict=True
+    ):
         torch.testing.assert_close(mine, reference * (x > 0))
 
 
@@ -161,12 +176,18 @@ def test_ramps_reach_the_full_weight_and_stay():
 
 def test_the_objective_is_the_weighted_sum_of_its_parts(batch):
     queries, passages, labels = batch
-    train = config.Train.model_validate({
-        "losses": [{"kind": "kl", "weight": 0.99}, {"kind": "margin-mse", "weight": 0.05, "pairs": "all"},
-                   {"kind": "infonce", "weight": 0.1}, {"kind": "infonce", "weight": 0.2, "in_batch": False}],
-        "query_regularizers": [{"kind": "l1", "weight": 0.3, "ramp": "linear", "ramp_steps": 10}],
-        "passage_regularizers": [{"kind": "flops", "weight": 0.5, "ramp": "quadratic", "ramp_steps": 4}],
-    })
+    train = config.Train.model_validate(
+        {
+            "losses": [
+                {"kind": "kl", "weight": 0.99},
+                {"kind": "margin-mse", "weight": 0.05, "pairs": "all"},
+                {"kind": "infonce", "weight": 0.1},
+                {"kind": "infonce", "weight": 0.2, "in_batch": False},
+            ],
+            "query_regularizers": [{"kind": "l1", "weight": 0.3, "ramp": "linear", "ramp_steps": 10}],
+            "passage_regularizers": [{"kind": "flops", "weight": 0.5, "ramp": "quadratic", "ramp_steps": 4}],
+        }
+    )
     got = objective(train, sparse(queries), sparse(passages), labels, Place(0, B), step=2)
     scores = (queries[:, None] * passages.view(B, LISTS, V)).sum(-1)
     expected = {

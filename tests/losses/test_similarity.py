@@ -36,8 +36,12 @@ def batch():
 
 def assert_same(ours, theirs, queries, passages):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-    for x, mine, reference in zip((queries, passages), torch.autograd.grad(ours, (queries, passages)),
-                                  torch.autograd.grad(theirs, (queries, passages)), strict=True):
+    for x, mine, reference in zip(
+        (queries, passages),
+        torch.autograd.grad(ours, (queries, passages)),
+        torch.autograd.grad(theirs, (queries, passages)),
+        strict=True,
+    ):
         torch.testing.assert_close(mine, reference * (x > 0), rtol=1e-4, atol=1e-6)
 
 
@@ -47,43 +51,52 @@ def pairs(queries, passages):
 
 def test_cosine_similarity_loss(batch):
     queries, passages, labels = batch
-    theirs = st.SparseCosineSimilarityLoss(Model()).compute_loss_from_embeddings(pairs(queries, passages),
-                                                                                labels.view(-1))
+    theirs = st.SparseCosineSimilarityLoss(Model()).compute_loss_from_embeddings(
+        pairs(queries, passages), labels.view(-1)
+    )
     assert_same(similarity.cosine_mse(sparse(queries), sparse(passages), labels), theirs, queries, passages)
 
 
 def test_cosent_loss_compares_all_pairs_of_the_batch(batch):
     queries, passages, labels = batch
-    theirs = st.SparseCoSENTLoss(Model(), scale=7.0).compute_loss_from_embeddings(pairs(queries, passages),
-                                                                                 labels.view(-1))
+    theirs = st.SparseCoSENTLoss(Model(), scale=7.0).compute_loss_from_embeddings(
+        pairs(queries, passages), labels.view(-1)
+    )
     ours = similarity.cosent(similarity.cosines(sparse(queries), sparse(passages)), labels, scale=7.0)
     assert_same(ours, theirs, queries, passages)
 
 
 def test_angle_loss(batch):
     queries, passages, labels = batch
-    theirs = st.SparseAnglELoss(Model(), scale=7.0).compute_loss_from_embeddings(pairs(queries, passages),
-                                                                                labels.view(-1))
+    theirs = st.SparseAnglELoss(Model(), scale=7.0).compute_loss_from_embeddings(
+        pairs(queries, passages), labels.view(-1)
+    )
     ours = similarity.cosent(similarity.angles(sparse(queries), sparse(passages)), labels, scale=7.0)
     assert_same(ours, theirs, queries, passages)
 
 
-@pytest.mark.parametrize(("distance", "metric", "margin"), [
-    ("euclidean", TripletDistanceMetric.EUCLIDEAN, 1.0), ("cosine", TripletDistanceMetric.COSINE, 0.2)])
+@pytest.mark.parametrize(
+    ("distance", "metric", "margin"),
+    [("euclidean", TripletDistanceMetric.EUCLIDEAN, 1.0), ("cosine", TripletDistanceMetric.COSINE, 0.2)],
+)
 def test_triplet_loss_is_over_the_positive_with_each_negative(batch, distance, metric, margin):
     queries, passages, _ = batch
     lists = passages.view(B, LISTS, V)
     negatives = lists[:, 1:].reshape(-1, V)
     triplets = [side.repeat_interleave(LISTS - 1, 0) for side in (queries, lists[:, 0])] + [negatives]
     theirs = st.SparseTripletLoss(Model(), distance_metric=metric, triplet_margin=margin).compute_loss_from_embeddings(
-        triplets, None)
+        triplets, None
+    )
     assert_same(similarity.triplet(sparse(queries), sparse(passages), distance, margin), theirs, queries, passages)
 
 
 def test_empty_texts_have_finite_gradients(batch):
     queries, passages, labels = batch
-    for loss in (lambda *reps: similarity.cosine_mse(*reps, labels), similarity.triplet,
-                 lambda *reps: similarity.cosent(similarity.cosines(*reps), labels)):
+    for loss in (
+        lambda *reps: similarity.cosine_mse(*reps, labels),
+        similarity.triplet,
+        lambda *reps: similarity.cosent(similarity.cosines(*reps), labels),
+    ):
         value = loss(sparse(queries.detach() * 0), sparse(passages))
         assert torch.isfinite(torch.autograd.grad(value, passages)[0]).all()
 

@@ -24,17 +24,21 @@ def test_the_loss_is_the_weighted_mean_over_the_caps(top_ks):
     passages = torch.rand(B * LISTS, V).mul(torch.rand(B * LISTS, V) < 0.4)
     passages[3] = 0
     queries, passages, labels = queries.requires_grad_(), passages.requires_grad_(), torch.randn(B, LISTS) * 3
-    train = config.Train.model_validate({
-        "losses": [{"kind": "margin-mse", "weight": 0.5}, {"kind": "infonce"}],
-        "passage_regularizers": [{"kind": "l1", "weight": 0.1}],
-        "top_ks": [{"k": k, "weight": weight} for k, weight in top_ks]})
+    train = config.Train.model_validate(
+        {
+            "losses": [{"kind": "margin-mse", "weight": 0.5}, {"kind": "infonce"}],
+            "passage_regularizers": [{"kind": "l1", "weight": 0.1}],
+            "top_ks": [{"k": k, "weight": weight} for k, weight in top_ks],
+        }
+    )
     ours = objective(train, sparse(queries), sparse(passages), labels, Place(0, B), step=1).total
 
     theirs = 0.1 * passages.relu().sum(1).mean()  # of all terms
     for k, weight in top_ks:
         q, p = caps(queries, k), caps(passages, k)
-        margin_mse = st.SparseMarginMSELoss(None).compute_loss_from_embeddings(columns(q, p),
-                                                                               labels[:, :1] - labels[:, 1:])
+        margin_mse = st.SparseMarginMSELoss(None).compute_loss_from_embeddings(
+            columns(q, p), labels[:, :1] - labels[:, 1:]
+        )
         infonce = F.cross_entropy(q @ p.T, torch.arange(B) * LISTS)
         theirs = theirs + (0.5 * margin_mse + infonce) * weight / sum(w for _, w in top_ks)
     assert_same(ours, theirs, queries, passages)

@@ -40,8 +40,10 @@ def test_scores_equal_bm25s(store):
 
 def test_a_variant_is_scored_on_its_own_words_with_the_collections_statistics(store):
     """Variant "the fell in the wind" keeps 2 stems (fell, wind) of passage 6's "tree fell storm wind"."""
-    lengths = [len(words) for words in bm25s.tokenize(PASSAGES, stemmer=Stemmer.Stemmer("english"), return_ids=False,
-                                                      show_progress=False)]
+    lengths = [
+        len(words)
+        for words in bm25s.tokenize(PASSAGES, stemmer=Stemmer.Stemmer("english"), return_ids=False, show_progress=False)
+    ]
     mean = sum(lengths) / len(PASSAGES)
 
     def weight(frequency, length):
@@ -82,8 +84,12 @@ def test_cranfield_gives_the_published_figures(tmp_path):
     qrels = [ir_measures.Qrel(q, p, int(grade)) for q, p, grade in (line.split("\t") for line in lines)]
     store = write_passages(tmp_path / "passages.arrow", [f"{p['title']} {p['text']}" for p in corpus])
     rows, _ = build_index(store).search([query["text"] for query in queries], 100)
-    run = [ir_measures.ScoredDoc(query["_id"], corpus[row]["_id"], -rank)
-           for query, found in zip(queries, rows, strict=True) for rank, row in enumerate(found) if row >= 0]
+    run = [
+        ir_measures.ScoredDoc(query["_id"], corpus[row]["_id"], -rank)
+        for query, found in zip(queries, rows, strict=True)
+        for rank, row in enumerate(found)
+        if row >= 0
+    ]
     found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.R @ 100], qrels, run)
     assert found[ir_measures.nDCG @ 10] == pytest.approx(0.430, abs=0.005)
     assert found[ir_measures.R @ 100] == pytest.approx(0.753, abs=0.005)

@@ -30,8 +30,9 @@ def lists(folder: RunFolder, split: str) -> dict[int, list[tuple]]:
         for i, query in enumerate(c.query.tolist()):
             at = slice(c.offsets[i], c.offsets[i + 1])
             sources = [c.sources[code] for code in c.source[at]]
-            found[query] = list(zip(c.passages[at].tolist(), c.positive[at].tolist(), sources, c.rank[at].tolist(),
-                                    strict=True))
+            found[query] = list(
+                zip(c.passages[at].tolist(), c.positive[at].tolist(), sources, c.rank[at].tolist(), strict=True)
+            )
     return found
 
 
@@ -164,8 +165,9 @@ def test_the_splade_miner_ranks_as_sparse_encoder_does(folder, tiny_mlm, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["dense", "splade"])
-def test_half_precision_is_near_and_has_an_index_and_a_fingerprint_of_its_own(folder, tiny_mlm, tiny_sentence, tmp_path,
-                                                                              kind):
+def test_half_precision_is_near_and_has_an_index_and_a_fingerprint_of_its_own(
+    folder, tiny_mlm, tiny_sentence, tmp_path, kind
+):
     model = tiny_sentence if kind == "dense" else save_checkpoint(tiny_mlm, tmp_path / "checkpoint")
     store, miner, found = TextStore.open(folder.passages), Miner(kind=kind, model=str(model)), []
     for precision in ("float32", "bfloat16"):

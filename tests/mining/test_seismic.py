@@ -13,8 +13,9 @@ def zipfian(rng: np.random.Generator, texts: int, terms: int, vocabulary: int) -
     share = 1 / np.arange(1, vocabulary + 1)
     rows = [np.sort(rng.choice(vocabulary, terms, replace=False, p=share / share.sum())) for _ in range(texts)]
     weights = rng.gamma(2.0, 0.5, texts * terms).astype(np.float32)
-    return sparse.csr_matrix((weights, np.concatenate(rows), np.arange(0, texts * terms + 1, terms)),
-                             shape=(texts, vocabulary))
+    return sparse.csr_matrix(
+        (weights, np.concatenate(rows), np.arange(0, texts * terms + 1, terms)), shape=(texts, vocabulary)
+    )
 
 
 def recall(found: np.ndarray, exact: np.ndarray) -> float:

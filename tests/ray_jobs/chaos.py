@@ -44,7 +44,8 @@ def chaos(root: Path, shards: int, kills: int, drivers: int, seed: int) -> tuple
     rng, damage = random.Random(seed), Damage()
     folder = write_job(root / "chaos", queries=shards - 1, per_shard=1)
     recipe = recipe_for(folder, _steady(root, seconds=0.1), max_tries=kills).model_copy(
-        update={"cluster": Cluster(address=ray.get_runtime_context().gcs_address)})
+        update={"cluster": Cluster(address=ray.get_runtime_context().gcs_address)}
+    )
     start = DriverStarter(root / "chaos.yaml", dump_recipe(recipe))
     moments = sorted(rng.uniform(0, shards - 4) for _ in range(kills))
     victims = ["driver"] * drivers + ["worker"] * (kills - drivers)
@@ -120,8 +121,11 @@ class DriverStarter:
         path.write_text(recipe, encoding="utf-8")
 
     def __call__(self) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, str(HERE / "drive.py"), str(self._path)], stderr=subprocess.DEVNULL,
-                                env={**os.environ, "PYTHONPATH": str(HERE)})
+        return subprocess.Popen(
+            [sys.executable, str(HERE / "drive.py"), str(self._path)],
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(HERE)},
+        )
 
 
 def wait_for(condition, driver: subprocess.Popen) -> None:

@@ -31,29 +31,41 @@ def write_job(root: Path, queries: int = 24, per_shard: int = 2, candidates: int
         for index, start in enumerate(range(0, count, per_shard)):
             rows = list(range(start, min(start + per_shard, count)))
             lists = [rng.choice(80, candidates, replace=False).tolist() for _ in rows]
-            shards.append(write_candidates(folder.candidates(split) / shard_name(index),
-                                           from_lists(rows, lists, [1] * len(rows), ("judgement",)), "candidates"))
+            shards.append(
+                write_candidates(
+                    folder.candidates(split) / shard_name(index),
+                    from_lists(rows, lists, [1] * len(rows), ("judgement",)),
+                    "candidates",
+                )
+            )
         write_manifest(folder.candidates(split), Manifest({"stage": "mine", "split": split}, tuple(shards)))
     return folder
 
 
 def recipe_for(folder: RunFolder, teachers: dict, **score) -> Recipe:
     """In float32, unless a teacher says otherwise: what `auto` measures on a busy machine differs from run to run."""
-    teachers = {name: {**({} if fields["kind"] in ("bm25", "custom") else {"dtype": "float32"}), **fields}
-                for name, fields in teachers.items()}
+    teachers = {
+        name: {**({} if fields["kind"] in ("bm25", "custom") else {"dtype": "float32"}), **fields}
+        for name, fields in teachers.items()
+    }
     return small_recipe(folder.root, teachers=teachers, score={"actors": 2, "cpus": 1, **score})
 
 
 def score_bytes(folder: RunFolder) -> dict[str, bytes]:
     """Every score shard's content."""
-    return {str(path.relative_to(folder.root)): path.read_bytes()
-            for path in itertools.chain((folder.root / "scores").glob("*/*/part-*.arrow"))}
+    return {
+        str(path.relative_to(folder.root)): path.read_bytes()
+        for path in itertools.chain((folder.root / "scores").glob("*/*/part-*.arrow"))
+    }
 
 
 def score_files(folder: RunFolder) -> dict[str, bytes]:
     """Every file of the finished scores: shards, manifests, plans, execution records."""
-    return {str(path.relative_to(folder.root)): path.read_bytes() for path in (folder.root / "scores").rglob("*")
-            if path.is_file() and not path.name.startswith(".")}
+    return {
+        str(path.relative_to(folder.root)): path.read_bytes()
+        for path in (folder.root / "scores").rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
 def committed(folder: RunFolder) -> int:

@@ -36,8 +36,9 @@ def undisturbed(tmp_path: Path) -> dict[str, bytes]:
 
 
 def commits(folder) -> Counter:
-    return Counter(event["task"] for event in JobLog(folder).events()
-                   if event["event"] == "done" and event["shard"] is not None)
+    return Counter(
+        event["task"] for event in JobLog(folder).events() if event["event"] == "done" and event["shard"] is not None
+    )
 
 
 @pytest.fixture
@@ -85,7 +86,8 @@ def test_a_full_object_store_does_not_matter(cluster, tmp_path):
 def test_two_drivers_on_one_cluster_commit_each_shard_once(cluster, tmp_path):
     folder = write_job(tmp_path / "run")
     recipe = recipe_for(folder, steady(tmp_path, seconds=0.1), actors=1).model_copy(
-        update={"cluster": Cluster(address=ray.get_runtime_context().gcs_address)})
+        update={"cluster": Cluster(address=ray.get_runtime_context().gcs_address)}
+    )
     start = DriverStarter(tmp_path / "recipe.yaml", dump_recipe(recipe))
     drivers = [start(), start()]
     assert [driver.wait(timeout=PATIENCE) for driver in drivers] == [0, 0]
@@ -94,8 +96,10 @@ def test_two_drivers_on_one_cluster_commit_each_shard_once(cluster, tmp_path):
 
 
 def test_fewer_machines_than_were_asked_for_are_an_error():
-    asks_for_two = ("from distill.config import Cluster; from ray_jobs import shard_map; shard_map.JOIN_SECONDS = 1\n"
-                    "with shard_map.ray_cluster(Cluster(cpus=1, nodes=2, object_store_gib=0.1)): print('went on')")
+    asks_for_two = (
+        "from distill.config import Cluster; from ray_jobs import shard_map; shard_map.JOIN_SECONDS = 1\n"
+        "with shard_map.ray_cluster(Cluster(cpus=1, nodes=2, object_store_gib=0.1)): print('went on')"
+    )
     done = subprocess.run([sys.executable, "-c", asks_for_two], capture_output=True, text=True)
     assert "RecipeError: cluster: 1 of 2 machines (cluster.nodes) joined in 1 s" in done.stderr
     assert "went on" not in done.stdout
@@ -107,14 +111,25 @@ def test_nodes_join_and_are_lost_during_the_job(tmp_path, monkeypatch):
 
     monkeypatch.setenv("PYTHONPATH", str(HERE))
     small = {"object_store_memory": 80 << 20, "include_dashboard": False}
-    nodes = Nodes(initialize_head=True, head_node_args={**small, "num_cpus": 0, "_system_config": {
-        "health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 4}})
+    nodes = Nodes(
+        initialize_head=True,
+        head_node_args={
+            **small,
+            "num_cpus": 0,
+            "_system_config": {
+                "health_check_initial_delay_ms": 0,
+                "health_check_period_ms": 500,
+                "health_check_failure_threshold": 4,
+            },
+        },
+    )
     driver = None
     try:
         first = nodes.add_node(num_cpus=1, **small)
         folder = write_job(tmp_path / "run", queries=40, per_shard=1)
         recipe = recipe_for(folder, steady(tmp_path, seconds=0.3), actors=None).model_copy(
-            update={"cluster": Cluster(address=nodes.address)})
+            update={"cluster": Cluster(address=nodes.address)}
+        )
         driver = DriverStarter(tmp_path / "recipe.yaml", dump_recipe(recipe))()
         wait_for(lambda: committed(folder) >= 2, driver)
         assert len(_scorers(tmp_path)) == 1

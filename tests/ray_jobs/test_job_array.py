@@ -27,9 +27,13 @@ class Task:
         self.recipe.write_text(dump_recipe(recipe), encoding="utf-8")
 
     def start(self, *arguments: str) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-m", "distill.cli", "score", str(self.recipe), *arguments], text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                env={**os.environ, "PYTHONPATH": str(HERE)})
+        return subprocess.Popen(
+            [sys.executable, "-m", "distill.cli", "score", str(self.recipe), *arguments],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(HERE)},
+        )
 
     def run(self, *arguments: str) -> tuple[int, str]:
         """Exit status, and what it said."""
@@ -43,8 +47,9 @@ def job(tmp_path):
     def make(name: str, **options) -> Task:
         folder = write_job(tmp_path / name)
         options = {"log": str(tmp_path / f"{name}.log"), **options}
-        return Task(folder, recipe_for(folder, {"steady": {"kind": "custom", "cls": "job_workers:Steady",
-                                                           "options": options}}))
+        return Task(
+            folder, recipe_for(folder, {"steady": {"kind": "custom", "cls": "job_workers:Steady", "options": options}})
+        )
 
     return make
 

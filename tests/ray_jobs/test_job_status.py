@@ -22,13 +22,23 @@ SPLITS = ("train", "test")
 
 
 def distill(*arguments: str) -> str:
-    return subprocess.run([sys.executable, "-m", "distill.cli", *arguments], capture_output=True, text=True, check=True,
-                          env={**os.environ, "PYTHONPATH": str(HERE), "COLUMNS": "120"}).stdout
+    return subprocess.run(
+        [sys.executable, "-m", "distill.cli", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(HERE), "COLUMNS": "120"},
+    ).stdout
 
 
 def steady(tmp_path: Path, **options) -> dict:
-    return {"steady": {"kind": "custom", "cls": "job_workers:Steady",
-                       "options": {"log": str(tmp_path / "calls.log"), **options}}}
+    return {
+        "steady": {
+            "kind": "custom",
+            "cls": "job_workers:Steady",
+            "options": {"log": str(tmp_path / "calls.log"), **options},
+        }
+    }
 
 
 def test_before_the_first_launch_there_is_nothing_to_say(tmp_path):
@@ -44,7 +54,9 @@ def test_a_finished_job_adds_up_to_what_it_returned(cluster, tmp_path, tiny_clas
     seconds = time.monotonic() - start
     status = job_status(folder, tuple(teachers), SPLITS)
     assert [(row.teacher, row.done, row.shards, row.in_flight, row.failed) for row in status.teachers] == [
-        ("ranker", 13, 13, 0, 0), ("steady", 13, 13, 0, 0)]
+        ("ranker", 13, 13, 0, 0),
+        ("steady", 13, 13, 0, 0),
+    ]
     ranker, other = status.teachers
     assert ranker.padding == pytest.approx(1 - counters["tokens"] / counters["padded_tokens"], abs=1e-4)
     assert ranker.pairs_per_second > 26 * 12 / seconds and ranker.tokens_per_second > counters["tokens"] / seconds
@@ -56,8 +68,11 @@ def test_a_job_is_watched_while_it_runs_and_after_it_was_killed(tmp_path):
     folder, recipe = write_job(tmp_path / "run"), tmp_path / "recipe.yaml"
     recipe.write_text(dump_recipe(recipe_for(folder, steady(tmp_path))))
     (tmp_path / "calls.seconds").write_text("0.05")
-    driver = subprocess.Popen([sys.executable, "-m", "distill.cli", "score", str(recipe), "--shard", "0/1"],
-                              env={**os.environ, "PYTHONPATH": str(HERE)}, stderr=subprocess.DEVNULL)
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "distill.cli", "score", str(recipe), "--shard", "0/1"],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+        stderr=subprocess.DEVNULL,
+    )
     try:
         while committed(folder) < 4:
             assert driver.poll() is None
@@ -106,10 +121,17 @@ def test_status_loads_neither_torch_nor_a_teacher(tmp_path):
     folder, recipe = write_job(tmp_path / "run"), tmp_path / "recipe.yaml"
     score_local(recipe_for(folder, steady(tmp_path)), folder)
     recipe.write_text(dump_recipe(recipe_for(folder, steady(tmp_path))))
-    code = ("import sys\nfrom distill.cli import app\napp(sys.argv[1:], standalone_mode=False)\n"
-            "print({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules))")
-    shown = subprocess.run([sys.executable, "-c", code, "status", str(recipe)], capture_output=True, text=True,
-                           check=True, env={**os.environ, "PYTHONPATH": str(HERE)}).stdout
+    code = (
+        "import sys\nfrom distill.cli import app\napp(sys.argv[1:], standalone_mode=False)\n"
+        "print({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules))"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", code, "status", str(recipe)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+    ).stdout
     assert "13/13" in shown and shown.endswith("set()\n")
 
 

@@ -32,11 +32,13 @@ def splade(tiny_mlm, tmp_path_factory):
 
 def recipe_for(folder, *models, **mine_section):
     kinds = dict(zip(("dense", "splade"), models, strict=False))
-    miners = {kind: {"kind": kind, "model": str(model), "top": 2, "sample": 1, "depth": 6}
-              for kind, model in kinds.items()}
+    miners = {
+        kind: {"kind": kind, "model": str(model), "top": 2, "sample": 1, "depth": 6} for kind, model in kinds.items()
+    }
     miners["bm25"] = {"kind": "bm25", "top": 2}
-    return small_recipe(folder.root, mine={"miners": miners, "shard_queries": 1, "shard_passages": 4, "actors": 2,
-                                           **mine_section})
+    return small_recipe(
+        folder.root, mine={"miners": miners, "shard_queries": 1, "shard_passages": 4, "actors": 2, **mine_section}
+    )
 
 
 def candidates(folder: RunFolder) -> dict[str, bytes]:
@@ -94,8 +96,11 @@ def test_killed_workers_and_a_killed_driver_leave_only_what_is_missing_to_do(clu
 
     said = tmp_path / "driver.log"
     with open(said, "w") as log:
-        driver = subprocess.Popen([sys.executable, str(HERE / "drive.py"), str(tmp_path / "recipe.yaml"), "mine"],
-                                  stderr=log, env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address})
+        driver = subprocess.Popen(
+            [sys.executable, str(HERE / "drive.py"), str(tmp_path / "recipe.yaml"), "mine"],
+            stderr=log,
+            env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        )
     try:
         wait_for(chunks, driver)
         workers("MineWorker")[0].kill()
@@ -113,10 +118,12 @@ def test_killed_workers_and_a_killed_driver_leave_only_what_is_missing_to_do(clu
 def many_passages(root) -> RunFolder:
     """400 passages of a few words, so that there are many chunks, and eight queries."""
     folder = RunFolder(root)
-    write_passages(folder.passages, [" ".join(WORDS[i % 700:i % 700 + 5]) for i in range(400)])
-    write_queries(folder.queries("train"), [" ".join(WORDS[i * 31:i * 31 + 3]) for i in range(8)])
-    rows = pa.RecordBatch.from_pydict(dict(zip(JUDGEMENT_SCHEMA.names, [list(range(8)), [i * 31 for i in range(8)],
-                                                                        [1] * 8], strict=True)), JUDGEMENT_SCHEMA)
+    write_passages(folder.passages, [" ".join(WORDS[i % 700 : i % 700 + 5]) for i in range(400)])
+    write_queries(folder.queries("train"), [" ".join(WORDS[i * 31 : i * 31 + 3]) for i in range(8)])
+    rows = pa.RecordBatch.from_pydict(
+        dict(zip(JUDGEMENT_SCHEMA.names, [list(range(8)), [i * 31 for i in range(8)], [1] * 8], strict=True)),
+        JUDGEMENT_SCHEMA,
+    )
     write_ipc(folder.judgements("train"), JUDGEMENT_SCHEMA, [rows], {"fingerprint": "test"})
     write_manifest(folder.data, Manifest({"stage": "import", "source": "test"}))
     return folder

@@ -32,8 +32,13 @@ HERE = Path(__file__).parent
 
 def steady(tmp_path: Path, seconds: float = 0, **options) -> dict:
     (tmp_path / "calls.seconds").write_text(str(seconds))
-    return {"steady": {"kind": "custom", "cls": "job_workers:Steady",
-                       "options": {"log": str(tmp_path / "calls.log"), **options}}}
+    return {
+        "steady": {
+            "kind": "custom",
+            "cls": "job_workers:Steady",
+            "options": {"log": str(tmp_path / "calls.log"), **options},
+        }
+    }
 
 
 def calls(tmp_path: Path) -> list[list[str]]:
@@ -49,8 +54,11 @@ def undisturbed(tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def models(tiny_classifier, tiny_sentence) -> dict:
-    return {"ranker": {"kind": "cross-encoder", "model": str(tiny_classifier), "max_length": 48},
-            "dense": {"kind": "bi-encoder", "model": str(tiny_sentence), "max_length": 48}, "bm25": {"kind": "bm25"}}
+    return {
+        "ranker": {"kind": "cross-encoder", "model": str(tiny_classifier), "max_length": 48},
+        "dense": {"kind": "bi-encoder", "model": str(tiny_sentence), "max_length": 48},
+        "bm25": {"kind": "bm25"},
+    }
 
 
 def test_all_teachers_in_one_job_give_the_bytes_of_one_process(cluster, tmp_path, models):
@@ -75,8 +83,9 @@ def test_shards_hold_the_teachers_scores_and_the_record_they_were_made_under(tmp
     recipe = recipe_for(folder, {"ranker": {**models["ranker"], "dtype": "float32"}})
     score_local(recipe, folder)
     teacher = open_teacher("ranker", recipe.teachers["ranker"], folder)
-    for (_, candidates), (_, scores) in zip(iterate_candidates(folder.candidates("train")),
-                                            read_scores(folder, "ranker", "train"), strict=True):
+    for (_, candidates), (_, scores) in zip(
+        iterate_candidates(folder.candidates("train")), read_scores(folder, "ranker", "train"), strict=True
+    ):
         again = teacher.score(Pairs(candidates.pair_queries, candidates.passages, "train"))
         assert scores.values.tolist() == pytest.approx(again.tolist(), abs=1e-5)
     record = read_json(folder.scores("ranker", "execution.json"))
@@ -145,8 +154,15 @@ def test_a_job_array_shares_out_the_shards(tmp_path, models):
     assert read_manifest(array.scores("dense", "test")) is not None
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-40], lambda data: b"\1" + data[1:], lambda data: b"",
-                                    lambda data: data.replace(data[600:608], b"\7" * 8)])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-40],
+        lambda data: b"\1" + data[1:],
+        lambda data: b"",
+        lambda data: data.replace(data[600:608], b"\7" * 8),
+    ],
+)
 @pytest.mark.parametrize("finished", [True, False])
 def test_a_damaged_shard_is_set_aside_and_scored_again(tmp_path, damage, finished):
     folder = write_job(tmp_path / "run", queries=6)
@@ -183,8 +199,11 @@ def test_a_shard_damaged_after_its_task_ended_is_not_taken_into_the_manifest(tmp
 def test_nan_is_refused_with_the_pair_and_nothing_is_committed_for_it(cluster, tmp_path):
     folder = write_job(tmp_path / "run", queries=2)
     recipe = recipe_for(folder, steady(tmp_path, nan=True))
-    with pytest.raises(TeacherError, match=r"^steady/(train|test)/part-00000.arrow: teacher .steady. returned nan for "
-                                           r"query .q1. \(row 1\) and passage 'p\d+' \(row \d+\)"):
+    with pytest.raises(
+        TeacherError,
+        match=r"^steady/(train|test)/part-00000.arrow: teacher .steady. returned nan for "
+        r"query .q1. \(row 1\) and passage 'p\d+' \(row \d+\)",
+    ):
         score(recipe, folder)
     assert not score_bytes(folder)
 
@@ -212,8 +231,10 @@ def test_scores_of_another_recipe_are_never_mixed_in(tmp_path, models):
 def _start_and_kill_driver(recipe, folder: RunFolder, tmp_path: Path, shards: int) -> int:
     """Run the job in another process, kill it hard once `shards` are there; returns how many it left."""
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    driver = subprocess.Popen([sys.executable, str(HERE / "drive.py"), str(tmp_path / "recipe.yaml")],
-                              env={**os.environ, "PYTHONPATH": str(HERE)})
+    driver = subprocess.Popen(
+        [sys.executable, str(HERE / "drive.py"), str(tmp_path / "recipe.yaml")],
+        env={**os.environ, "PYTHONPATH": str(HERE)},
+    )
     try:
         while len(score_bytes(folder)) < shards:
             assert driver.poll() is None, "the driver ended before it could be killed"

@@ -19,8 +19,15 @@ TWO = Resources(cpus=1, actors=2)
 
 def run(items, folder, max_tries=3, worker=Doubler, arguments=None):
     results, deaths = {}, []
-    shard_map(worker, (str(folder),) if arguments is None else arguments, items, resources=TWO, max_tries=max_tries,
-              done=lambda item, result: results.__setitem__(item.name, result), died=deaths.append)
+    shard_map(
+        worker,
+        (str(folder),) if arguments is None else arguments,
+        items,
+        resources=TWO,
+        max_tries=max_tries,
+        done=lambda item, result: results.__setitem__(item.name, result),
+        died=deaths.append,
+    )
     return results, deaths
 
 
@@ -51,10 +58,20 @@ def test_a_task_that_kills_its_workers_is_given_up_by_name(cluster, tmp_path):
 
 def test_what_befell_the_device_reaches_the_user(cluster, tmp_path):
     folder, began = RunFolder(tmp_path), time.time()
-    with pytest.raises(JobFailed, match=r"worker died 2 times; the last: on \S+.*: CUDA error: an illegal memory "
-                                        r"access was encountered \(the whole message is in .*lost-devices.jsonl\)"):
-        shard_map(LosesItsDevice, (str(tmp_path),), [Item("1-x")], resources=TWO, max_tries=2, done=lambda *_: None,
-                  why=lambda task, since: lost_device(task.name, folder, since))
+    with pytest.raises(
+        JobFailed,
+        match=r"worker died 2 times; the last: on \S+.*: CUDA error: an illegal memory "
+        r"access was encountered \(the whole message is in .*lost-devices.jsonl\)",
+    ):
+        shard_map(
+            LosesItsDevice,
+            (str(tmp_path),),
+            [Item("1-x")],
+            resources=TWO,
+            max_tries=2,
+            done=lambda *_: None,
+            why=lambda task, since: lost_device(task.name, folder, since),
+        )
     assert "manual" in folder.lost_devices.read_text()
     assert lost_device("1-x", folder, time.time() + 120) is None and lost_device("2-x", folder, began) is None
 
@@ -87,13 +104,15 @@ def test_actors_keep_to_their_group_while_it_lasts(cluster, tmp_path):
 
 
 def test_a_signal_is_answered_by_our_own_handler_during_a_job_and_after_it():
-    program = ("import os, signal, sys\n"
-               "from distill.config import Cluster\n"
-               "from ray_jobs.shard_map import ray_cluster\n"
-               "asked = []\n"
-               "signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))\n"
-               "with ray_cluster(Cluster(cpus=1)):\n"
-               "    os.kill(os.getpid(), signal.SIGTERM)\n"
-               "os.kill(os.getpid(), signal.SIGTERM)\n"
-               "sys.exit(75 if len(asked) == 2 else 1)\n")
+    program = (
+        "import os, signal, sys\n"
+        "from distill.config import Cluster\n"
+        "from ray_jobs.shard_map import ray_cluster\n"
+        "asked = []\n"
+        "signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))\n"
+        "with ray_cluster(Cluster(cpus=1)):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.exit(75 if len(asked) == 2 else 1)\n"
+    )
     assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 75

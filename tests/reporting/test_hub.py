@@ -17,16 +17,26 @@ def distill_push(recipe, tmp_path, *options, **environment) -> subprocess.Comple
     path = tmp_path / "recipe.yaml"
     path.write_text(dump_recipe(recipe))
     clean = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-    return subprocess.run([sys.executable, "-m", "distill.cli", "push", str(path), "--repo", "org/model", *options],
-                          text=True, capture_output=True, timeout=300,
-                          env={**clean, "HF_HOME": str(tmp_path / "hf"), **environment})
+    return subprocess.run(
+        [sys.executable, "-m", "distill.cli", "push", str(path), "--repo", "org/model", *options],
+        text=True,
+        capture_output=True,
+        timeout=300,
+        env={**clean, "HF_HOME": str(tmp_path / "hf"), **environment},
+    )
 
 
 def test_a_dry_run_lists_the_whole_model_its_recipe_and_its_evaluation(finished):
     folder = RunFolder.of(finished)
     listed = [line.split()[1] for line in push(finished, folder, "org/model", dry_run=True).splitlines()]
-    assert {"README.md", "modules.json", "model.safetensors", "tokenizer.json", "recipe.yaml",
-            "evaluation.json"} <= set(listed)
+    assert {
+        "README.md",
+        "modules.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "recipe.yaml",
+        "evaluation.json",
+    } <= set(listed)
     assert set(listed) == set(files_to_push(folder)) and "manifest.json" not in listed
     assert ModelCard.load(folder.model / "README.md").data.eval_results
 

@@ -31,25 +31,47 @@ def system(name: str, title: str, *values: float, **costs: float) -> dict:
 
 
 EVALUATION = {
-    "split": "test", "queries": 1200, "passages": 9000, "reranked": {"miner": "bm25", "depth": 100},
-    "metrics": ["nDCG@10", "RR@10"], "seconds": 1.0,
-    "rows": [system("BM25", "BM25", 0.5, 0.4, query_terms=6.2, passage_terms=38.0, flops=0.314),
-             system("rerank-a|b", "a|b, reranking", 0.6, 0.55),
-             system("student", "student", 0.58, 0.5, query_terms=31.0, passage_terms=180.5, flops=3.9)],
-    "tests": [{"metric": metric, "ours": "student", "theirs": "BM25", "difference": 0.08, "p": 0.00001, "wins": 700,
-               "losses": 300, "queries": 1200} for metric in ("nDCG@10", "RR@10")],
+    "split": "test",
+    "queries": 1200,
+    "passages": 9000,
+    "reranked": {"miner": "bm25", "depth": 100},
+    "metrics": ["nDCG@10", "RR@10"],
+    "seconds": 1.0,
+    "rows": [
+        system("BM25", "BM25", 0.5, 0.4, query_terms=6.2, passage_terms=38.0, flops=0.314),
+        system("rerank-a|b", "a|b, reranking", 0.6, 0.55),
+        system("student", "student", 0.58, 0.5, query_terms=31.0, passage_terms=180.5, flops=3.9),
+    ],
+    "tests": [
+        {
+            "metric": metric,
+            "ours": "student",
+            "theirs": "BM25",
+            "difference": 0.08,
+            "p": 0.00001,
+            "wins": 700,
+            "losses": 300,
+            "queries": 1200,
+        }
+        for metric in ("nDCG@10", "RR@10")
+    ],
 }
-LOG = [{"step": step, "loss": 5 / step, "lr": 1e-4, "alarms": ["words"], "grad_norm": float("nan")}
-       for step in range(10, 500, 10)]
+LOG = [
+    {"step": step, "loss": 5 / step, "lr": 1e-4, "alarms": ["words"], "grad_norm": float("nan")}
+    for step in range(10, 500, 10)
+]
 LOOKS = [{"step": step, "event": "evaluation", "nDCG@10": 0.5} for step in (200, 400)]
 
 
 @pytest.fixture
 def run(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    recipe = small_recipe(folder.root, tracking={"wandb": {"project": "tests"}},
-                          student={"model": "naver/splade-cocondenser-selfdistil", "top_k": 64},
-                          data={"source": {"kind": "beir", "path": "/private/folder/animals & plants"}})
+    recipe = small_recipe(
+        folder.root,
+        tracking={"wandb": {"project": "tests"}},
+        student={"model": "naver/splade-cocondenser-selfdistil", "top_k": 64},
+        data={"source": {"kind": "beir", "path": "/private/folder/animals & plants"}},
+    )
     write_json(folder.evaluation, EVALUATION)
     folder.logs.mkdir(exist_ok=True)
     folder.train_log.write_text("".join(json.dumps(line) + "\n" for line in LOG + LOOKS) + '{"step": 5')
@@ -76,8 +98,14 @@ def test_the_markdown_table_has_as_many_cells_everywhere():
 
 
 def test_metrics_are_called_as_the_field_calls_them():
-    assert [metric_title(name) for name in ("RR@10", "R@100", "RR", "nDCG@10", "Rprec", "AP")] == \
-        ["MRR@10", "recall@100", "MRR", "nDCG@10", "Rprec", "AP"]
+    assert [metric_title(name) for name in ("RR@10", "R@100", "RR", "nDCG@10", "Rprec", "AP")] == [
+        "MRR@10",
+        "recall@100",
+        "MRR",
+        "nDCG@10",
+        "Rprec",
+        "AP",
+    ]
 
 
 def test_there_is_a_curve_for_each_number_that_is_logged_more_than_once():
@@ -180,7 +208,7 @@ def test_energy_and_co2_of_a_stage_reach_the_card_also_where_it_was_cut_short(ru
         sum(range(2_000_000))
     attempts = [json.loads(line) for line in (folder.logs / "emissions.jsonl").read_text().splitlines()]
     assert [line["country"] for line in attempts] == ["FRA", "FRA"] and attempts[1]["energy_kwh"] > 0
-    stage, = emissions_of(folder)
+    (stage,) = emissions_of(folder)
     assert stage["energy_kwh"] == pytest.approx(sum(line["energy_kwh"] for line in attempts))
     card = ModelCard.load(write_model_card(recipe, folder))
     assert card.data.co2_eq_emissions["emissions"] == pytest.approx(1000 * stage["co2_kg"])
@@ -210,8 +238,11 @@ def test_a_student_of_a_student_inherits_the_licence_of_the_first(tmp_path):
 
 
 def test_what_is_particular_about_a_student_is_said(tmp_path):
-    recipe = small_recipe(tmp_path, student={"model": "m", "query": {"kind": "learned"}}, train={
-        "table_lr": 0.01, "top_ks": [{"k": 64}, {"k": None, "weight": 2}]})
+    recipe = small_recipe(
+        tmp_path,
+        student={"model": "m", "query": {"kind": "learned"}},
+        train={"table_lr": 0.01, "top_ks": [{"k": 64}, {"k": None, "weight": 2}]},
+    )
     said = dict(run_facts.training_rows(recipe))
     assert "inference-free queries (learned)" in said["student"] and "query table 0.01" in said["optimizer"]
     assert said["losses"].endswith("averaged over the strongest terms of a text: 64 (weight 1), all (weight 2)")

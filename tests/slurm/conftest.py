@@ -71,8 +71,12 @@ class Run:
         return recorded_jobs(self.folder)
 
     def distill(self, command: str, *arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, "-m", "distill.cli", command, str(self.file), *arguments], text=True,
-                              capture_output=True, env={**self.slurm.environment, "OMP_NUM_THREADS": "1"})
+        return subprocess.run(
+            [sys.executable, "-m", "distill.cli", command, str(self.file), *arguments],
+            text=True,
+            capture_output=True,
+            env={**self.slurm.environment, "OMP_NUM_THREADS": "1"},
+        )
 
     def submit(self, *arguments: str) -> list[Job]:
         done = self.distill("submit", *arguments)
@@ -85,9 +89,16 @@ class Run:
         setup = self.file.with_name("setup.sh")
         setup.write_text(f"python=({shlex.quote(sys.executable)})\n", encoding="utf-8")
         self.folder.jobs.mkdir(parents=True, exist_ok=True)
-        self.ids = [self.slurm.run("sbatch", "--parsable", f"--output={self.folder.jobs}/by-hand-%j.out", *command,
-                                   cwd=Path(__file__).parents[2],
-                                   env=self.slurm.environment | {"DISTILL_SETUP": str(setup)})]
+        self.ids = [
+            self.slurm.run(
+                "sbatch",
+                "--parsable",
+                f"--output={self.folder.jobs}/by-hand-%j.out",
+                *command,
+                cwd=Path(__file__).parents[2],
+                env=self.slurm.environment | {"DISTILL_SETUP": str(setup)},
+            )
+        ]
 
     def output(self) -> str:
         """What the jobs have written, for the message of a test that fails."""
@@ -110,8 +121,11 @@ def new_run(slurm, finished, tmp_path_factory):
         root.mkdir()
         if stage != "import":
             ignored = shutil.ignore_patterns(*STAGES_AFTER[stage])
-            shutil.copytree(finished.folder, root / "run", ignore=lambda folder, names: (
-                ignored(folder, names) if Path(folder) == finished.folder else set()))
+            shutil.copytree(
+                finished.folder,
+                root / "run",
+                ignore=lambda folder, names: ignored(folder, names) if Path(folder) == finished.folder else set(),
+            )
         tree = finished.model_dump(mode="json") | {"run_dir": str(root / "run")}
         for section, fields in sections.items():
             tree[section] = tree[section] | fields

@@ -69,12 +69,16 @@ class SlurmCluster:
     def __init__(self, root: Path, cpus: int = 8):
         self.root = root
         self.environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "SBATCH"))}
-        self.environment |= {"SLURM_CONF": str(root / "slurm.conf"),
-                             "PATH": os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))}
+        self.environment |= {
+            "SLURM_CONF": str(root / "slurm.conf"),
+            "PATH": os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin")),
+        }
         self._daemons: dict[str, subprocess.Popen] = {}
         host, ports = socket.gethostname(), _free_ports(1 + len(NODES))
-        nodes = "\n".join(f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus}"
-                          for name, port in zip(NODES, ports[1:], strict=True))
+        nodes = "\n".join(
+            f"NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus}"
+            for name, port in zip(NODES, ports[1:], strict=True)
+        )
         (root / "slurm.conf").write_text(CONFIGURATION.format(root=root, host=host, ports=ports, nodes=nodes))
         (root / "state").mkdir()
         for name in NODES:
@@ -85,10 +89,22 @@ class SlurmCluster:
 
     def __enter__(self) -> SlurmCluster:
         try:
-            self._start("munged", "munged", "--foreground", "--force", "--num-threads=2", *(
-                f"--{option}={self.root / name}" for option, name in (
-                    ("key-file", "munge.key"), ("socket", "munge.socket"), ("pid-file", "munge.pid"),
-                    ("seed-file", "munge.seed"))))
+            self._start(
+                "munged",
+                "munged",
+                "--foreground",
+                "--force",
+                "--num-threads=2",
+                *(
+                    f"--{option}={self.root / name}"
+                    for option, name in (
+                        ("key-file", "munge.key"),
+                        ("socket", "munge.socket"),
+                        ("pid-file", "munge.pid"),
+                        ("seed-file", "munge.seed"),
+                    )
+                ),
+            )
             wait_until("munged to listen", lambda: (self.root / "munge.socket").exists(), seconds=60)
             self._start("slurmctld", "slurmctld", "-D")
             for name in NODES:
@@ -155,8 +171,11 @@ class SlurmCluster:
     def hold_still(self, job: str, seconds: float) -> None:
         """Stop the steps of a running job, until it has run for so many seconds or Slurm has awoken and ended it."""
         self.run("scancel", "--signal=STOP", job)
-        wait_until("the held job's time to pass",
-                   lambda: self.state(job) != "RUNNING" or self._runs_for(job) >= seconds, seconds + 60)
+        wait_until(
+            "the held job's time to pass",
+            lambda: self.state(job) != "RUNNING" or self._runs_for(job) >= seconds,
+            seconds + 60,
+        )
         if self.state(job) == "RUNNING":
             self.run("scancel", "--signal=CONT", job)
 
@@ -166,6 +185,7 @@ class SlurmCluster:
 
     def wait(self, *jobs: str, seconds: float = 240) -> None:
         """Until all jobs have completed; requeued ones start at once. `AssertionError` where one ends otherwise."""
+
         def over() -> bool:
             for job in jobs:
                 state = self.state(job)
@@ -204,9 +224,14 @@ class SlurmCluster:
 
     def _start(self, name: str, *command: str) -> None:
         with open(self.root / f"{name}.out", "w") as output:
-            self._daemons[name] = subprocess.Popen(command, env=self.environment, stdout=output,
-                                                   stderr=subprocess.STDOUT, start_new_session=True,
-                                                   preexec_fn=_end_with_parent)
+            self._daemons[name] = subprocess.Popen(
+                command,
+                env=self.environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
 
 
 def wait_until(what: str, condition: Callable[[], bool], seconds: float, every: float = 0.2) -> None:

@@ -27,8 +27,13 @@ def submitted(new_run):
 
 
 def test_every_job_waits_for_the_one_before_and_status_shows_where_they_stand(submitted):
-    assert [job.stages for job in submitted.jobs] == [("import", "mine", "teach"), ("score",), ("label",), ("train",),
-                                                      ("evaluate",)]
+    assert [job.stages for job in submitted.jobs] == [
+        ("import", "mine", "teach"),
+        ("score",),
+        ("label",),
+        ("train",),
+        ("evaluate",),
+    ]
     shown = submitted.distill("status").stdout
     assert re.search(r"^evaluate +pending +\[Slurm job \d+: PENDING \(Dependency\)\]", shown, re.MULTILINE), shown
     state = json.loads(submitted.distill("status", "--json").stdout)[0]["slurm"]
@@ -49,8 +54,10 @@ def test_cancel_ends_what_runs_and_what_waits_and_none_of_it_requeues_itself(new
 
 def test_a_further_round_is_submitted_with_the_first_and_waits_for_its_student(new_run, slurm):
     run = new_run("rounds", "train")
-    rounds = ("rounds=[{mine: {miners: {own: {kind: splade, model: round:previous, top: 3}}}, score: {rerank: false}, "
-              "student: {model: round:previous}, train: {steps: 2}}]")
+    rounds = (
+        "rounds=[{mine: {miners: {own: {kind: splade, model: round:previous, top: 3}}}, score: {rerank: false}, "
+        "student: {model: round:previous}, train: {steps: 2}}]"
+    )
     done = run.distill("submit", "--all", rounds)
     assert done.returncode == 0, done.stderr
     second = recorded_jobs(RunFolder(run.folder.round(2)))

@@ -21,8 +21,11 @@ ODD = "a b;touch ODD-$(id -u)'\"&|*%j"  # a name that a shell, or Slurm, would m
 
 
 def scores(folder: RunFolder) -> dict[str, bytes]:
-    return {str(path.relative_to(folder.root)): path.read_bytes() for path in (folder.root / "scores").rglob("*")
-            if path.is_file() and path.name.startswith("part-")}
+    return {
+        str(path.relative_to(folder.root)): path.read_bytes()
+        for path in (folder.root / "scores").rglob("*")
+        if path.is_file() and path.name.startswith("part-")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +33,23 @@ def runs(new_run):
     """An array, and two Ray jobs on the same two machines, one of them by hand; all submitted together."""
     made = {
         "array": new_run(ODD, "score", slurm={"array": 3, "at_once": 2, "setup": ["export ODD='$HOME; \"x\"'"]}),
-        "ray": new_run("ray", "score", slurm={"nodes": 2, "cpus": 1, "options": ["--nodelist=n1,n2"]},
-                       cluster={"object_store_gib": 0.1}),
+        "ray": new_run(
+            "ray",
+            "score",
+            slurm={"nodes": 2, "cpus": 1, "options": ["--nodelist=n1,n2"]},
+            cluster={"object_store_gib": 0.1},
+        ),
         "neighbour": new_run("neighbour", "score"),
     }
     made["array"].submit("--stage", "score")
     made["ray"].submit("--stage", "score")
-    made["neighbour"].sbatch("--nodelist=n1,n2", "--cpus-per-task=1", "slurm/score_ray.sbatch",
-                             str(made["neighbour"].file), "cluster.object_store_gib=0.1")
+    made["neighbour"].sbatch(
+        "--nodelist=n1,n2",
+        "--cpus-per-task=1",
+        "slurm/score_ray.sbatch",
+        str(made["neighbour"].file),
+        "cluster.object_store_gib=0.1",
+    )
     return made
 
 
@@ -69,14 +81,26 @@ def test_ray_jobs_side_by_side_each_have_two_machines_and_leave_nothing_behind(r
 @pytest.mark.parametrize("kind", ["array", "ray"])
 def test_preempted_scoring_requeues_itself_and_goes_on_with_the_missing_shards(new_run, slurm, kind):
     slow = {"kind": "custom", "cls": "slow_teacher:SlowTeacher", "options": {"seconds": 4}}
-    run = new_run(f"preempted {kind}", "score", teachers={"slow": slow}, cluster={"object_store_gib": 0.1},
-                  slurm={"array": 1 if kind == "array" else None, "options": ["--nodelist=n3"]})
+    run = new_run(
+        f"preempted {kind}",
+        "score",
+        teachers={"slow": slow},
+        cluster={"object_store_gib": 0.1},
+        slurm={"array": 1 if kind == "array" else None, "options": ["--nodelist=n3"]},
+    )
     run.submit("--stage", "score")
     committed = run.folder.scores("slow", "train")
     wait_until("a first shard", lambda: any(committed.glob("part-*")), seconds=200)
     first = {path: path.stat().st_mtime_ns for path in committed.glob("part-*")}
-    urgent = slurm.run("sbatch", "--parsable", "--partition=high", "--nodelist=n3", "--exclusive",
-                       "--output=/dev/null", "--wrap=sleep 1")
+    urgent = slurm.run(
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodelist=n3",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
+    )
     slurm.wait(urgent, seconds=100)
     assert not (committed / "manifest.json").exists()
     run.wait()

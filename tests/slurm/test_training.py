@@ -36,8 +36,13 @@ def new_training(new_run):
 
     def make(name: str, nodes: str, by_hand: bool = False, **slurm):
         train = {"steps": STEPS, "evaluate_every": None, "checkpoints": {"every": 20}, "dropout": 0.1}
-        run = new_run(name, "train", train=train, tracking={"log_every": 1},
-                      slurm={"nodes": 2, "options": [f"--nodelist={nodes}"], **slurm})
+        run = new_run(
+            name,
+            "train",
+            train=train,
+            tracking={"log_every": 1},
+            slurm={"nodes": 2, "options": [f"--nodelist={nodes}"], **slurm},
+        )
         if by_hand:
             run.sbatch(f"--nodelist={nodes}", "--ntasks-per-node=1", "slurm/train.sbatch", str(run.file))
         else:
@@ -50,8 +55,10 @@ def new_training(new_run):
 @pytest.fixture(scope="module")
 def runs(new_training):
     """Trainings that run at the same time; those on n3 will be disturbed from outside."""
-    return {"undisturbed": new_training("undisturbed", "n1,n2", by_hand=True),
-            "preempted": new_training("preempted", "n2,n3")}
+    return {
+        "undisturbed": new_training("undisturbed", "n1,n2", by_hand=True),
+        "preempted": new_training("preempted", "n2,n3"),
+    }
 
 
 def test_two_machines_train_as_two_ranks(runs, slurm):
@@ -65,8 +72,15 @@ def test_two_machines_train_as_two_ranks(runs, slurm):
 def test_preempted_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm):
     run = runs["preempted"]
     wait_until("some steps", lambda: steps(run) > 5, seconds=200)
-    urgent = slurm.run("sbatch", "--parsable", "--partition=high", "--nodelist=n3", "--exclusive",
-                       "--output=/dev/null", "--wrap=sleep 1")
+    urgent = slurm.run(
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodelist=n3",
+        "--exclusive",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
+    )
     slurm.wait(urgent, seconds=100)
     run.wait()
     assert slurm.restarts(run.ids[0]) == 1

@@ -36,8 +36,9 @@ def assert_read_by_sparse_encoder(student, path):
         ours = student.eval()(*student.assemble(ids_of(student.tokenizer, PASSAGES), LENGTH)).to_dense()
         again = load_checkpoint(path).eval()(*student.assemble(ids_of(student.tokenizer, PASSAGES), LENGTH)).to_dense()
     assert torch.equal(again, ours) and ours.count_nonzero() > 0
-    torch.testing.assert_close(encoder.encode_document(PASSAGES, convert_to_sparse_tensor=False), ours, rtol=1e-5,
-                               atol=1e-5)
+    torch.testing.assert_close(
+        encoder.encode_document(PASSAGES, convert_to_sparse_tensor=False), ours, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -81,6 +82,8 @@ def test_a_backbone_without_a_head_becomes_a_student_all_the_same(name, tmp_path
     tokenizer = tiny_tokenizer()
     random_mlm(name, vocab_size=len(tokenizer)).base_model.save_pretrained(tmp_path / "body")
     tokenizer.save_pretrained(tmp_path / "body")
-    student = load_student(config.Student(model=str(tmp_path / "body"), query_max_length=LENGTH,
-                                          passage_max_length=LENGTH), [*PASSAGES, *QUERIES] * 4)
+    student = load_student(
+        config.Student(model=str(tmp_path / "body"), query_max_length=LENGTH, passage_max_length=LENGTH),
+        [*PASSAGES, *QUERIES] * 4,
+    )
     assert_read_by_sparse_encoder(student, tmp_path / "model")

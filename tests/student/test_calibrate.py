@@ -17,10 +17,22 @@ from distill.student.model import load_student
 
 TOKENIZER = tiny_tokenizer()
 CFG = config.CalibratedStart(percentile=98.0, margin=2.0)
-SMALL = {"vocab_size": len(TOKENIZER), "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "intermediate_size": 64, "max_position_embeddings": 64, "pad_token_id": 0}
-ARCHITECTURES = {"Bert": {}, "Roberta": {}, "MPNet": {}, "Electra": {"embedding_size": 48},
-                 "DistilBert": {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}}
+SMALL = {
+    "vocab_size": len(TOKENIZER),
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+ARCHITECTURES = {
+    "Bert": {},
+    "Roberta": {},
+    "MPNet": {},
+    "Electra": {"embedding_size": 48},
+    "DistilBert": {"dim": 64, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+}
 
 
 def some_texts(count, seed):
@@ -105,8 +117,9 @@ def test_calibration_is_deterministic_and_touches_the_head_only():
 
 
 def test_a_backbone_without_a_head_gets_a_calibrated_one(tiny_sentence):
-    student = load_student(config.Student(model=str(tiny_sentence), calibration=CFG, query_max_length=32,
-                                          passage_max_length=32), TEXTS)
+    student = load_student(
+        config.Student(model=str(tiny_sentence), calibration=CFG, query_max_length=32, passage_max_length=32), TEXTS
+    )
     ids = [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in UNSEEN]
     with torch.no_grad():
         reps = student.eval()(*student.assemble(ids, 32))
@@ -120,8 +133,19 @@ def test_no_words_to_measure_on_is_refused(texts):
 
 
 def test_a_head_of_another_layout_is_refused():
-    mlm = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(
-        vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
-        pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1, eos_token_id=2))
+    mlm = transformers.ModernBertForMaskedLM(
+        transformers.ModernBertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            pad_token_id=0,
+            cls_token_id=1,
+            sep_token_id=2,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
     with pytest.raises(StudentError, match="ModernBertForMaskedLM has another"):
         calibrate_head(mlm, TOKENIZER, TEXTS, CFG)

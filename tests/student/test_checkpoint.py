@@ -50,9 +50,12 @@ def test_sparse_encoder_loads_what_is_saved_to_the_same_vectors(tiny_mlm, tmp_pa
 def test_lower_casing_is_saved_with_every_tokenizer(tiny_mlm, tmp_path, query):
     AutoModelForMaskedLM.from_pretrained(tiny_mlm).save_pretrained(tmp_path / "cased")
     BertTokenizer(vocab=tiny_tokenizer().get_vocab(), do_lower_case=False, model_max_length=128).save_pretrained(
-        tmp_path / "cased")
-    kept, lowered = (load_student(config.Student(model=str(tmp_path / "cased"), lower_case=lower_case,
-                                                 query={"kind": query})) for lower_case in (False, True))
+        tmp_path / "cased"
+    )
+    kept, lowered = (
+        load_student(config.Student(model=str(tmp_path / "cased"), lower_case=lower_case, query={"kind": query}))
+        for lower_case in (False, True)
+    )
     save_student(lowered, tmp_path / "model")
     encoder, shouted = SparseEncoder(str(tmp_path / "model"), device="cpu"), [text.upper() for text in TEXTS]
     for side, encode in (("query", encoder.encode_query), ("passage", encoder.encode_document)):
@@ -60,8 +63,9 @@ def test_lower_casing_is_saved_with_every_tokenizer(tiny_mlm, tmp_path, query):
         assert (expected != encode_texts(kept, shouted, side).toarray()).any()
         for ours in (lowered, load_checkpoint(tmp_path / "model")):
             assert (encode_texts(ours, shouted, side).toarray() == expected).all()
-        torch.testing.assert_close(encode(shouted, convert_to_sparse_tensor=False), torch.from_numpy(expected),
-                                   rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            encode(shouted, convert_to_sparse_tensor=False), torch.from_numpy(expected), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_a_saved_folder_is_a_plain_masked_language_model_with_its_ties(tiny_mlm, tmp_path):
@@ -90,18 +94,36 @@ def test_saving_replaces_a_checkpoint_and_keeps_prompts(tiny_mlm, tmp_path):
 def test_a_plain_masked_language_model_loads_as_a_splade_checkpoint(tiny_mlm):
     student = load_checkpoint(tiny_mlm)
     encoder = SparseEncoder(str(tiny_mlm), device="cpu")
-    torch.testing.assert_close(encoder.encode(TEXTS, convert_to_sparse_tensor=False),
-                               vectors(student, TEXTS, student.passage_max_length), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        encoder.encode(TEXTS, convert_to_sparse_tensor=False),
+        vectors(student, TEXTS, student.passage_max_length),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_the_older_layout_of_sentence_transformers_loads(tiny_mlm, tmp_path):
     student = load_student(config.Student(model=str(tiny_mlm), pooling="sum"))
     folder = tmp_path / "model"
     save_student(student, folder)
-    (folder / "modules.json").write_text(json.dumps([
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.sparse_encoder.models.MLMTransformer"},
-        {"idx": 1, "name": "1", "path": "1_SpladePooling",
-         "type": "sentence_transformers.sparse_encoder.models.SpladePooling"}]))
+    (folder / "modules.json").write_text(
+        json.dumps(
+            [
+                {
+                    "idx": 0,
+                    "name": "0",
+                    "path": "",
+                    "type": "sentence_transformers.sparse_encoder.models.MLMTransformer",
+                },
+                {
+                    "idx": 1,
+                    "name": "1",
+                    "path": "1_SpladePooling",
+                    "type": "sentence_transformers.sparse_encoder.models.SpladePooling",
+                },
+            ]
+        )
+    )
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
     again = load_checkpoint(folder)
     assert again.head.pooling == "sum" and again.passage_max_length == again.query_max_length == 24

@@ -21,8 +21,10 @@ def problem(lengths, dtype, device, vocabulary=173, width=70):
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     rows = torch.arange(int(offsets[-1])) + 2  # as if two rows of padding came first
     # whole numbers: exact sums in any order, so that ties are ties everywhere
-    hidden, weight, bias = (torch.randint(-3, 4, shape, generator=generator).to(dtype)
-                            for shape in ((len(rows) + 3, width), (vocabulary, width), (vocabulary,)))
+    hidden, weight, bias = (
+        torch.randint(-3, 4, shape, generator=generator).to(dtype)
+        for shape in ((len(rows) + 3, width), (vocabulary, width), (vocabulary,))
+    )
     hidden[4] = hidden[3]
     return [x.to(device) for x in (hidden, rows, offsets, weight, bias)]
 
@@ -36,12 +38,14 @@ def check(lengths, dtype, device):
         for mine, reference in zip(ours, blocked.max_forward(hidden, rows, offsets, weight, b), strict=True):
             torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-4)
     indptr, terms, maxima, at = ours
-    gradients = [kernels.max_backward(indptr, at, terms, maxima, hidden, weight, (True, True, True))
-                 for kernels in (cuda, blocked)]
+    gradients = [
+        kernels.max_backward(indptr, at, terms, maxima, hidden, weight, (True, True, True))
+        for kernels in (cuda, blocked)
+    ]
     for mine, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-3)
     hidden[2, 0] = torch.nan
-    assert cuda.max_forward(hidden, rows, offsets, weight, bias)[2][:len(weight)].isnan().all()
+    assert cuda.max_forward(hidden, rows, offsets, weight, bias)[2][: len(weight)].isnan().all()
 
 
 @pytest.mark.gpu
@@ -72,10 +76,17 @@ def test_the_head_gives_on_a_gpu_what_it_gives_on_the_cpu(pooling, dtype):
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed here")
 def test_the_kernels_logic_holds_in_tritons_interpreter():
-    code = ("import torch, test_cuda\n"
-            "for dtype in (torch.float32, torch.float16):\n"  # the interpreter has no bf16
-            "    for lengths in test_cuda.TEXTS: test_cuda.check(lengths, dtype, 'cpu')")
+    code = (
+        "import torch, test_cuda\n"
+        "for dtype in (torch.float32, torch.float16):\n"  # the interpreter has no bf16
+        "    for lengths in test_cuda.TEXTS: test_cuda.check(lengths, dtype, 'cpu')"
+    )
     paths = [os.path.dirname(__file__), *sys.path]
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
-                            env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)})
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)},
+    )
     assert result.returncode == 0, result.stderr

@@ -28,8 +28,9 @@ def test_values_are_dropped_or_scaled_and_the_gradient_by_the_same_mask(dtype, s
     y = kernel.dropout(x, 0.25)
     kept = y != 0
     scaled = x.detach() / 0.75
-    torch.testing.assert_close(y.detach(), torch.where(kept, scaled, 0), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6,
-                               atol=0)
+    torch.testing.assert_close(
+        y.detach(), torch.where(kept, scaled, 0), rtol=1e-2 if dtype == torch.bfloat16 else 1e-6, atol=0
+    )
     y.backward(torch.ones_like(y))
     torch.testing.assert_close(x.grad, kept.to(dtype) / 0.75)
     if size > 100_000:
@@ -60,12 +61,17 @@ def test_the_generator_decides_and_threads_do_not():
 
 def test_words_are_those_of_philox():
     """Against the counter-based generator as published (Salmon et al. 2011), in Python's integers."""
+
     def philox(counter, key):
         words, keys = [counter & 0xFFFFFFFF, counter >> 32, 0, 0], [key & 0xFFFFFFFF, key >> 32]
         for _ in range(10):
             left, right = 0xD2511F53 * words[0], 0xCD9E8D57 * words[2]
-            words = [(right >> 32) ^ words[1] ^ keys[0], right & 0xFFFFFFFF,
-                     (left >> 32) ^ words[3] ^ keys[1], left & 0xFFFFFFFF]
+            words = [
+                (right >> 32) ^ words[1] ^ keys[0],
+                right & 0xFFFFFFFF,
+                (left >> 32) ^ words[3] ^ keys[1],
+                left & 0xFFFFFFFF,
+            ]
             keys = [(keys[0] + 0x9E3779B9) & 0xFFFFFFFF, (keys[1] + 0xBB67AE85) & 0xFFFFFFFF]
         return words
 
@@ -81,8 +87,16 @@ def test_words_are_those_of_philox():
 
 def model_and_inputs():
     torch.manual_seed(1)
-    model = BertForMaskedLM(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                                       intermediate_size=32, max_position_embeddings=32)).train()
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=32,
+        )
+    ).train()
     ids = torch.randint(5, 50, (3, 9))
     mask = torch.ones_like(ids)
     mask[0, 4:] = mask[2, 1:] = 0

@@ -106,7 +106,7 @@ def test_the_first_of_equal_positions_wins_and_takes_the_whole_gradient(kernel):
     hidden[0, 3:] = hidden[0, 2]
     hidden[1] = 0  # all logits of this text are the bias
     reps = check(hidden, mask, weight, bias)
-    assert reps.argmax[:reps.indptr[1]].max() == 2 and not reps.argmax[reps.indptr[1]:].any()
+    assert reps.argmax[: reps.indptr[1]].max() == 2 and not reps.argmax[reps.indptr[1] :].any()
 
 
 def test_padding_may_be_anywhere(kernel):
@@ -135,8 +135,12 @@ def test_vocabularies_and_widths_that_fill_no_block(kernel):
     generator = torch.Generator().manual_seed(2)
     for vocabulary, width in ((1, 1), (47, 5), (48, 16), (1000, 33)):
         hidden, mask, *_ = problem()
-        check(torch.randn(*hidden.shape[:2], width, generator=generator), mask,
-              torch.randn(vocabulary, width, generator=generator), torch.randn(vocabulary, generator=generator))
+        check(
+            torch.randn(*hidden.shape[:2], width, generator=generator),
+            mask,
+            torch.randn(vocabulary, width, generator=generator),
+            torch.randn(vocabulary, generator=generator),
+        )
 
 
 def test_no_bias_and_frozen_parameters(kernel):

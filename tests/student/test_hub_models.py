@@ -42,14 +42,18 @@ def put(cache, model, without=()):
 def know_all_files(cache):
     """The cache has the list of the files, as `hf download` leaves it."""
     snapshot = cache / "snapshots" / COMMIT
-    files = {path.relative_to(snapshot).as_posix(): {"size": 1, "blob_id": "0"}
-             for path in snapshot.rglob("*") if path.is_file()}
+    files = {
+        path.relative_to(snapshot).as_posix(): {"size": 1, "blob_id": "0"}
+        for path in snapshot.rglob("*")
+        if path.is_file()
+    }
     (cache / "trees").mkdir()
     (cache / "trees" / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}))
 
 
-@pytest.mark.parametrize("load", [load_checkpoint, lambda name: load_student(config.Student(model=name))],
-                         ids=["checkpoint", "student"])
+@pytest.mark.parametrize(
+    "load", [load_checkpoint, lambda name: load_student(config.Student(model=name))], ids=["checkpoint", "student"]
+)
 def test_what_the_hub_answers_is_told_with_the_model(load, monkeypatch):
     def refuse(*_, **__):
         raise RepositoryNotFoundError("401 Client Error", response=Mock(headers={}))

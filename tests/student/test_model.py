@@ -14,13 +14,33 @@ from distill.student.checkpoint import load_checkpoint
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent, load_student, longest_input
 
-SMALL = {"vocab_size": 97, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-         "intermediate_size": 24, "max_position_embeddings": 40, "pad_token_id": 0, "initializer_range": 0.3}
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
 ARCHITECTURES = {
-    "Bert": {}, "DistilBert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}, "Roberta": {}, "MPNet": {},
-    "XLMRoberta": {}, "Electra": {"embedding_size": 8}, "Albert": {"embedding_size": 8}, "DebertaV2": {},
-    "ModernBert": {"cls_token_id": 1, "sep_token_id": 2, "bos_token_id": 1, "eos_token_id": 2,
-                   "global_attn_every_n_layers": 2, "local_attention": 8},
+    "Bert": {},
+    "DistilBert": {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24},
+    "Roberta": {},
+    "MPNet": {},
+    "XLMRoberta": {},
+    "Electra": {"embedding_size": 8},
+    "Albert": {"embedding_size": 8},
+    "DebertaV2": {},
+    "ModernBert": {
+        "cls_token_id": 1,
+        "sep_token_id": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "global_attn_every_n_layers": 2,
+        "local_attention": 8,
+    },
 }
 LENGTHS = {"query_max_length": 16, "passage_max_length": 32}
 
@@ -28,8 +48,11 @@ LENGTHS = {"query_max_length": 16, "passage_max_length": 32}
 def random_mlm(name, **more):
     torch.manual_seed(0)
     changes = {**ARCHITECTURES[name], **more}
-    fields = SMALL if "dim" not in changes else {k: SMALL[k] for k in ("vocab_size", "max_position_embeddings",
-                                                                      "pad_token_id", "initializer_range")}
+    fields = (
+        SMALL
+        if "dim" not in changes
+        else {k: SMALL[k] for k in ("vocab_size", "max_position_embeddings", "pad_token_id", "initializer_range")}
+    )
     mlm = getattr(transformers, f"{name}ForMaskedLM")(getattr(transformers, f"{name}Config")(**{**fields, **changes}))
     bias = mlm.get_output_embeddings().bias
     if bias is not None:
@@ -124,8 +147,11 @@ def test_a_backbone_without_an_mlm_head_gets_a_calibrated_one(tiny_sentence):
 def test_an_architecture_whose_logits_are_not_its_decoder_s_is_refused_in_words(tmp_path):
     from transformers import EsmConfig, EsmForMaskedLM, MobileBertConfig, MobileBertForMaskedLM
 
-    others = [random_mlm("DebertaV2", legacy=False), EsmForMaskedLM(EsmConfig(**SMALL)), MobileBertForMaskedLM(
-        MobileBertConfig(**SMALL, embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8))]
+    others = [
+        random_mlm("DebertaV2", legacy=False),
+        EsmForMaskedLM(EsmConfig(**SMALL)),
+        MobileBertForMaskedLM(MobileBertConfig(**SMALL, embedding_size=8, intra_bottleneck_size=8, true_hidden_size=8)),
+    ]
     for mlm in others:
         mlm.save_pretrained(tmp_path / "mlm")
         tiny_tokenizer().save_pretrained(tmp_path / "mlm")
@@ -152,8 +178,11 @@ def test_lower_casing_is_the_recipes(tmp_path):
     from transformers import BertTokenizer
 
     random_mlm("Bert").save_pretrained(tmp_path)
-    BertTokenizer(vocab={piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the"])},
-                  do_lower_case=False, model_max_length=40).save_pretrained(tmp_path)
+    BertTokenizer(
+        vocab={piece: i for i, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the"])},
+        do_lower_case=False,
+        model_max_length=40,
+    ).save_pretrained(tmp_path)
     student = load_student(config.Student(model=str(tmp_path), lower_case=True, **LENGTHS))
     assert student.tokenizer("THE", add_special_tokens=False)["input_ids"] == [5]
 

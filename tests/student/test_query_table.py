@@ -32,8 +32,9 @@ def document_frequencies(tokenizer, max_length):
 
 
 def student_of(model, kind, **options):
-    cfg = config.Student.model_validate({"model": str(model), "query": {"kind": kind}, "query_max_length": 9,
-                                         "passage_max_length": 20, **options})
+    cfg = config.Student.model_validate(
+        {"model": str(model), "query": {"kind": kind}, "query_max_length": 9, "passage_max_length": 20, **options}
+    )
     return load_student(cfg, document_frequencies=document_frequencies)
 
 
@@ -94,8 +95,9 @@ def test_what_sentence_transformers_saves_loads(tiny_mlm, tmp_path, lexical):
     weight = torch.rand(len(transformer.tokenizer), generator=torch.Generator().manual_seed(0)) + 0.1
     pooling, static = SpladePooling("max"), SparseStaticEmbedding(transformer.tokenizer, weight, frozen=True)
     query = [transformer, SpladePooling("max"), static] if lexical else [static]
-    encoder = SparseEncoder(modules=[Router.for_query_document(query, [transformer, pooling])], device="cpu",
-                            similarity_fn_name="dot")
+    encoder = SparseEncoder(
+        modules=[Router.for_query_document(query, [transformer, pooling])], device="cpu", similarity_fn_name="dot"
+    )
     encoder.save(str(tmp_path / "model"))
     assert_same(both(load_checkpoint(tmp_path / "model")), theirs(encoder))
 
@@ -106,15 +108,23 @@ def test_the_files_of_opensearch_s_models_load(tiny_mlm, tmp_path):
     save_student(student, tmp_path)
     (tmp_path / "sentence_bert_config.json").unlink()
     old = "sentence_transformers.sparse_encoder.models"
-    (tmp_path / "modules.json").write_text(json.dumps([
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]))
+    (tmp_path / "modules.json").write_text(
+        json.dumps([{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}])
+    )
     (tmp_path / "1_SpladePooling").rename(tmp_path / "document_1_SpladePooling")
-    (tmp_path / "router_config.json").write_text(json.dumps({
-        "types": {"query_0_SparseStaticEmbedding": f"{old}.SparseStaticEmbedding.SparseStaticEmbedding",
-                  "": f"{old}.MLMTransformer.MLMTransformer",
-                  "document_1_SpladePooling": f"{old}.SpladePooling.SpladePooling"},
-        "structure": {"query": ["query_0_SparseStaticEmbedding"], "document": ["", "document_1_SpladePooling"]},
-        "parameters": {"default_route": "document", "allow_empty_key": True}}))
+    (tmp_path / "router_config.json").write_text(
+        json.dumps(
+            {
+                "types": {
+                    "query_0_SparseStaticEmbedding": f"{old}.SparseStaticEmbedding.SparseStaticEmbedding",
+                    "": f"{old}.MLMTransformer.MLMTransformer",
+                    "document_1_SpladePooling": f"{old}.SpladePooling.SpladePooling",
+                },
+                "structure": {"query": ["query_0_SparseStaticEmbedding"], "document": ["", "document_1_SpladePooling"]},
+                "parameters": {"default_route": "document", "allow_empty_key": True},
+            }
+        )
+    )
     again = load_checkpoint(tmp_path)
     assert again.inference_free and not again.table.learned and again.head.activation == "log1p_relu"
     assert_same(both(again), both(student))

@@ -35,5 +35,7 @@ def pairs() -> Pairs:
 def texts(folder, pairs) -> tuple[list[str], list[str]]:
     from distill.data.texts import TextStore
 
-    return (TextStore.open(folder.queries("test")).texts(pairs.query_rows),
-            TextStore.open(folder.passages).texts(pairs.passage_rows))
+    return (
+        TextStore.open(folder.queries("test")).texts(pairs.query_rows),
+        TextStore.open(folder.passages).texts(pairs.passage_rows),
+    )

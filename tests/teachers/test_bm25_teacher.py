@@ -12,8 +12,9 @@ from teachers.base import open_teacher, prepare
 
 def test_bm25_indexes_the_collection_once_and_again_where_the_index_is_damaged(folder, pairs, monkeypatch):
     built = []
-    monkeypatch.setattr(bm25, "build_index", lambda store, **options: (built.append(store),
-                                                                       build_index(store, **options))[1])
+    monkeypatch.setattr(
+        bm25, "build_index", lambda store, **options: (built.append(store), build_index(store, **options))[1]
+    )
     cfg, index = Teacher(kind="bm25"), folder.scores("t", "index")
 
     def score() -> np.ndarray:

@@ -23,9 +23,15 @@ def gpu(monkeypatch):
     return has
 
 
-@pytest.mark.parametrize(("capability", "ranker", "llm"), [
-    ((9, 0), "bfloat16", "bfloat16"), ((8, 0), "bfloat16", "bfloat16"), ((7, 5), "float16", "float32"),
-    ((6, 1), "float32", "float32")])
+@pytest.mark.parametrize(
+    ("capability", "ranker", "llm"),
+    [
+        ((9, 0), "bfloat16", "bfloat16"),
+        ((8, 0), "bfloat16", "bfloat16"),
+        ((7, 5), "float16", "float32"),
+        ((6, 1), "float32", "float32"),
+    ],
+)
 def test_auto_precision_is_the_fastest_that_the_gpu_has_and_the_model_bears(gpu, capability, ranker, llm):
     gpu(*capability)
     assert resolve_execution(Teacher(kind="cross-encoder", model="m")).precision == ranker

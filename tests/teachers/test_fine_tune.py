@@ -24,8 +24,18 @@ FLOAT32 = Execution("cpu", "float32", 1, 512)
 
 def recipe_for(folder, model, **tuning):
     options = {"folds": 2, "negatives": 2, "epochs": 1, "batch_size": 4, "lr": 1e-3, **tuning}
-    return small_recipe(folder.root, teachers={"own": {"kind": "cross-encoder", "model": str(model), "max_length": 32,
-                                                       "dtype": "float32", "fine_tune": options}})
+    return small_recipe(
+        folder.root,
+        teachers={
+            "own": {
+                "kind": "cross-encoder",
+                "model": str(model),
+                "max_length": 32,
+                "dtype": "float32",
+                "fine_tune": options,
+            }
+        },
+    )
 
 
 def test_queries_with_a_common_answer_share_a_fold_also_through_variants(folder):
@@ -46,8 +56,11 @@ def test_lists_hold_a_positive_and_negatives_from_the_candidates(folder):
     lists = training_lists(folder, FineTune(negatives=2), seed=1)
     judged = {(query, passage) for query, passage, grade in JUDGEMENTS["train"] if grade}
     assert {(one.query, one.passages[0]) for one in lists} == judged
-    candidates = {(q, p) for _, shard in iterate_candidates(folder.candidates("train"))
-                  for q, p in zip(shard.pair_queries.tolist(), shard.passages.tolist(), strict=True)}
+    candidates = {
+        (q, p)
+        for _, shard in iterate_candidates(folder.candidates("train"))
+        for q, p in zip(shard.pair_queries.tolist(), shard.passages.tolist(), strict=True)
+    }
     negatives = {(one.query, passage) for one in lists for passage in one.passages[1:]}
     assert negatives and negatives <= candidates - judged
     assert lists == training_lists(folder, FineTune(negatives=2), seed=1)
@@ -56,11 +69,11 @@ def test_lists_hold_a_positive_and_negatives_from_the_candidates(folder):
 def test_random_negatives_are_beside_the_mined_ones_and_no_candidates(folder):
     mined, both = (training_lists(folder, FineTune(negatives=1, random_negatives=n), seed=1) for n in (0, 200))
     assert [one.query for one in mined] == [one.query for one in both]
-    (_, candidates), = iterate_candidates(folder.candidates("train"))
+    ((_, candidates),) = iterate_candidates(folder.candidates("train"))
     origin = TextStore.open(folder.passages).origin
     for one in both:
         i = candidates.query.tolist().index(one.query)
-        known = candidates.passages[candidates.offsets[i]:candidates.offsets[i + 1]]
+        known = candidates.passages[candidates.offsets[i] : candidates.offsets[i + 1]]
         known = {*known.tolist(), *origin(known).tolist()}
         assert set(one.passages[2:]) == set(range(len(PASSAGES))) - known  # 200 draws from ten: all of them
 
@@ -79,8 +92,13 @@ def test_each_fold_is_a_cross_encoder_and_scores_only_what_it_has_not_seen(folde
     teacher = open_teacher("own", recipe.teachers["own"], folder, FLOAT32)
     for split in ("train", "test"):
         pairs = Pairs(np.repeat(np.arange(4), 5), np.tile(np.arange(5), 4), split)
-        texts = list(zip(TextStore.open(folder.queries(split)).texts(pairs.query_rows),
-                         TextStore.open(folder.passages).texts(pairs.passage_rows), strict=True))
+        texts = list(
+            zip(
+                TextStore.open(folder.queries(split)).texts(pairs.query_rows),
+                TextStore.open(folder.passages).texts(pairs.passage_rows),
+                strict=True,
+            )
+        )
         each = np.array([model.predict(texts, activation_fn=lambda x: x) for model in models])  # [2, 20]
         folds = query_folds(folder, 2)[pairs.query_rows]
         expected = each[folds, np.arange(20)] if split == "train" else each.mean(0)

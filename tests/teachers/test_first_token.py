@@ -20,8 +20,16 @@ from transformers import (
 
 from teachers.first_token import first_token_only
 
-SIZE = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4,
-        "intermediate_size": 128, "num_labels": 1, "initializer_range": 0.2, "pad_token_id": 1}
+SIZE = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+    "num_labels": 1,
+    "initializer_range": 0.2,
+    "pad_token_id": 1,
+}
 
 
 def inputs() -> dict[str, torch.Tensor]:
@@ -32,9 +40,15 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("config, cls", [
-    (BertConfig, BertForSequenceClassification), (RobertaConfig, RobertaForSequenceClassification),
-    (XLMRobertaConfig, XLMRobertaForSequenceClassification), (ElectraConfig, ElectraForSequenceClassification)])
+@pytest.mark.parametrize(
+    "config, cls",
+    [
+        (BertConfig, BertForSequenceClassification),
+        (RobertaConfig, RobertaForSequenceClassification),
+        (XLMRobertaConfig, XLMRobertaForSequenceClassification),
+        (ElectraConfig, ElectraForSequenceClassification),
+    ],
+)
 @torch.inference_mode()
 def test_logits_are_the_same_for_an_eighth_less_work(config, cls):
     torch.manual_seed(0)
@@ -52,8 +66,9 @@ def test_logits_are_the_same_for_an_eighth_less_work(config, cls):
 @torch.inference_mode()
 def test_models_of_another_build_are_left_alone():
     torch.manual_seed(0)
-    model = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4,
-                                                                 hidden_dim=64, num_labels=1)).eval()
+    model = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4, hidden_dim=64, num_labels=1)
+    ).eval()
     assert not first_token_only(model)
 
 

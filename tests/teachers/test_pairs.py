@@ -13,8 +13,31 @@ from distill.config import resolve_model
 from distill.errors import TeacherError
 from teachers.pairs import assemble_pairs, pair_layout, pair_lengths
 
-WORDS = ["retrieval", "sparse", "café", "naïve", "", "the", "of", "GPU", "x1", "don't", "日本語", "résumé\tTab", ",.",
-         "!?", "(", ")", "token-ization", "unaffable", "zzzzqqq", "3.14159", "über", "\n", "newline"]
+WORDS = [
+    "retrieval",
+    "sparse",
+    "café",
+    "naïve",
+    "",
+    "the",
+    "of",
+    "GPU",
+    "x1",
+    "don't",
+    "日本語",
+    "résumé\tTab",
+    ",.",
+    "!?",
+    "(",
+    ")",
+    "token-ization",
+    "unaffable",
+    "zzzzqqq",
+    "3.14159",
+    "über",
+    "\n",
+    "newline",
+]
 
 
 def byte_level(template: list[str], **options) -> PreTrainedTokenizerFast:
@@ -26,9 +49,11 @@ def byte_level(template: list[str], **options) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(
-        single=template[0], pair=template[1], special_tokens=[("<s>", 0), ("</s>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>",
-                                   unk_token="<unk>", **options)
+        single=template[0], pair=template[1], special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>", **options
+    )
 
 
 def bert() -> object:
@@ -36,13 +61,13 @@ def bert() -> object:
 
 
 def roberta() -> object:
-    return byte_level(["<s> $A </s>", "<s> $A </s> </s> $B </s>"],
-                      model_input_names=["input_ids", "attention_mask"])
+    return byte_level(["<s> $A </s>", "<s> $A </s> </s> $B </s>"], model_input_names=["input_ids", "attention_mask"])
 
 
 def deberta() -> object:
-    return byte_level(["<s> $A </s>", "<s> $A </s> $B:1 </s>:1"],
-                      model_input_names=["input_ids", "token_type_ids", "attention_mask"])
+    return byte_level(
+        ["<s> $A </s>", "<s> $A </s> $B:1 </s>:1"], model_input_names=["input_ids", "token_type_ids", "attention_mask"]
+    )
 
 
 def t5() -> object:
@@ -50,8 +75,13 @@ def t5() -> object:
 
 
 def xlnet() -> object:
-    return byte_level(["$A </s> <s>:2", "$A </s> $B:1 </s>:1 <s>:2"], padding_side="left", truncation_side="left",
-                      model_input_names=["input_ids", "token_type_ids", "attention_mask"], pad_token_type_id=3)
+    return byte_level(
+        ["$A </s> <s>:2", "$A </s> $B:1 </s>:1 <s>:2"],
+        padding_side="left",
+        truncation_side="left",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        pad_token_type_id=3,
+    )
 
 
 @pytest.mark.parametrize("make", [bert, roberta, deberta, t5, xlnet])
@@ -65,10 +95,13 @@ def test_assembled_pairs_equal_the_tokenizer(make, max_length):
 
     # not much longer than the cut: fast tokenizers keep every combination of what overflows on either side
     firsts, seconds = [text(max_length // 3) for _ in range(1500)], [text(max_length) for _ in range(1500)]
-    ids = [[np.array(i, np.int32) for i in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-           for texts in (firsts, seconds)]
-    expected = tokenizer(firsts, seconds, padding=True, truncation="longest_first", max_length=max_length,
-                         return_tensors="np")
+    ids = [
+        [np.array(i, np.int32) for i in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        for texts in (firsts, seconds)
+    ]
+    expected = tokenizer(
+        firsts, seconds, padding=True, truncation="longest_first", max_length=max_length, return_tensors="np"
+    )
     got = assemble_pairs(layout, *ids, max_length)
     assert set(got) == set(expected)
     for key, array in got.items():

@@ -16,10 +16,17 @@ def test_scores_are_linear_layernorm_linear_of_the_first_token(tmp_path, tiny_ml
     config.save_pretrained(tmp_path)
     torch.manual_seed(0)
     encoder = T5EncoderModel(config).eval()
-    parts = torch.nn.ModuleDict({"first_transform": torch.nn.Linear(16, 16),
-                                 "layer_norm": torch.nn.LayerNorm(16, eps=1e-12), "linear": torch.nn.Linear(16, 1)})
-    torch.save({**{f"model.{k}": v for k, v in encoder.state_dict().items()}, **parts.state_dict()},
-               tmp_path / "pytorch_model.bin")
+    parts = torch.nn.ModuleDict(
+        {
+            "first_transform": torch.nn.Linear(16, 16),
+            "layer_norm": torch.nn.LayerNorm(16, eps=1e-12),
+            "linear": torch.nn.Linear(16, 1),
+        }
+    )
+    torch.save(
+        {**{f"model.{k}": v for k, v in encoder.state_dict().items()}, **parts.state_dict()},
+        tmp_path / "pytorch_model.bin",
+    )
 
     queries = ["open a file", "sort a list of numbers", "time"]
     passages = ["read the file and close it", "the list is sorted", "the time of day as a number of seconds"]

@@ -58,25 +58,52 @@ def test_cross_encoder_gives_the_raw_logits_of_predict(tiny_classifier, folder, 
 
 
 @pytest.mark.parametrize("labels", [1, 2])
-@pytest.mark.parametrize(("config", "options"), [
-    (BertConfig, {}), (ElectraConfig, {"embedding_size": 16}), (RobertaConfig, {}),
-    (DebertaV2Config, {"relative_attention": True, "position_buckets": 8, "norm_rel_ebd": "layer_norm",
-                       "share_att_key": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
-                       "type_vocab_size": 0, "pooler_hidden_size": 32}),
-    (ModernBertConfig, {"local_attention": 8, "classifier_pooling": "cls"}),
-    (ModernBertConfig, {"local_attention": 8, "classifier_pooling": "mean"})])
-def test_architectures_give_the_logits_of_predict_two_labels_as_log_odds(config, options, labels, folder, pairs, texts,
-                                                                         tmp_path):
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (BertConfig, {}),
+        (ElectraConfig, {"embedding_size": 16}),
+        (RobertaConfig, {}),
+        (
+            DebertaV2Config,
+            {
+                "relative_attention": True,
+                "position_buckets": 8,
+                "norm_rel_ebd": "layer_norm",
+                "share_att_key": True,
+                "pos_att_type": ["p2c", "c2p"],
+                "position_biased_input": False,
+                "type_vocab_size": 0,
+                "pooler_hidden_size": 32,
+            },
+        ),
+        (ModernBertConfig, {"local_attention": 8, "classifier_pooling": "cls"}),
+        (ModernBertConfig, {"local_attention": 8, "classifier_pooling": "mean"}),
+    ],
+)
+def test_architectures_give_the_logits_of_predict_two_labels_as_log_odds(
+    config, options, labels, folder, pairs, texts, tmp_path
+):
     torch.manual_seed(3)
     tokenizer = tiny_tokenizer()
-    size = {"vocab_size": len(tokenizer), "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2,
-            "intermediate_size": 48, "max_position_embeddings": 130, "initializer_range": 0.2, "pad_token_id": 0}
+    size = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "max_position_embeddings": 130,
+        "initializer_range": 0.2,
+        "pad_token_id": 0,
+    }
     AutoModelForSequenceClassification.from_config(config(**size, **options, num_labels=labels)).save_pretrained(
-        tmp_path / "model")
+        tmp_path / "model"
+    )
     tokenizer.save_pretrained(tmp_path / "model")
     got = scores_of(Teacher(kind="cross-encoder", model=str(tmp_path / "model"), max_length=16), folder, pairs)
     logits = CrossEncoder(str(tmp_path / "model"), max_length=16, device="cpu").predict(
-        list(zip(*texts, strict=True)), activation_fn=torch.nn.Identity())
+        list(zip(*texts, strict=True)), activation_fn=torch.nn.Identity()
+    )
     expected = logits if labels == 1 else logits[:, 1] - logits[:, 0]
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
     assert expected.std() > 1e-2
@@ -119,16 +146,23 @@ def test_bi_encoder_gives_its_own_similarity(tiny_sentence, folder):
     got = scores_of(Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16), folder, mined)
     reference = SentenceTransformer(str(tiny_sentence), device="cpu")
     reference.max_seq_length = 16
-    expected = reference.similarity_pairwise(*(encode([text[row] for row in rows]) for encode, text, rows in (
-        (reference.encode_query, QUERIES["test"], mined.query_rows),
-        (reference.encode_document, PASSAGES, mined.passage_rows))))
+    expected = reference.similarity_pairwise(
+        *(
+            encode([text[row] for row in rows])
+            for encode, text, rows in (
+                (reference.encode_query, QUERIES["test"], mined.query_rows),
+                (reference.encode_document, PASSAGES, mined.passage_rows),
+            )
+        )
+    )
     np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
 
 
 def sparse_encoder_scores(reference: SparseEncoder, pairs: Pairs) -> np.ndarray:
     return reference.similarity_pairwise(
         reference.encode_query([QUERIES["test"][row] for row in pairs.query_rows]),
-        reference.encode_document([PASSAGES[row] for row in pairs.passage_rows])).numpy()
+        reference.encode_document([PASSAGES[row] for row in pairs.passage_rows]),
+    ).numpy()
 
 
 @pytest.mark.parametrize("query", ["model", "binary"])
@@ -152,8 +186,9 @@ def test_other_sparse_encoders_are_teachers_too(tiny_mlm, folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["bi-encoder", "splade"])
-def test_vectors_that_do_not_fit_the_memory_are_made_in_smaller_batches(kind, tiny_sentence, tiny_mlm, folder, tmp_path,
-                                                                        monkeypatch):
+def test_vectors_that_do_not_fit_the_memory_are_made_in_smaller_batches(
+    kind, tiny_sentence, tiny_mlm, folder, tmp_path, monkeypatch
+):
     model = tiny_sentence if kind == "bi-encoder" else save_checkpoint(tiny_mlm, tmp_path / "splade")
     cfg, mined = Teacher(kind=kind, model=str(model), max_length=16), _mined(folder)
     expected = scores_of(cfg, folder, mined)
@@ -171,13 +206,20 @@ def test_vectors_that_do_not_fit_the_memory_are_made_in_smaller_batches(kind, ti
     assert teacher.execution.batch_tokens < 1024
 
 
-def test_a_text_is_encoded_once_for_all_splits_and_chunks_that_are_lost_are_made_again(tiny_sentence, folder,
-                                                                                      monkeypatch):
+def test_a_text_is_encoded_once_for_all_splits_and_chunks_that_are_lost_are_made_again(
+    tiny_sentence, folder, monkeypatch
+):
     monkeypatch.setattr(vectors, "CHUNK", 3)
     cfg, encoded = Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16), []
     encode = DenseEncoder.vectors
-    monkeypatch.setattr(DenseEncoder, "vectors", lambda self, store, texts, execution: (
-        encoded.extend((store, text) for text in texts), encode(self, store, texts, execution))[1])
+    monkeypatch.setattr(
+        DenseEncoder,
+        "vectors",
+        lambda self, store, texts, execution: (
+            encoded.extend((store, text) for text in texts),
+            encode(self, store, texts, execution),
+        )[1],
+    )
     splits = {split: _mined(folder, split) for split in ("train", "test")}
 
     def score(name: str) -> list[bytes]:
@@ -200,12 +242,13 @@ def test_damaged_chunks_are_set_aside_and_encoded_again(kind, damage, tiny_sente
     model = tiny_sentence if kind == "bi-encoder" else save_checkpoint(tiny_mlm, tmp_path / "splade")
     cfg, mined = Teacher(kind=kind, model=str(model), max_length=16), _mined(folder)
     expected = scores_of(cfg, folder, mined)
-    chunk, = folder.scores("t", "vectors").glob("*/passages-*.arrow")
+    (chunk,) = folder.scores("t", "vectors").glob("*/passages-*.arrow")
     whole = chunk.read_bytes()
     values = RowReader(chunk).batches[0].columns[-1].values.to_numpy().tobytes()
     where = whole.index(values) + len(values) // 2
-    chunk.write_bytes(whole[:-40] if damage == "cut short" else
-                      whole[:where] + bytes([whole[where] ^ 64]) + whole[where + 1:])
+    chunk.write_bytes(
+        whole[:-40] if damage == "cut short" else whole[:where] + bytes([whole[where] ^ 64]) + whole[where + 1 :]
+    )
     np.testing.assert_array_equal(scores_of(cfg, folder, mined), expected)
     assert chunk.read_bytes() == whole and chunk.with_name(f"{chunk.name}.damaged").exists()
 
@@ -214,8 +257,13 @@ def test_chunks_that_another_process_has_in_hand_come_last_and_only_if_it_gives_
     monkeypatch.setattr(vectors, "CHUNK", 2)
     cfg, mined, encoded = Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16), _mined(folder), []
     encode = DenseEncoder.vectors
-    monkeypatch.setattr(DenseEncoder, "vectors", lambda self, store, texts, execution: (
-        encoded.append((store, texts)), encode(self, store, texts, execution))[1])
+    monkeypatch.setattr(
+        DenseEncoder,
+        "vectors",
+        lambda self, store, texts, execution: (encoded.append((store, texts)), encode(self, store, texts, execution))[
+            1
+        ],
+    )
     expected = scores_of(cfg, folder, mined)
     by_content = {(store, *texts) for store, texts in encoded}
     first, second, *others = sorted(folder.scores("t", "vectors").glob("*/passages-*.arrow"))
@@ -225,8 +273,14 @@ def test_chunks_that_another_process_has_in_hand_come_last_and_only_if_it_gives_
     encoded.clear()
 
     encode_missing = vectors.VectorTeacher._encode_missing
-    monkeypatch.setattr(vectors.VectorTeacher, "_encode_missing", lambda self, chunks: (
-        encode_missing(self, chunks), second.exists() or len(encoded) < len(others) or second.write_bytes(theirs)))
+    monkeypatch.setattr(
+        vectors.VectorTeacher,
+        "_encode_missing",
+        lambda self, chunks: (
+            encode_missing(self, chunks),
+            second.exists() or len(encoded) < len(others) or second.write_bytes(theirs),
+        ),
+    )
     with locked(first), locked(second):
         np.testing.assert_array_equal(scores_of(cfg, folder, mined), expected)
     assert len(encoded) == len(others) + 1  # the second came from the process that had it in hand
@@ -237,9 +291,14 @@ def test_chunks_that_another_process_has_in_hand_come_last_and_only_if_it_gives_
 def test_a_vector_that_is_not_finite_is_refused_and_not_kept(tiny_sentence, folder, monkeypatch):
     cfg = Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16)
     encode = DenseEncoder.vectors
-    monkeypatch.setattr(DenseEncoder, "vectors", lambda *arguments: pa.RecordBatch.from_arrays(
-        [pa.FixedSizeListArray.from_arrays(encode(*arguments).column(0).values.to_numpy() * np.float32("nan"), 32)],
-        names=["vector"]))
+    monkeypatch.setattr(
+        DenseEncoder,
+        "vectors",
+        lambda *arguments: pa.RecordBatch.from_arrays(
+            [pa.FixedSizeListArray.from_arrays(encode(*arguments).column(0).values.to_numpy() * np.float32("nan"), 32)],
+            names=["vector"],
+        ),
+    )
     with pytest.raises(TeacherError, match="NaN or infinite values, of one of the queries in rows 0 to 3; float16"):
         scores_of(cfg, folder, _mined(folder), Execution("cpu", "float16", 1, 64))
     monkeypatch.undo()
@@ -251,8 +310,8 @@ def test_bm25_scores_variants_on_their_own_words(folder, pairs):
     rows, scores = build_index(TextStore.open(folder.passages)).search(QUERIES["test"], len(PASSAGES))
     for query in range(len(QUERIES["test"])):
         found = rows[query][rows[query] >= 0]
-        np.testing.assert_allclose(got[query, found], scores[query, :len(found)], rtol=1e-5)
-        assert np.count_nonzero(got[query, :len(PASSAGES)]) == len(found)
+        np.testing.assert_allclose(got[query, found], scores[query, : len(found)], rtol=1e-5)
+        assert np.count_nonzero(got[query, : len(PASSAGES)]) == len(found)
     assert got[2, 10] > 0  # "wind and rain": the variant of passage 6 still has the wind in it
 
 
@@ -277,7 +336,7 @@ def test_llm_cuts_the_passage_and_keeps_the_template(tiny_mlm, folder, pairs, te
     tail = len(tokenizer("good or bad : ", add_special_tokens=False)["input_ids"]) + 1
     for ids, full in zip(prompts, whole, strict=True):
         assert ids.tolist()[-tail:] == full[-tail:]
-        assert ids.tolist()[:-tail] == full[:len(ids) - tail]
+        assert ids.tolist()[:-tail] == full[: len(ids) - tail]
 
 
 def test_own_classes_by_import_path(folder, pairs, texts, tmp_path, monkeypatch):
@@ -286,7 +345,8 @@ def test_own_classes_by_import_path(folder, pairs, texts, tmp_path, monkeypatch)
         "    def __init__(self, factor=1): self.factor = factor\n"
         "    def score(self, queries, passages): return [self.factor * len(p) for p in passages]\n"
         "class Wrong:\n"
-        "    def score(self, queries, passages): return [1.0]\n")
+        "    def score(self, queries, passages): return [1.0]\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     got = scores_of(Teacher(kind="custom", cls="own_ranker:Longest", options={"factor": 2}), folder, pairs)
     assert got.tolist() == [2 * len(passage) for passage in texts[1]]
@@ -297,14 +357,18 @@ def test_own_classes_by_import_path(folder, pairs, texts, tmp_path, monkeypatch)
     del sys.modules["own_ranker"]
 
 
-@pytest.mark.parametrize("break_it, message", [
-    (lambda path: (path / "model.safetensors").unlink(), "no model weights"),
-    (lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100), "damaged"),
-    (lambda path: (path / "config.json").write_text("{"), "not valid JSON"),
-    (lambda path: (path / "config.json").unlink(), "missing"),
-])
-def test_a_teacher_that_cannot_be_loaded_is_refused_before_any_work(tiny_classifier, folder, tmp_path, break_it,
-                                                                    message):
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda path: (path / "model.safetensors").unlink(), "no model weights"),
+        (lambda path: (path / "model.safetensors").write_bytes(b"\0" * 100), "damaged"),
+        (lambda path: (path / "config.json").write_text("{"), "not valid JSON"),
+        (lambda path: (path / "config.json").unlink(), "missing"),
+    ],
+)
+def test_a_teacher_that_cannot_be_loaded_is_refused_before_any_work(
+    tiny_classifier, folder, tmp_path, break_it, message
+):
     shutil.copytree(tiny_classifier, tmp_path / "broken")
     break_it(tmp_path / "broken")
     with pytest.raises(TeacherError, match=message):
@@ -322,8 +386,10 @@ def test_a_model_without_a_trained_head_is_no_cross_encoder(tiny_sentence, tiny_
 
 def test_identity_follows_the_content_not_the_place(tiny_classifier, folder, tmp_path):
     shutil.copytree(tiny_classifier, tmp_path / "moved")
-    here, there = (identity("t", Teacher(kind="cross-encoder", model=str(path)), folder)
-                   for path in (tiny_classifier, tmp_path / "moved"))
+    here, there = (
+        identity("t", Teacher(kind="cross-encoder", model=str(path)), folder)
+        for path in (tiny_classifier, tmp_path / "moved")
+    )
     assert here == there
     shorter = Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=32)
     assert identity("t", shorter, folder) != here
@@ -331,18 +397,31 @@ def test_identity_follows_the_content_not_the_place(tiny_classifier, folder, tmp
 
 def _mined(folder, split: str = "test") -> Pairs:
     """A split's pairs as mined: a vector teacher encodes what the candidates hold."""
-    (_, candidates), = iterate_candidates(folder.candidates(split))
+    ((_, candidates),) = iterate_candidates(folder.candidates(split))
     return Pairs(candidates.pair_queries, candidates.passages, split)
 
 
 def _language_model(tiny_mlm, tmp_path, max_length: int):
     tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
     torch.manual_seed(4)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64,
-                                         num_hidden_layers=2, num_attention_heads=2, initializer_range=0.2)).eval()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            initializer_range=0.2,
+        )
+    ).eval()
     path = tmp_path / "llm"
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
-    cfg = Teacher(kind="llm", model=str(path), max_length=max_length, options={"yes": "good", "no": "bad"},
-                  template="the {query} ? {passage} good or bad : ")
+    cfg = Teacher(
+        kind="llm",
+        model=str(path),
+        max_length=max_length,
+        options={"yes": "good", "no": "bad"},
+        template="the {query} ? {passage} good or bad : ",
+    )
     return cfg, model, tokenizer

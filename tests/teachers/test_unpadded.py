@@ -29,15 +29,25 @@ from teachers.unpadded import attend, drop_padding, kernel_serves, pack
 def packed(first_position: int, pad_left: bool = False) -> dict:
     arrays = {key: tensor.numpy() for key, tensor in inputs().items()}
     if pad_left:
-        arrays = {key: np.stack([np.roll(row, 40 - n) for row, n in zip(array, arrays["attention_mask"].sum(1),
-                                                                       strict=True)]) for key, array in arrays.items()}
-    return {key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
-            for key, value in pack(arrays, first_position).items()}
+        arrays = {
+            key: np.stack([np.roll(row, 40 - n) for row, n in zip(array, arrays["attention_mask"].sum(1), strict=True)])
+            for key, array in arrays.items()
+        }
+    return {
+        key: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for key, value in pack(arrays, first_position).items()
+    }
 
 
-@pytest.mark.parametrize(("config", "cls", "first"), [
-    (BertConfig, BertForSequenceClassification, 0), (ElectraConfig, ElectraForSequenceClassification, 0),
-    (RobertaConfig, RobertaForSequenceClassification, 2), (XLMRobertaConfig, XLMRobertaForSequenceClassification, 2)])
+@pytest.mark.parametrize(
+    ("config", "cls", "first"),
+    [
+        (BertConfig, BertForSequenceClassification, 0),
+        (ElectraConfig, ElectraForSequenceClassification, 0),
+        (RobertaConfig, RobertaForSequenceClassification, 2),
+        (XLMRobertaConfig, XLMRobertaForSequenceClassification, 2),
+    ],
+)
 @torch.inference_mode()
 def test_logits_are_those_of_padded_batches(config, cls, first):
     torch.manual_seed(0)
@@ -51,8 +61,9 @@ def test_logits_are_those_of_padded_batches(config, cls, first):
 @torch.inference_mode()
 def test_a_model_of_another_build_or_without_the_saving_stays_padded():
     torch.manual_seed(0)
-    distil = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4,
-                                                                  hidden_dim=64, num_labels=1)).eval()
+    distil = DistilBertForSequenceClassification(
+        DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4, hidden_dim=64, num_labels=1)
+    ).eval()
     for model in (distil, BertForSequenceClassification(BertConfig(**SIZE)).eval()):
         expected = model(**inputs()).logits
         assert drop_padding(model) is None
@@ -75,5 +86,6 @@ def test_the_cuda_kernel_computes_what_one_product_a_pair_does():
     query, key, value = torch.randn(3, 127, 4, 32, device="cuda", dtype=torch.bfloat16)
     ends = torch.tensor([0, 40, 43, 60, 99, 127], device="cuda", dtype=torch.int32)
     expected = attend(*(part.float() for part in (query, key, value)), ends, ends, 40, 40, 32**-0.5)
-    torch.testing.assert_close(attend(query, key, value, ends, ends, 40, 40, 32**-0.5).float(), expected, rtol=2e-2,
-                               atol=2e-2)
+    torch.testing.assert_close(
+        attend(query, key, value, ends, ends, 40, 40, 32**-0.5).float(), expected, rtol=2e-2, atol=2e-2
+    )

@@ -29,12 +29,24 @@ def run_processes():
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                       "WORLD_SIZE": str(processes), "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])])}
-        workers = [subprocess.Popen([sys.executable, HERE / script, *map(str, arguments)], stdout=subprocess.PIPE,
-                                    stderr=subprocess.STDOUT, text=True,
-                                    env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-                   for rank in range(processes)]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(processes),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
+        }
+        workers = [
+            subprocess.Popen(
+                [sys.executable, HERE / script, *map(str, arguments)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            )
+            for rank in range(processes)
+        ]
         try:
             outputs = [worker.communicate(timeout=300)[0] for worker in workers]
         finally:
@@ -56,9 +68,17 @@ def labelled_folder(tmp_path_factory) -> Path:
         for i in range(56):
             topic = draw.sample(words, 12)
             passages = [" ".join(draw.sample(topic if kind == 0 else words, draw.randint(4, 10))) for kind in range(5)]
-            file.write(json.dumps({"query": " ".join(draw.sample(topic, 3)) + f" {i}", "positive": passages[0],
-                                   "negatives": passages[1:], "scores": [5.0 + draw.random(), *(
-                                       draw.random() for _ in range(4))]}) + "\n")
+            file.write(
+                json.dumps(
+                    {
+                        "query": " ".join(draw.sample(topic, 3)) + f" {i}",
+                        "positive": passages[0],
+                        "negatives": passages[1:],
+                        "scores": [5.0 + draw.random(), *(draw.random() for _ in range(4))],
+                    }
+                )
+                + "\n"
+            )
     recipe = make_recipe("unused", root)
     import_data(recipe, RunFolder(root / "run"))
     build_labels(recipe, RunFolder(root / "run"))

@@ -20,10 +20,21 @@ from distill.training.engine import Engine
 from distill.training.step import Texts, cached_step, plan
 from distill.training.world import World, join
 
-SECTION = config.CsrStudent(kind="csr", model="-", latents=96, k=8, dead_after=2, query_max_length=QUERY_LENGTH,
-                            passage_max_length=PASSAGE_LENGTH)
-TRAIN = {"losses": [{"kind": "kl"}, {"kind": "margin-mse", "weight": 0.05}, {"kind": "infonce", "weight": 0.5}],
-         "reconstruction": {"weight": 2.0, "beta": 0.3}, "query_regularizers": [], "passage_regularizers": []}
+SECTION = config.CsrStudent(
+    kind="csr",
+    model="-",
+    latents=96,
+    k=8,
+    dead_after=2,
+    query_max_length=QUERY_LENGTH,
+    passage_max_length=PASSAGE_LENGTH,
+)
+TRAIN = {
+    "losses": [{"kind": "kl"}, {"kind": "margin-mse", "weight": 0.05}, {"kind": "infonce", "weight": 0.5}],
+    "reconstruction": {"weight": 2.0, "beta": 0.3},
+    "query_regularizers": [],
+    "passage_regularizers": [],
+}
 VOCABULARY = 200  # token ids below it are words of the tiny models
 
 
@@ -44,8 +55,10 @@ def run(model: str, stage: int, kept_tokens: float, world: World) -> dict[str, t
         queries, passages, labels = make_batch(step, VOCABULARY)
         total, lists = labels.shape
         here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
-        sides = (Texts(queries[here], QUERY_LENGTH, 2),
-                 Texts(passages[here.start * lists:here.stop * lists], PASSAGE_LENGTH, 2))
+        sides = (
+            Texts(queries[here], QUERY_LENGTH, 2),
+            Texts(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
+        )
         goal = partial(objective, train, labels=labels[here], place=Place(here.start, total), step=step + 1)
         cached_step(engine, sides, plan(sides, 60, world, kept_tokens), goal, lambda out_of_memory: None)
         engine.step(1.0)

@@ -32,7 +32,7 @@ def dense_reps(model: BertForMaskedLM, ids: list[np.ndarray], max_length: int) -
     """[n, V], a text at a time: [CLS] ids [SEP], no padding."""
     reps = []
     for text in ids:
-        row = torch.tensor([[2, *text[:max_length - 2].tolist(), 3]])
+        row = torch.tensor([[2, *text[: max_length - 2].tolist(), 3]])
         reps.append(torch.log1p(model(input_ids=row).logits[0].max(dim=0).values.relu()))
     return torch.stack(reps)
 
@@ -48,7 +48,7 @@ def dense_queries(model: BertForMaskedLM, table: torch.Tensor | None, kind: str,
         return dense_reps(model, ids, QUERY_LENGTH)
     own = torch.zeros(len(ids), model.config.vocab_size)
     for row, text in zip(own, ids, strict=True):
-        row[[2, 3, *text[:QUERY_LENGTH - 2]] if kind == "lexical" else text[:QUERY_LENGTH]] = 1
+        row[[2, 3, *text[: QUERY_LENGTH - 2]] if kind == "lexical" else text[:QUERY_LENGTH]] = 1
     weighted = own * table.relu()
     return weighted * dense_reps(model, ids, QUERY_LENGTH) if kind == "lexical" else weighted
 
@@ -101,7 +101,8 @@ def _other_loss(loss, queries, lists, scores, labels) -> torch.Tensor:
         case "cosent" | "angle":
             theirs = {"cosent": losses.SparseCoSENTLoss, "angle": losses.SparseAnglELoss}[loss.kind]
             return theirs(SimpleNamespace(similarity_fn_name=""), scale=loss.scale).compute_loss_from_embeddings(
-                [wide.flatten(0, 1), lists.flatten(0, 1)], labels.flatten())
+                [wide.flatten(0, 1), lists.flatten(0, 1)], labels.flatten()
+            )
         case "custom":
             return (scores - labels).abs().mean() * loss.options["factor"]
 
@@ -117,18 +118,29 @@ def total_weight(reps, total: int, power: float) -> torch.Tensor:
 
 
 def train_section(**changes) -> config.Train:
-    return config.Train.model_validate({
-        "batch_size": BATCH, "negatives": LISTS - 1, "lr": 0.01, "optimizer": "sgd", "weight_decay": 0.0,
-        "max_grad_norm": 1.0, "precision": "fp32",
-        "losses": [{"kind": "kl"}, {"kind": "margin-mse", "weight": 0.05}, {"kind": "infonce", "weight": 0.5}],
-        "query_regularizers": [{"kind": "l1", "weight": 0.01, "ramp": "constant"}],
-        "passage_regularizers": [{"kind": "flops", "weight": 0.05, "ramp": "constant"},
-                                 {"kind": "flops", "weight": 0.03, "ramp": "constant", "group_size": 4}],
-        **changes})
+    return config.Train.model_validate(
+        {
+            "batch_size": BATCH,
+            "negatives": LISTS - 1,
+            "lr": 0.01,
+            "optimizer": "sgd",
+            "weight_decay": 0.0,
+            "max_grad_norm": 1.0,
+            "precision": "fp32",
+            "losses": [{"kind": "kl"}, {"kind": "margin-mse", "weight": 0.05}, {"kind": "infonce", "weight": 0.5}],
+            "query_regularizers": [{"kind": "l1", "weight": 0.01, "ramp": "constant"}],
+            "passage_regularizers": [
+                {"kind": "flops", "weight": 0.05, "ramp": "constant"},
+                {"kind": "flops", "weight": 0.03, "ramp": "constant", "group_size": 4},
+            ],
+            **changes,
+        }
+    )
 
 
-def reference_steps(path, train: config.Train, steps: int, kind: str = "model"
-                    ) -> tuple[dict[str, torch.Tensor], list[float]]:
+def reference_steps(
+    path, train: config.Train, steps: int, kind: str = "model"
+) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Weights after so many SGD steps on the whole batch, and the gradient norms before clipping. `kind`: of query
     side, as in the recipe; a learned table has the rate `train.table_lr`."""
     model = BertForMaskedLM.from_pretrained(path).eval()
@@ -139,8 +151,9 @@ def reference_steps(path, train: config.Train, steps: int, kind: str = "model"
     norms = []
     for step in range(steps):
         queries, passages, labels = make_batch(step, model.config.vocab_size)
-        objective = dense_objective(train, dense_queries(model, table, kind, queries),
-                                    dense_reps(model, passages, PASSAGE_LENGTH), labels)
+        objective = dense_objective(
+            train, dense_queries(model, table, kind, queries), dense_reps(model, passages, PASSAGE_LENGTH), labels
+        )
         for parameter in trained.values():
             parameter.grad = None
         objective.backward()

@@ -20,13 +20,21 @@ from distill.training.world import World, join
 
 
 def open_engine(model: str, zero: dict, world: World, parameters: dict | None) -> tuple[Engine, object]:
-    student = SpladeStudent(BertForMaskedLM.from_pretrained(model), AutoTokenizer.from_pretrained(model),
-                            query_max_length=QUERY_LENGTH, passage_max_length=PASSAGE_LENGTH)
+    student = SpladeStudent(
+        BertForMaskedLM.from_pretrained(model),
+        AutoTokenizer.from_pretrained(model),
+        query_max_length=QUERY_LENGTH,
+        passage_max_length=PASSAGE_LENGTH,
+    )
     set_dropout(student, 0.0)
     if parameters is not None:
         load_parameters(student, parameters)
-    train = train_section(optimizer="adamw", lr=1e-3, weight_decay=0.1, deepspeed={
-        "zero_optimization": {"stage3_param_persistence_threshold": 0, **zero}})
+    train = train_section(
+        optimizer="adamw",
+        lr=1e-3,
+        weight_decay=0.1,
+        deepspeed={"zero_optimization": {"stage3_param_persistence_threshold": 0, **zero}},
+    )
     return Engine(student, train, world, "fp32"), train
 
 
@@ -34,8 +42,10 @@ def step(engine: Engine, train, number: int, world: World) -> None:
     queries, passages, labels = make_batch(number, engine.student.mlm.config.vocab_size)
     total, lists = labels.shape
     here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
-    sides = (Texts(queries[here], QUERY_LENGTH, 2), Texts(passages[here.start * lists:here.stop * lists],
-                                                          PASSAGE_LENGTH, 2))
+    sides = (
+        Texts(queries[here], QUERY_LENGTH, 2),
+        Texts(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
+    )
     goal = partial(objective, train, labels=labels[here], place=Place(here.start, total), step=number)
     cached_step(engine, sides, plan(sides, 100, world, 0), goal, lambda out_of_memory: None)
     assert engine.step(1.0).applied

@@ -26,8 +26,14 @@ from distill.training.world import World, join
 def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
     kind, mlm = case.get("query", "model"), BertForMaskedLM.from_pretrained(model)
     table = None if kind == "model" else QueryTable(table_weights(mlm.config.vocab_size), learned=kind == "learned")
-    student = SpladeStudent(mlm, AutoTokenizer.from_pretrained(model), query_max_length=QUERY_LENGTH,
-                            passage_max_length=PASSAGE_LENGTH, table=table, inference_free=kind in ("idf", "learned"))
+    student = SpladeStudent(
+        mlm,
+        AutoTokenizer.from_pretrained(model),
+        query_max_length=QUERY_LENGTH,
+        passage_max_length=PASSAGE_LENGTH,
+        table=table,
+        inference_free=kind in ("idf", "learned"),
+    )
     set_dropout(student, 0.0)
     zero = {"stage": case["stage"], "stage3_param_persistence_threshold": 0, **case.get("zero", {})}
     train = train_section(deepspeed={"zero_optimization": zero}, **case.get("train", {}))
@@ -39,11 +45,18 @@ def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
         queries, passages, labels = make_batch(step, student.mlm.config.vocab_size)
         total, lists = labels.shape
         here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
-        sides = (Texts(queries[here], QUERY_LENGTH, student.special_tokens("query")),
-                 Texts(passages[here.start * lists:here.stop * lists], PASSAGE_LENGTH, 2))
+        sides = (
+            Texts(queries[here], QUERY_LENGTH, student.special_tokens("query")),
+            Texts(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
+        )
         goal = partial(objective, train, labels=labels[here], place=Place(here.start, total), step=step + 1)
-        cached_step(engine, sides, plan(sides, case["chunk_tokens"], world, case["kept_tokens"]), goal,
-                    lambda out_of_memory: None)
+        cached_step(
+            engine,
+            sides,
+            plan(sides, case["chunk_tokens"], world, case["kept_tokens"]),
+            goal,
+            lambda out_of_memory: None,
+        )
         norms.append(engine.step(1.0).grad_norm)
     parameters = {name.removeprefix("mlm."): value for name, value in engine.parameters().items()}
     engine.close()

@@ -43,8 +43,10 @@ def reference_outputs(student, ids, max_length):
 
 def reference_step(student, section, queries, passages, labels):
     """SGD on the whole batch, the losses added up from the published ones."""
-    columns = [reference_outputs(student, queries, QUERY_LENGTH),
-               *(reference_outputs(student, passages[i::LISTS], PASSAGE_LENGTH) for i in range(LISTS))]
+    columns = [
+        reference_outputs(student, queries, QUERY_LENGTH),
+        *(reference_outputs(student, passages[i::LISTS], PASSAGE_LENGTH) for i in range(LISTS)),
+    ]
     reps = [column["sentence_embedding"] for column in columns]
     parts = CSRReconstructionLoss(None, beta=0.3).compute_loss_from_embeddings(columns)
     lists = torch.stack(reps[1:], 1)  # [b, 1+n, V]
@@ -91,8 +93,13 @@ def test_it_is_saved_as_sparse_encoder_reads_it_and_the_other_way_round(tiny_sen
 
 
 def test_trained_from_a_recipe_it_resumes_exactly_counts_included(tiny_sentence, run_folder, copied, monkeypatch):
-    settings = {"student": {**CSR, "dead_after": 1}, "steps": 4, "checkpoints": {"every": 2},
-                "reconstruction": {"beta": 0.5}, **WITHOUT}
+    settings = {
+        "student": {**CSR, "dead_after": 1},
+        "steps": 4,
+        "checkpoints": {"every": 2},
+        "reconstruction": {"beta": 0.5},
+        **WITHOUT,
+    }
     recipe = make_recipe(tiny_sentence, run_folder, **settings)
     train(recipe, RunFolder(recipe.folder))
     interrupted = make_recipe(tiny_sentence, copied, **settings)
@@ -116,8 +123,15 @@ def test_trained_from_a_recipe_it_resumes_exactly_counts_included(tiny_sentence,
 
 
 def test_a_frozen_dense_model_stays_as_it_is(tiny_sentence, run_folder):
-    recipe = make_recipe(tiny_sentence, run_folder, student={**CSR, "frozen": True}, steps=2,
-                         reconstruction={}, deepspeed={"zero_optimization": {"stage": 1}}, **WITHOUT)
+    recipe = make_recipe(
+        tiny_sentence,
+        run_folder,
+        student={**CSR, "frozen": True},
+        steps=2,
+        reconstruction={},
+        deepspeed={"zero_optimization": {"stage": 1}},
+        **WITHOUT,
+    )
     folder = RunFolder(recipe.folder)
     train(recipe, folder)
     start, model = (load_file(path / "model.safetensors") for path in (folder.start, folder.model))
@@ -146,15 +160,19 @@ def test_a_student_of_ones_own_is_trained_and_found_again(tiny_sentence, run_fol
     assert SparseEncoder(str(folder.model), device="cpu").encode(["about"]).shape[1] == 32
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"student": {**CSR, "latents": 4}}, "student.k is 8, but there are 4 latents"),
-    ({"student": CSR, "head_lr": 1e-3}, "train.head_lr: a student of kind csr has no MLM head"),
-    ({"student": {}, "reconstruction": {}}, "train.reconstruction is of an autoencoder"),
-    ({"student": CSR, "losses": [{"kind": "embedding-mse", "teacher": "given"}]}, "needs a student of kind splade"),
-    ({"student": {**CSR, "kind": "dense"}}, "kind is splade, csr or custom"),
-    ({"student": {**CSR, "latent": 4}}, "unknown field 'student.latent'; did you mean 'latents'"),
-    ({"student": CSR, "deepspeed": {"zero_optimization": {"stage": 3}}}, "stage: 3 takes students of kind splade"),
-    ({"student": {"kind": "custom", "cls": "math:pi"}}, "math:pi is no class derived from")])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"student": {**CSR, "latents": 4}}, "student.k is 8, but there are 4 latents"),
+        ({"student": CSR, "head_lr": 1e-3}, "train.head_lr: a student of kind csr has no MLM head"),
+        ({"student": {}, "reconstruction": {}}, "train.reconstruction is of an autoencoder"),
+        ({"student": CSR, "losses": [{"kind": "embedding-mse", "teacher": "given"}]}, "needs a student of kind splade"),
+        ({"student": {**CSR, "kind": "dense"}}, "kind is splade, csr or custom"),
+        ({"student": {**CSR, "latent": 4}}, "unknown field 'student.latent'; did you mean 'latents'"),
+        ({"student": CSR, "deepspeed": {"zero_optimization": {"stage": 3}}}, "stage: 3 takes students of kind splade"),
+        ({"student": {"kind": "custom", "cls": "math:pi"}}, "math:pi is no class derived from"),
+    ],
+)
 def test_what_does_not_fit_is_refused_with_its_field(changes, said, tiny_sentence, run_folder):
     with pytest.raises(DistillError, match=said):
         recipe = make_recipe(tiny_sentence, run_folder, **{**WITHOUT, **changes})

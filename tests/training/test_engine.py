@@ -13,17 +13,20 @@ from distill.training.engine import Engine, LossScale, deepspeed_config
 from distill.training.world import join
 
 
-@pytest.mark.parametrize(("section", "field"), [
-    ({"train_batch_size": 7}, "train.batch_size"),
-    ({"gradient_accumulation_steps": 4}, "train.batch_size"),
-    ({"train_micro_batch_size_per_gpu": 4}, "train.batch_size"),
-    ({"optimizer": {"type": "Adam"}}, "train.optimizer"),
-    ({"scheduler": {"type": "WarmupLR"}}, "train.schedule"),
-    ({"gradient_clipping": 5.0}, "train.max_grad_norm"),
-    ({"fp16": {"enabled": True}}, "train.precision"),
-    ({"torch_autocast": {"enabled": True}}, "train.precision"),
-    ({"zero_optimization": {"compute_grad_norm": False}}, "train.max_bad_steps"),
-])
+@pytest.mark.parametrize(
+    ("section", "field"),
+    [
+        ({"train_batch_size": 7}, "train.batch_size"),
+        ({"gradient_accumulation_steps": 4}, "train.batch_size"),
+        ({"train_micro_batch_size_per_gpu": 4}, "train.batch_size"),
+        ({"optimizer": {"type": "Adam"}}, "train.optimizer"),
+        ({"scheduler": {"type": "WarmupLR"}}, "train.schedule"),
+        ({"gradient_clipping": 5.0}, "train.max_grad_norm"),
+        ({"fp16": {"enabled": True}}, "train.precision"),
+        ({"torch_autocast": {"enabled": True}}, "train.precision"),
+        ({"zero_optimization": {"compute_grad_norm": False}}, "train.max_bad_steps"),
+    ],
+)
 def test_what_contradicts_the_recipe_is_refused_with_both_fields_named(section, field):
     with pytest.raises(RecipeError) as refused:
         deepspeed_config(train_section(deepspeed=section), 2, "bf16")
@@ -38,8 +41,12 @@ def test_a_section_that_is_none_is_refused():
 
 @pytest.mark.parametrize("stage", range(4))
 def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tiny_mlm, stage):
-    student = SpladeStudent(BertForMaskedLM.from_pretrained(tiny_mlm), AutoTokenizer.from_pretrained(tiny_mlm),
-                            query_max_length=12, passage_max_length=24)
+    student = SpladeStudent(
+        BertForMaskedLM.from_pretrained(tiny_mlm),
+        AutoTokenizer.from_pretrained(tiny_mlm),
+        query_max_length=12,
+        passage_max_length=24,
+    )
     engine = Engine(student, train_section(deepspeed={"zero_optimization": {"stage": stage}}), join(), "fp32")
     before = engine.parameters()
     batch = torch.tensor([[2, 30, 31, 3]]), torch.ones(1, 4, dtype=torch.int64)
@@ -53,10 +60,20 @@ def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tiny_mlm, sta
 
 
 def test_what_agrees_with_the_recipe_or_concerns_deepspeed_alone_passes():
-    got = deepspeed_config(train_section(deepspeed={
-        "train_batch_size": 6, "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": 1.0,
-        "bf16": {"enabled": True}, "zero_optimization": {"stage": 2, "overlap_comm": True}, "comms_logger": {"x": 1},
-    }), 2, "bf16")
+    got = deepspeed_config(
+        train_section(
+            deepspeed={
+                "train_batch_size": 6,
+                "train_micro_batch_size_per_gpu": "auto",
+                "gradient_clipping": 1.0,
+                "bf16": {"enabled": True},
+                "zero_optimization": {"stage": 2, "overlap_comm": True},
+                "comms_logger": {"x": 1},
+            }
+        ),
+        2,
+        "bf16",
+    )
     assert got["zero_optimization"]["stage"] == 2
     assert got["zero_optimization"]["overlap_comm"] is True
     assert got["comms_logger"] == {"x": 1}
@@ -77,9 +94,16 @@ def test_the_loss_scale_halves_on_overflow_and_grows_with_good_steps():
 
 def test_half_precision_follows_float32_at_every_stage(run_processes, tiny_mlm, tmp_path):
     """bf16 and fp16 autocast, gradients clipped after the loss scale is taken off, parameters float32."""
-    cases = {f"{precision}-{stage}": {"stage": stage, "chunk_tokens": 60, "kept_tokens": 0,
-                                      "train": {"precision": precision, "max_grad_norm": 100.0}}
-             for precision in ("bf16", "fp16") for stage in range(4)}
+    cases = {
+        f"{precision}-{stage}": {
+            "stage": stage,
+            "chunk_tokens": 60,
+            "kept_tokens": 0,
+            "train": {"precision": precision, "max_grad_norm": 100.0},
+        }
+        for precision in ("bf16", "fp16")
+        for stage in range(4)
+    }
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     run_processes(1, "step_worker.py", tiny_mlm, tmp_path, tmp_path / "cases.json")
     start, _ = reference_steps(tiny_mlm, train_section(), steps=0)

@@ -68,6 +68,7 @@ def assert_close(got, expected):
 @contextmanager
 def once_logged(recipe, step, action):
     """Call `action` as soon as the training log has so many steps."""
+
     def watch():
         while not over.wait(0.005):
             if RunFolder(recipe.folder).train_log.exists() and len(steps(recipe)) >= step:
@@ -89,8 +90,20 @@ def test_training_lowers_the_loss_and_saves_a_model_that_sparse_encoder_loads(ti
     log = steps(recipe)
     assert [line["step"] for line in log] == list(range(1, 41))
     assert np.mean([line["loss"] for line in log[-5:]]) < 0.5 * np.mean([line["loss"] for line in log[:5]])
-    assert {"kl", "margin-mse", "query-l1", "passage-flops", "query_active", "passage_active", "flops", "grad_norm",
-            "lr", "tokens_per_second", "mfu", "peak_memory_gib"} <= log[0].keys()
+    assert {
+        "kl",
+        "margin-mse",
+        "query-l1",
+        "passage-flops",
+        "query_active",
+        "passage_active",
+        "flops",
+        "grad_norm",
+        "lr",
+        "tokens_per_second",
+        "mfu",
+        "peak_memory_gib",
+    } <= log[0].keys()
     folder = RunFolder(recipe.folder)
     encoder = SparseEncoder(str(folder.model), device="cpu")
     student = load_checkpoint(folder.model)
@@ -107,12 +120,13 @@ def test_prompts_are_trained_with_saved_and_put_there_by_sparse_encoder(tiny_mlm
     folder = RunFolder(recipe.folder)
     student, encoder = load_checkpoint(folder.model), SparseEncoder(str(folder.model), device="cpu")
     for side, prompt, tokens, texts, encode in (
-            ("query", "find time: ", 0, folder.queries("train"), encoder.encode_query),
-            ("passage", "work ", 1, folder.passages, encoder.encode_document)):
+        ("query", "find time: ", 0, folder.queries("train"), encoder.encode_query),
+        ("passage", "work ", 1, folder.passages, encoder.encode_document),
+    ):
         texts = TextStore.open(texts).texts(np.arange(5))
         ids = open_tokens(student, Dataset(folder, recipe.train))[tokens].take(np.arange(5))  # what training read
         plain = encoder.tokenizer([prompt + text for text in texts], add_special_tokens=False)["input_ids"]
-        assert [list(row) for row in ids] == [row[:student.max_length(side)] for row in plain]
+        assert [list(row) for row in ids] == [row[: student.max_length(side)] for row in plain]
         with torch.no_grad():
             ours = student.eval()(*student.assemble(ids, student.max_length(side))).to_dense()
         torch.testing.assert_close(encode(texts, convert_to_sparse_tensor=False), ours, rtol=1e-5, atol=1e-5)
@@ -178,16 +192,28 @@ def apart(recipe, place):
     """`train` in a process of its own, whose numbers nothing that ran before it can touch."""
     place.mkdir(exist_ok=True)
     (place / "recipe.yaml").write_text(dump_recipe(recipe))
-    return subprocess.Popen([sys.executable, "-m", "distill.training.worker", place / "recipe.yaml", recipe.folder,
-                             place / "outcome"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [sys.executable, "-m", "distill.training.worker", place / "recipe.yaml", recipe.folder, place / "outcome"],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
-def test_two_datasets_train_with_losses_of_their_own_and_resume_exactly(tiny_mlm, run_folder, copied, labelled_folder,
-                                                                        tmp_path):
+def test_two_datasets_train_with_losses_of_their_own_and_resume_exactly(
+    tiny_mlm, run_folder, copied, labelled_folder, tmp_path
+):
     shutil.copytree(labelled_folder / "run", tmp_path / "else")
-    mixing = {"steps": 8, "checkpoints": {"every": 3}, "mixing": {"by": "round-robin"}, "datasets": {
-        "else": {"run": str(tmp_path / "else"), "prompts": {"query": "work "},
-                 "losses": [{"kind": "infonce", "temperature": 5.0}]}}}
+    mixing = {
+        "steps": 8,
+        "checkpoints": {"every": 3},
+        "mixing": {"by": "round-robin"},
+        "datasets": {
+            "else": {
+                "run": str(tmp_path / "else"),
+                "prompts": {"query": "work "},
+                "losses": [{"kind": "infonce", "temperature": 5.0}],
+            }
+        },
+    }
     expected = run(make_recipe(tiny_mlm, run_folder, **mixing))
     recipe = make_recipe(tiny_mlm, copied, **mixing)
     with once_logged(recipe, 3, lambda: os.kill(os.getpid(), signal.SIGUSR1)), pytest.raises(Preempted):
@@ -195,16 +221,22 @@ def test_two_datasets_train_with_losses_of_their_own_and_resume_exactly(tiny_mlm
     assert_equal(run(recipe), expected)
     log = steps(recipe)
     assert [line["dataset"] for line in log] == ["own", "else"] * 4
-    assert all(("infonce" in line, "kl" in line) == ((True, False) if line["dataset"] == "else" else (False, True))
-               for line in log)
+    assert all(
+        ("infonce" in line, "kl" in line) == ((True, False) if line["dataset"] == "else" else (False, True))
+        for line in log
+    )
 
 
 def test_another_runs_labels_are_part_of_what_is_trained_and_must_be_there(tiny_mlm, run_folder, tmp_path, copied):
     plain = opening.training_fields(make_recipe(tiny_mlm, run_folder), RunFolder(run_folder / "run"))
     assert "datasets" not in plain["train"] and "mixing" not in plain["train"]
-    there, moved = (opening.training_fields(
-        make_recipe(tiny_mlm, run_folder, datasets={"more": {"run": str(path / "run")}}), RunFolder(run_folder / "run"))
-        for path in (copied, run_folder))
+    there, moved = (
+        opening.training_fields(
+            make_recipe(tiny_mlm, run_folder, datasets={"more": {"run": str(path / "run")}}),
+            RunFolder(run_folder / "run"),
+        )
+        for path in (copied, run_folder)
+    )
     assert there == moved and there["train"]["datasets"]["more"]["labels"] == plain["labels"]
     with pytest.raises(TrainingError, match=r"datasets\.more\.run: .*nowhere has no finished labels"):
         run(make_recipe(tiny_mlm, run_folder, datasets={"more": {"run": str(tmp_path / "nowhere")}}))
@@ -249,15 +281,17 @@ def test_stopped_while_it_starts_it_says_so_and_starts_again(tiny_mlm, run_folde
 @pytest.mark.parametrize("kind", ["learned", "idf"])
 def test_a_query_table_is_trained_or_left_alone_saved_and_taken_up_again(tiny_mlm, run_folder, copied, kind):
     changes = {"steps": 8, "query_regularizers": [], **({"table_lr": 0.05} if kind == "learned" else {})}
-    undisturbed, recipe = (make_recipe(tiny_mlm, root, student={"query": {"kind": kind}}, **changes)
-                           for root in (run_folder, copied))
+    undisturbed, recipe = (
+        make_recipe(tiny_mlm, root, student={"query": {"kind": kind}}, **changes) for root in (run_folder, copied)
+    )
     expected = run(undisturbed)
     with once_logged(recipe, 3, lambda: os.kill(os.getpid(), signal.SIGUSR1)), pytest.raises(Preempted):
         run(recipe)
     assert_equal(run(recipe), expected)
     folder, first = RunFolder(recipe.folder), RunFolder(undisturbed.folder)
-    start, end, other = (load_checkpoint(path).table.weight.detach()
-                         for path in (folder.start, folder.model, first.model))
+    start, end, other = (
+        load_checkpoint(path).table.weight.detach() for path in (folder.start, folder.model, first.model)
+    )
     assert torch.equal(end, other)
     texts = TextStore.open(folder.passages).texts(np.arange(TextStore.open(folder.passages).collection_size))
     tokenizer = load_checkpoint(folder.start).tokenizer
@@ -267,13 +301,20 @@ def test_a_query_table_is_trained_or_left_alone_saved_and_taken_up_again(tiny_ml
         assert start[term] == pytest.approx(np.log(1 + (len(texts) - n + 0.5) / (n + 0.5)), rel=1e-6)
     assert torch.equal(start, end) == (kind == "idf")
     encoder = SparseEncoder(str(folder.model), device="cpu")
-    torch.testing.assert_close(encoder.encode_query("about time", convert_to_sparse_tensor=False).nonzero()[:, 0],
-                               torch.tensor(sorted(tokenizer("about time", add_special_tokens=False)["input_ids"])))
+    torch.testing.assert_close(
+        encoder.encode_query("about time", convert_to_sparse_tensor=False).nonzero()[:, 0],
+        torch.tensor(sorted(tokenizer("about time", add_special_tokens=False)["input_ids"])),
+    )
 
 
-@pytest.mark.parametrize("launcher", [
-    ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
-    pytest.param(["deepspeed.launcher.runner", "--num_gpus", "2", "--no_local_rank"], marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["torch.distributed.run", "--nproc-per-node", "2", "--standalone"],
+        pytest.param(["deepspeed.launcher.runner", "--num_gpus", "2", "--no_local_rank"], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_processes_of_a_launcher_share_the_work(tiny_mlm, run_folder, copied, tmp_path, launcher):
     changes = {"steps": 4, "optimizer": "sgd", "lr": 0.01, "dropout": 0.0}
     expected = run(make_recipe(tiny_mlm, run_folder, **changes))
@@ -292,16 +333,25 @@ def test_activation_checkpointing_holds_less_and_changes_nothing(tiny_mlm, run_f
     plain = make_recipe(tiny_mlm, run_folder, **changes)
     checkpointed = make_recipe(tiny_mlm, copied, **changes, activation_checkpointing=True)
     assert_close(run(checkpointed), run(plain))
-    held = [load(newest(RunFolder(recipe.folder), opening.training_fields(recipe, RunFolder(recipe.folder))))
-            ["standing"]["graph_bytes"] for recipe in (plain, checkpointed)]
+    held = [
+        load(newest(RunFolder(recipe.folder), opening.training_fields(recipe, RunFolder(recipe.folder))))["standing"][
+            "graph_bytes"
+        ]
+        for recipe in (plain, checkpointed)
+    ]
     assert held[1] < 0.7 * held[0]
 
 
 @pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_stopped_on_two_processes_it_goes_on_on_one(tiny_mlm, run_folder, copied, stage):
     """ZeRO on two processes, then no ZeRO on one, as if one process had done it all (SGD, no dropout)."""
-    changes = {"steps": 8, "optimizer": "sgd", "lr": 0.01, "dropout": 0.0,
-               "losses": [{"kind": "kl"}, {"kind": "infonce"}]}
+    changes = {
+        "steps": 8,
+        "optimizer": "sgd",
+        "lr": 0.01,
+        "dropout": 0.0,
+        "losses": [{"kind": "kl"}, {"kind": "infonce"}],
+    }
     expected = run(make_recipe(tiny_mlm, run_folder, **changes))
     two = make_recipe(tiny_mlm, copied, **changes, processes=2, deepspeed={"zero_optimization": {"stage": stage}})
     with once_logged(two, 3, lambda: os.kill(os.getpid(), signal.SIGTERM)), pytest.raises(Preempted):

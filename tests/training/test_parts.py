@@ -21,8 +21,9 @@ from distill.training.engine import deepspeed_config
 from distill.training.schedules import lr_factor
 
 
-@pytest.mark.parametrize(("name", "theirs"), [("linear", get_linear_schedule_with_warmup),
-                                              ("cosine", get_cosine_schedule_with_warmup)])
+@pytest.mark.parametrize(
+    ("name", "theirs"), [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)]
+)
 def test_decay_is_that_of_transformers_after_a_warm_up_that_starts_above_zero(name, theirs):
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     scheduler = theirs(optimizer, 10, 100)
@@ -56,17 +57,32 @@ def test_stretched_chunks_hold_the_same_texts_and_idle_ones_fill_up(count):
 
 
 def line(**changes):
-    return {"kl": 1.0, "margin-mse": 0.1, "infonce": 0.2, "query_empty": 0.0, "passage_empty": 0.0,
-            "query_active": 50.0, "passage_active": 200.0, "query-l1": 0.1, "passage-flops": 0.1,
-            "teacher_confidence": 0.6, "label_spread": 3.0, "score_spread": 5.0, **changes}
+    return {
+        "kl": 1.0,
+        "margin-mse": 0.1,
+        "infonce": 0.2,
+        "query_empty": 0.0,
+        "passage_empty": 0.0,
+        "query_active": 50.0,
+        "passage_active": 200.0,
+        "query-l1": 0.1,
+        "passage-flops": 0.1,
+        "teacher_confidence": 0.6,
+        "label_spread": 3.0,
+        "score_spread": 5.0,
+        **changes,
+    }
 
 
-@pytest.mark.parametrize(("changes", "words"), [
-    ({"query_empty": 0.3}, "30% of the queries have no active term"),
-    ({"passage_active": 20_000.0}, "passages still have 20,000 active terms of 30,000"),
-    ({"passage-flops": 5.0}, "the regularisers (5.1) outweigh the losses (1.3)"),
-    ({"teacher_confidence": 0.99}, "the teacher is saturated"),
-])
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"query_empty": 0.3}, "30% of the queries have no active term"),
+        ({"passage_active": 20_000.0}, "passages still have 20,000 active terms of 30,000"),
+        ({"passage-flops": 5.0}, "the regularisers (5.1) outweigh the losses (1.3)"),
+        ({"teacher_confidence": 0.99}, "the teacher is saturated"),
+    ],
+)
 def test_alarms_say_in_words_what_goes_wrong(changes, words):
     said = alarms(train_section(), line(**changes), 90, 100, 30_000)
     assert any(words in sentence for sentence in said.values())
@@ -110,8 +126,9 @@ def test_checkpoints_are_whole_or_not_there(tmp_path):
         checkpoints.newest(folder, {"a": 2})
 
 
-@pytest.mark.parametrize(("nodes", "first"), [("node[03-05,9],other", "node03"), ("gpu-1,gpu-2", "gpu-1"), ("a7", "a7"),
-                                              ("n[12]", "n12")])
+@pytest.mark.parametrize(
+    ("nodes", "first"), [("node[03-05,9],other", "node03"), ("gpu-1,gpu-2", "gpu-1"), ("a7", "a7"), ("n[12]", "n12")]
+)
 def test_the_first_host_of_a_slurm_list(nodes, first):
     assert launch.first_host(nodes) == first
 
@@ -121,8 +138,13 @@ def test_the_place_under_srun_is_read_from_its_variables(monkeypatch):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     assert not launch.placed()
-    for name, value in {"STEP_NUM_TASKS": "4", "STEP_NODELIST": "n[1-2]", "JOB_ID": "123", "PROCID": "3",
-                        "LOCALID": "1"}.items():
+    for name, value in {
+        "STEP_NUM_TASKS": "4",
+        "STEP_NODELIST": "n[1-2]",
+        "JOB_ID": "123",
+        "PROCID": "3",
+        "LOCALID": "1",
+    }.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     assert launch.placed()
     import os

@@ -27,11 +27,20 @@ from distill.training.world import join
 
 SMALL, LARGE = 30, 10_000  # tokens a chunk: one text or two; everything
 NONE, SOME, ALL = 0, 120, 10_000  # tokens whose graphs are kept from the first pass
-CASES = {f"zero{stage}-chunk{chunk}-kept{kept}": {"stage": stage, "chunk_tokens": chunk, "kept_tokens": kept}
-         for stage, (chunk, kept) in itertools.product(range(4), [(SMALL, NONE), (SMALL, SOME), (LARGE, ALL)])}
+CASES = {
+    f"zero{stage}-chunk{chunk}-kept{kept}": {"stage": stage, "chunk_tokens": chunk, "kept_tokens": kept}
+    for stage, (chunk, kept) in itertools.product(range(4), [(SMALL, NONE), (SMALL, SOME), (LARGE, ALL)])
+}
 
-CASES |= {f"zero{stage}-checkpointing": {"stage": stage, "chunk_tokens": 60, "kept_tokens": SOME,
-                                         "train": {"activation_checkpointing": True}} for stage in (0, 3)}
+CASES |= {
+    f"zero{stage}-checkpointing": {
+        "stage": stage,
+        "chunk_tokens": 60,
+        "kept_tokens": SOME,
+        "train": {"activation_checkpointing": True},
+    }
+    for stage in (0, 3)
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +54,23 @@ def run_cases(processes, cases, run_processes, tiny_mlm, tmp_path):
     return {name: torch.load(tmp_path / f"{name}.pt") for name in cases}
 
 
-TABLES = {f"{kind}-zero{stage}": {"query": kind, "stage": stage, "chunk_tokens": 60, "kept_tokens": kept,
-                                 "train": {"table_lr": 0.1} if kind == "learned" else {}}
-          for kind, stage, kept in (("lexical", 0, NONE), ("lexical", 3, SOME), ("idf", 2, SOME),
-                                    ("learned", 0, ALL), ("learned", 2, NONE),
-                                    ("learned", 3, SOME))}
+TABLES = {
+    f"{kind}-zero{stage}": {
+        "query": kind,
+        "stage": stage,
+        "chunk_tokens": 60,
+        "kept_tokens": kept,
+        "train": {"table_lr": 0.1} if kind == "learned" else {},
+    }
+    for kind, stage, kept in (
+        ("lexical", 0, NONE),
+        ("lexical", 3, SOME),
+        ("idf", 2, SOME),
+        ("learned", 0, ALL),
+        ("learned", 2, NONE),
+        ("learned", 3, SOME),
+    )
+}
 
 
 @pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
@@ -69,19 +90,34 @@ def test_so_they_do_where_queries_are_looked_up_in_a_table(run_processes, tiny_m
 
 
 OTHER_LOSSES = {
-    "losses": [{"kind": "ranknet", "pair_weights": "ndcg"}, {"kind": "adr-mse", "weight": 0.1},
-               {"kind": "cosine-similarity"}, {"kind": "triplet", "margin": 1.0, "weight": 0.5},
-               {"kind": "cosent", "scale": 3.0}, {"kind": "angle", "scale": 2.0},
-               {"kind": "custom", "cls": "reference:absolute_error", "options": {"factor": 0.1}}],
-    "passage_regularizers": [{"kind": "custom", "cls": "reference:total_weight", "options": {"power": 1.5},
-                              "weight": 0.02, "ramp": "constant"},
-                             {"kind": "df-flops", "alpha": 0.5, "beta": 3.0, "weight": 0.05, "ramp": "constant"}]}
+    "losses": [
+        {"kind": "ranknet", "pair_weights": "ndcg"},
+        {"kind": "adr-mse", "weight": 0.1},
+        {"kind": "cosine-similarity"},
+        {"kind": "triplet", "margin": 1.0, "weight": 0.5},
+        {"kind": "cosent", "scale": 3.0},
+        {"kind": "angle", "scale": 2.0},
+        {"kind": "custom", "cls": "reference:absolute_error", "options": {"factor": 0.1}},
+    ],
+    "passage_regularizers": [
+        {
+            "kind": "custom",
+            "cls": "reference:total_weight",
+            "options": {"power": 1.5},
+            "weight": 0.02,
+            "ramp": "constant",
+        },
+        {"kind": "df-flops", "alpha": 0.5, "beta": 3.0, "weight": 0.05, "ramp": "constant"},
+    ],
+}
 
 
 def test_so_they_do_with_every_other_loss(run_processes, tiny_mlm, tmp_path):
     start = dict(BertForMaskedLM.from_pretrained(tiny_mlm).named_parameters())
-    cases = {f"zero{stage}": {"stage": stage, "chunk_tokens": 60, "kept_tokens": SOME, "train": OTHER_LOSSES}
-             for stage in (0, 2)}
+    cases = {
+        f"zero{stage}": {"stage": stage, "chunk_tokens": 60, "kept_tokens": SOME, "train": OTHER_LOSSES}
+        for stage in (0, 2)
+    }
     expected = reference_steps(tiny_mlm, train_section(**OTHER_LOSSES), steps=3)
     assert_equal_steps(run_cases(2, cases, run_processes, tiny_mlm, tmp_path), *expected, start)
 
@@ -107,8 +143,12 @@ def test_with_dropout_it_equals_a_plain_step_over_the_same_chunks_and_draws(tiny
     assert len({planned.keep for planned in plans}) == (2 if kept_tokens == 200 else 1)
 
     model = BertForMaskedLM.from_pretrained(tiny_mlm).train()
-    student = SpladeStudent(copy.deepcopy(model), AutoTokenizer.from_pretrained(tiny_mlm),
-                            query_max_length=QUERY_LENGTH, passage_max_length=PASSAGE_LENGTH)
+    student = SpladeStudent(
+        copy.deepcopy(model),
+        AutoTokenizer.from_pretrained(tiny_mlm),
+        query_max_length=QUERY_LENGTH,
+        passage_max_length=PASSAGE_LENGTH,
+    )
     for module in (model, student):
         set_dropout(module, 0.3)
     use_kernel(model)  # as the engine does with the student: the same draws
@@ -122,11 +162,13 @@ def test_with_dropout_it_equals_a_plain_step_over_the_same_chunks_and_draws(tiny
     torch.manual_seed(5)
     reps = [torch.zeros(len(texts.ids), model.config.vocab_size) for texts in sides]
     for planned in plans:  # all graphs at once, materialised logits
-        ids, mask = student.assemble([sides[planned.side].ids[row] for row in planned.chunk.rows],
-                                     sides[planned.side].max_length)
+        ids, mask = student.assemble(
+            [sides[planned.side].ids[row] for row in planned.chunk.rows], sides[planned.side].max_length
+        )
         logits = model(input_ids=ids, attention_mask=mask).logits.masked_fill(mask[..., None] == 0, -torch.inf)
-        reps[planned.side] = reps[planned.side].index_put((torch.from_numpy(planned.chunk.rows),),
-                                                          torch.log1p(logits.max(dim=1).values.relu()))
+        reps[planned.side] = reps[planned.side].index_put(
+            (torch.from_numpy(planned.chunk.rows),), torch.log1p(logits.max(dim=1).values.relu())
+        )
     dense_objective(train, *reps, labels).backward()
     assert torch.equal(draws, torch.rand(1)), "the generators go on from after the first pass"
     for name, parameter in model.named_parameters():

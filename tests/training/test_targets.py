@@ -41,9 +41,16 @@ def one_thread():
 def recipe_of(mlm, root: Path, teacher: str = "teacher", **changes):
     train = {"losses": [LOSS], "query_regularizers": [], "passage_regularizers": [], **changes}
     student = train.pop("student", None)
-    return make_recipe(mlm, root, student, teachers={
-        "given": {"kind": "imported"},
-        "sparse": {"kind": "splade", "model": str(root / teacher), "dtype": "float32", "weight": 0}}, **train)
+    return make_recipe(
+        mlm,
+        root,
+        student,
+        teachers={
+            "given": {"kind": "imported"},
+            "sparse": {"kind": "splade", "model": str(root / teacher), "dtype": "float32", "weight": 0},
+        },
+        **train,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +99,10 @@ def chunks(root: Path) -> dict[str, bytes]:
 def texts_of(folder: RunFolder) -> tuple[list[str], list[str]]:
     """All training queries and passages that are trained on."""
     shards = [shard for _, shard in iterate_candidates(folder.candidates("train"))]
-    return (TextStore.open(folder.queries("train")).texts(np.concatenate([shard.query for shard in shards])),
-            TextStore.open(folder.passages).texts(np.unique(np.concatenate([shard.passages for shard in shards]))))
+    return (
+        TextStore.open(folder.queries("train")).texts(np.concatenate([shard.query for shard in shards])),
+        TextStore.open(folder.passages).texts(np.unique(np.concatenate([shard.passages for shard in shards]))),
+    )
 
 
 def encoded(model: Path, texts: tuple[list[str], list[str]]) -> torch.Tensor:
@@ -120,8 +129,10 @@ def test_a_step_gets_the_vectors_of_its_texts(tiny_mlm, in_chunks):
     vocabulary = len(load_checkpoint(teacher).tokenizer)
     got = DatasetTargets(own, vocabulary).take(queries, passages, torch.device("cpu"))
     encoder = SparseEncoder(str(teacher), device="cpu")
-    for side, encode, store, rows in (("query", encoder.encode_query, folder.queries("train"), queries),
-                                      ("passage", encoder.encode_document, folder.passages, passages)):
+    for side, encode, store, rows in (
+        ("query", encoder.encode_query, folder.queries("train"), queries),
+        ("passage", encoder.encode_document, folder.passages, passages),
+    ):
         expected = encode(TextStore.open(store).texts(rows)).to_dense()
         torch.testing.assert_close(got["sparse", side].to_dense(), expected, rtol=1e-4, atol=1e-5)
     cut = DatasetTargets(own, vocabulary - 100).take(queries, passages, torch.device("cpu"))
@@ -130,8 +141,14 @@ def test_a_step_gets_the_vectors_of_its_texts(tiny_mlm, in_chunks):
 
 
 def test_two_processes_learn_them_as_one(tiny_mlm, root, scored, tmp_path):
-    changes = {"steps": 3, "optimizer": "sgd", "lr": 0.01, "dropout": 0.0, "top_ks": [{"k": 8}, {"k": None}],
-               "losses": [{"kind": "kl"}, LOSS, {**LOSS, "of": "query", "weight": 100.0}]}
+    changes = {
+        "steps": 3,
+        "optimizer": "sgd",
+        "lr": 0.01,
+        "dropout": 0.0,
+        "top_ks": [{"k": 8}, {"k": None}],
+        "losses": [{"kind": "kl"}, LOSS, {**LOSS, "of": "query", "weight": 100.0}],
+    }
     expected = run(recipe_of(tiny_mlm, root, **changes))
     two = recipe_of(tiny_mlm, Path(shutil.copytree(scored, tmp_path / "two")), **changes, processes=2)
     assert_close(run(two), expected)
@@ -139,8 +156,13 @@ def test_two_processes_learn_them_as_one(tiny_mlm, root, scored, tmp_path):
 
 def test_vectors_of_several_datasets_and_a_resume_that_is_exact(tiny_mlm, root, scored, tmp_path):
     other = Path(shutil.copytree(scored, tmp_path / "else"))
-    changes = {"steps": 8, "checkpoints": {"every": 3}, "mixing": {"by": "round-robin"}, "losses": [{"kind": "kl"}],
-               "datasets": {"else": {"run": str(other / "run"), "losses": [{**LOSS, "of": "passage"}]}}}
+    changes = {
+        "steps": 8,
+        "checkpoints": {"every": 3},
+        "mixing": {"by": "round-robin"},
+        "losses": [{"kind": "kl"}],
+        "datasets": {"else": {"run": str(other / "run"), "losses": [{**LOSS, "of": "passage"}]}},
+    }
     expected = run(recipe_of(tiny_mlm, root, **changes))
     recipe = recipe_of(tiny_mlm, Path(shutil.copytree(scored, tmp_path / "again")), **changes)
     with once_logged(recipe, 3, lambda: os.kill(os.getpid(), signal.SIGUSR1)), pytest.raises(Preempted):
@@ -197,6 +219,8 @@ def test_another_runs_teacher_must_have_vectors_too(tiny_mlm, root, labelled_fol
 
 
 def test_what_is_learnt_is_part_of_the_fingerprint(tiny_mlm, root):
-    both, queries = (training_fields(recipe_of(tiny_mlm, root, losses=[{**LOSS, "of": of}]), RunFolder(root / "run"))
-                     for of in ("both", "query"))
+    both, queries = (
+        training_fields(recipe_of(tiny_mlm, root, losses=[{**LOSS, "of": of}]), RunFolder(root / "run"))
+        for of in ("both", "query")
+    )
     assert both != queries and both["labels"] == queries["labels"]

@@ -22,8 +22,17 @@ from distill.errors import DataError, RecipeError
 log = logging.getLogger(__name__)
 
 
-def export_scores(recipe: Recipe, output: Path, *, format: str = "lists", teacher: str | None = None,
-                  split: str = "train", negatives: int | None = None, ids: bool = False, force: bool = False) -> str:
+def export_scores(
+    recipe: Recipe,
+    output: Path,
+    *,
+    format: str = "lists",
+    teacher: str | None = None,
+    split: str = "train",
+    negatives: int | None = None,
+    ids: bool = False,
+    force: bool = False,
+) -> str:
     """Write a teacher's scores of a split, or without a teacher the labels, to `output`; returns a line that says what.
 
     `negatives`: only the first so many of each query, and no query with fewer. `ids`: columns of ids in the layouts of
@@ -38,11 +47,14 @@ def export_scores(recipe: Recipe, output: Path, *, format: str = "lists", teache
     pages = _pages(scored_lists(source, negatives, layout.texts, tally), layout, tally, output)
     write_rows(output, layout.schema, pages)
     for number, message in (
-            (tally.short, f"queries have fewer than {negatives} negatives and are left out"),
-            (tally.unusable, f"queries have nothing that the format {format} could hold and are left out"),
-            (tally.unscored, f"pairs have no score: {'null' if layout.texts else 'left out'} in the output"),
-            (tally.variants if not layout.texts else 0, "pairs are with variants of passages, whose ids only this run "
-                                                        "knows; a format with texts takes them along")):
+        (tally.short, f"queries have fewer than {negatives} negatives and are left out"),
+        (tally.unusable, f"queries have nothing that the format {format} could hold and are left out"),
+        (tally.unscored, f"pairs have no score: {'null' if layout.texts else 'left out'} in the output"),
+        (
+            tally.variants if not layout.texts else 0,
+            "pairs are with variants of passages, whose ids only this run knows; a format with texts takes them along",
+        ),
+    ):
         if number:
             log.warning("%d %s", number, message)
     what = f"scores of teacher {teacher!r}" if teacher is not None else "labels"
@@ -67,8 +79,13 @@ def _layout(format: str, source: Source, negatives: int | None, ids: bool) -> La
 def _most_negatives(source: Source) -> int:
     fewest, most = negatives_range(source)
     if fewest < most:
-        log.warning("the lists have %d to %d negatives; the last columns of a shorter one are null, which "
-                    "sentence-transformers can't train on: --negatives %d makes them equal", fewest, most, fewest)
+        log.warning(
+            "the lists have %d to %d negatives; the last columns of a shorter one are null, which "
+            "sentence-transformers can't train on: --negatives %d makes them equal",
+            fewest,
+            most,
+            fewest,
+        )
     return most
 
 

@@ -43,8 +43,12 @@ def check_output(output: Path, endings: tuple[str, ...], force: bool) -> None:
 
 def write_rows(output: Path, schema: pa.Schema | None, pages: Pages) -> None:
     """Write all pages; `schema` is needed for rows with columns. What `pages` raises leaves nothing behind."""
-    write: Callable[..., None] = {".jsonl": _write_jsonl, ".json": _write_object, ".parquet": _write_parquet,
-                                  "": _write_dataset}.get(_ending(output).removesuffix(".gz"), _write_lines)
+    write: Callable[..., None] = {
+        ".jsonl": _write_jsonl,
+        ".json": _write_object,
+        ".parquet": _write_parquet,
+        "": _write_dataset,
+    }.get(_ending(output).removesuffix(".gz"), _write_lines)
     write(output, schema, pages)
 
 

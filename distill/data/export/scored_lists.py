@@ -72,8 +72,10 @@ def source_of(recipe: Recipe, folder: RunFolder, teacher: str | None, split: str
     path: Path
     if teacher is None:
         if split != "train":
-            raise RecipeError(f"--split {split}: labels are made for training only; name a teacher with --teacher "
-                              f"({', '.join(recipe.teachers)})")
+            raise RecipeError(
+                f"--split {split}: labels are made for training only; name a teacher with --teacher "
+                f"({', '.join(recipe.teachers)})"
+            )
         path, stage = folder.labels(), "label"
     elif teacher not in recipe.teachers:
         raise RecipeError(f"--teacher {teacher!r}: the recipe's teachers are {', '.join(recipe.teachers)}")
@@ -114,8 +116,11 @@ def scored_lists(source: Source, negatives: int | None, texts: bool, tally: Tall
             flat = np.repeat(starts[group] - (ends - lengths), lengths) + np.arange(lengths.sum())
             rows = labels.passages[flat]
             tally.variants += int((rows >= passages.collection_size).sum())
-            columns = [passages.ids(rows), passages.texts(rows) if texts else [],
-                       [None if math.isnan(score) else score for score in labels.labels[flat].tolist()]]
+            columns = [
+                passages.ids(rows),
+                passages.texts(rows) if texts else [],
+                [None if math.isnan(score) else score for score in labels.labels[flat].tolist()],
+            ]
             asked = labels.query[group]
             for i, (query_id, query) in enumerate(zip(queries.ids(asked), queries.texts(asked), strict=True)):
                 piece = slice(int(ends[i] - lengths[i]), int(ends[i]))

@@ -23,15 +23,18 @@ from distill.errors import DataError
 _LINE = ("line", pa.int64())
 PASSAGES = pa.schema([("id", pa.large_string()), ("title", pa.large_string()), ("text", pa.large_string()), _LINE])
 QUERIES = pa.schema([("id", pa.large_string()), ("text", pa.large_string()), _LINE])
-JUDGEMENTS = pa.schema([("query_id", pa.large_string()), ("passage_id", pa.large_string()), ("grade", pa.int32()),
-                        _LINE])
-LISTS = pa.schema([
-    ("query_id", pa.large_string()),
-    ("passage_ids", pa.large_list(pa.large_string())),
-    ("positive", pa.large_list(pa.bool_())),  # null: the judgements say which are
-    ("scores", pa.large_list(pa.float32())),  # null: the source has none; NaN: none for this passage
-    _LINE,
-])
+JUDGEMENTS = pa.schema(
+    [("query_id", pa.large_string()), ("passage_id", pa.large_string()), ("grade", pa.int32()), _LINE]
+)
+LISTS = pa.schema(
+    [
+        ("query_id", pa.large_string()),
+        ("passage_ids", pa.large_list(pa.large_string())),
+        ("positive", pa.large_list(pa.bool_())),  # null: the judgements say which are
+        ("scores", pa.large_list(pa.float32())),  # null: the source has none; NaN: none for this passage
+        _LINE,
+    ]
+)
 
 Batches = Iterator[pa.RecordBatch]
 
@@ -71,13 +74,16 @@ def lines_of(path: Path, blank: bool = False) -> Iterator[tuple[int, str]]:
     number = 0
     with reading(path):
         try:
-            with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as file:
+            with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
                 for number, raw in enumerate(file, start=1):
                     try:
                         line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
                     except UnicodeDecodeError as error:
-                        raise DataError(f"not valid UTF-8 (byte {error.start + 1} of the line): {error.reason}",
-                                        path=path, line=number) from None
+                        raise DataError(
+                            f"not valid UTF-8 (byte {error.start + 1} of the line): {error.reason}",
+                            path=path,
+                            line=number,
+                        ) from None
                     if blank or (line and not line.isspace()):
                         yield number, line
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -98,8 +104,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, row
 
 
-def batches_of(rows: Iterator[tuple], schema: pa.Schema, path: Path | None = None,
-               batch_rows: int = BATCH_ROWS) -> Batches:
+def batches_of(
+    rows: Iterator[tuple], schema: pa.Schema, path: Path | None = None, batch_rows: int = BATCH_ROWS
+) -> Batches:
     """Gather tuples, in the schema's order of columns, into record batches that carry the file's path."""
     if path is not None:
         schema = schema.with_metadata({"path": str(path)})

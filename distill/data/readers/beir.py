@@ -56,8 +56,12 @@ def beir_files(source: config.Beir) -> list[Path]:
 
 def _passages(path: Path) -> Iterator[tuple]:
     for line, row in json_lines(path):
-        yield (id_field(row, "_id", path, line), text_field(row, "title", path, line, ""),
-               text_field(row, "text", path, line), line)
+        yield (
+            id_field(row, "_id", path, line),
+            text_field(row, "title", path, line, ""),
+            text_field(row, "text", path, line),
+            line,
+        )
 
 
 def _queries(path: Path) -> Iterator[tuple]:
@@ -67,7 +71,8 @@ def _queries(path: Path) -> Iterator[tuple]:
 
 def _judged_queries(path: Path, qrels: Path) -> Batches:
     # one file holds the queries of all splits: those of a split are the ones its judgements name
-    judged = pa.chunked_array([batch.column("query_id").unique() for batch in read_qrels(qrels)],
-                              pa.large_string()).unique()
+    judged = pa.chunked_array(
+        [batch.column("query_id").unique() for batch in read_qrels(qrels)], pa.large_string()
+    ).unique()
     for batch in batches_of(_queries(path), QUERIES, path):
         yield batch.filter(pc.is_in(batch.column("id"), value_set=judged))

@@ -30,7 +30,7 @@ def _parsed(source: config.HuggingFace) -> Iterator[tuple[int, Row]]:
     dataset = _load(source, source.config, source.split)
     parse = None
     for start in range(0, len(dataset), _BATCH_ROWS):
-        table = dataset.with_format("arrow")[start:start + _BATCH_ROWS]
+        table = dataset.with_format("arrow")[start : start + _BATCH_ROWS]
         for number, row in enumerate(table.to_pylist(), start=start + 1):
             if parse is None:
                 parse = row_parser(source.layout, source.columns, row, Path(source.dataset))
@@ -44,39 +44,57 @@ def _read_beir(source: config.HuggingFace) -> Collection:
     qrels = _qrels(source)
     queries = _load(source, "queries", None)
     return Collection(
-        passages=_batches(_load(source, "corpus", None), PASSAGES, {"id": ("_id", "id"), "title": ("title",),
-                                                                   "text": ("text",)}, source),
+        passages=_batches(
+            _load(source, "corpus", None),
+            PASSAGES,
+            {"id": ("_id", "id"), "title": ("title",), "text": ("text",)},
+            source,
+        ),
         queries={split: _queries_of(queries, dataset, source) for split, dataset in qrels.items()},
         judgements={split: _judgements(dataset, source) for split, dataset in qrels.items()},
     )
 
 
 def _queries_of(queries: datasets.Dataset, qrels: datasets.Dataset, source: config.HuggingFace) -> Batches:
-    judged = pa.chunked_array([batch.column("query_id") for batch in _judgements(qrels, source)],
-                              pa.large_string()).unique()
+    judged = pa.chunked_array(
+        [batch.column("query_id") for batch in _judgements(qrels, source)], pa.large_string()
+    ).unique()
     for batch in _batches(queries, QUERIES, {"id": ("_id", "id"), "text": ("text", "query")}, source):
         yield batch.filter(pc.is_in(batch.column("id"), value_set=judged))
 
 
 def _judgements(dataset: datasets.Dataset, source: config.HuggingFace) -> Batches:
-    return _batches(dataset, JUDGEMENTS, {"query_id": ("query-id", "query_id"), "grade": ("score", "grade", "label"),
-                                          "passage_id": ("corpus-id", "corpus_id", "passage_id")}, source)
+    return _batches(
+        dataset,
+        JUDGEMENTS,
+        {
+            "query_id": ("query-id", "query_id"),
+            "grade": ("score", "grade", "label"),
+            "passage_id": ("corpus-id", "corpus_id", "passage_id"),
+        },
+        source,
+    )
 
 
-def _batches(dataset: datasets.Dataset, schema: pa.Schema, names: dict[str, tuple[str, ...]],
-             source: config.HuggingFace) -> Batches:
+def _batches(
+    dataset: datasets.Dataset, schema: pa.Schema, names: dict[str, tuple[str, ...]], source: config.HuggingFace
+) -> Batches:
     """The dataset's columns under our names and types; the row number, from 1, stands for the line."""
     chosen = {}
     for ours, theirs in names.items():
         candidates = (source.columns[ours],) if ours in source.columns else theirs
         found = next((name for name in candidates if name in dataset.column_names), None)
         if found is None and (ours != "title" or ours in source.columns):
-            raise DataError(f"missing (there are {', '.join(dataset.column_names)}); name the right one in "
-                            f"data.source.columns.{ours}", path=source.dataset, field=candidates[0])
+            raise DataError(
+                f"missing (there are {', '.join(dataset.column_names)}); name the right one in "
+                f"data.source.columns.{ours}",
+                path=source.dataset,
+                field=candidates[0],
+            )
         chosen[ours] = found
     schema = schema.with_metadata({"path": source.dataset})
     for start in range(0, len(dataset), _BATCH_ROWS):
-        table = dataset.with_format("arrow")[start:start + _BATCH_ROWS]
+        table = dataset.with_format("arrow")[start : start + _BATCH_ROWS]
         columns = []
         for field in schema:
             name = chosen.get(field.name)
@@ -94,8 +112,12 @@ def _batches(dataset: datasets.Dataset, schema: pa.Schema, names: dict[str, tupl
                 except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
                     row = next(row for row in range(len(column)) if not _can_be(column.slice(row, 1), field.type))
                     wanted = "a whole number of 32 bits" if pa.types.is_integer(field.type) else "a text"
-                    raise DataError(f"expected {wanted}, found {column[row].as_py()!r:.80}", path=source.dataset,
-                                    line=start + 1 + row, field=name) from None
+                    raise DataError(
+                        f"expected {wanted}, found {column[row].as_py()!r:.80}",
+                        path=source.dataset,
+                        line=start + 1 + row,
+                        field=name,
+                    ) from None
                 column = pc.fill_null(column, "") if column.null_count else column
             columns.append(column)
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -119,21 +141,26 @@ def _qrels(source: config.HuggingFace) -> dict[str, datasets.Dataset]:
         try:
             available = datasets.get_dataset_config_names(source.dataset, revision=source.revision)
             name = next((name for name in ("qrels", "default") if name in available), None)
-            everything = (datasets.load_dataset(source.dataset, name, revision=source.revision) if name
-                          else datasets.load_dataset(f"{source.dataset}-qrels"))
+            everything = (
+                datasets.load_dataset(source.dataset, name, revision=source.revision)
+                if name
+                else datasets.load_dataset(f"{source.dataset}-qrels")
+            )
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             raise DataError(f"its judgements cannot be loaded: {error}", path=source.dataset) from error
     if isinstance(everything, datasets.Dataset):
         return {"test": everything}
     found = {ours: everything[name] for ours, names in _SPLITS.items() for name in names if name in everything}
     if not found:
-        raise DataError(f"no judgements for train, dev or test (there are {', '.join(everything)})",
-                        path=source.dataset)
+        raise DataError(
+            f"no judgements for train, dev or test (there are {', '.join(everything)})", path=source.dataset
+        )
     return found
 
 
-def _load(source: config.HuggingFace, name: str | None, split: str | None,
-          whole: bool = False) -> datasets.Dataset | datasets.DatasetDict:
+def _load(
+    source: config.HuggingFace, name: str | None, split: str | None, whole: bool = False
+) -> datasets.Dataset | datasets.DatasetDict:
     """One configuration of the dataset; without a split, the only one it has (unless `whole`)."""
     folder = Path(source.dataset)
     try:

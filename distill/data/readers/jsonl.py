@@ -63,8 +63,12 @@ def _parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _refuse_repeated(names: list[str], path: Path, line: int | None = None) -> None:
     """Of two columns with one name a row would keep one; columns without a name are not read at all."""
     if repeated := [name for i, name in enumerate(names) if name and name in names[:i]]:
-        raise DataError(f"the column {repeated[0]!r} is there twice; give each a name of its own (several negatives: "
-                        "negative_1, negative_2)", path=path, line=line)
+        raise DataError(
+            f"the column {repeated[0]!r} is there twice; give each a name of its own (several negatives: "
+            "negative_1, negative_2)",
+            path=path,
+            line=line,
+        )
 
 
 def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -90,7 +94,12 @@ def _separated(path: Path, separator: str) -> Iterator[tuple[int, dict[str, Any]
             if len(cells) != len(header):
                 raise DataError(f"{len(cells)} columns, the header line has {len(header)}", path=path, line=last)
             # a row with fewer negatives than others leaves the last columns empty
-            yield last, {name: cell if cell or not name.startswith("negative_") else None
-                         for name, cell in zip(header, cells, strict=True)}
+            yield (
+                last,
+                {
+                    name: cell if cell or not name.startswith("negative_") else None
+                    for name, cell in zip(header, cells, strict=True)
+                },
+            )
     except csv.Error as error:
         raise DataError(f"not valid {'CSV' if separator == ',' else 'TSV'}: {error}", path=path, line=last) from None

@@ -24,9 +24,11 @@ def read_msmarco(source: config.MsMarco) -> Collection:
 
 def msmarco_files(source: config.MsMarco) -> list[Path]:
     """Every file that the collection is read from."""
-    return [require_file(source.path, "collection.tsv"),
-            *(_queries_file(source, name) for name in source.splits.values()),
-            *(require_file(source.path, f"qrels.{name}.tsv") for name in source.splits.values())]
+    return [
+        require_file(source.path, "collection.tsv"),
+        *(_queries_file(source, name) for name in source.splits.values()),
+        *(require_file(source.path, f"qrels.{name}.tsv") for name in source.splits.values()),
+    ]
 
 
 def _queries_file(source: config.MsMarco, name: str) -> Path:

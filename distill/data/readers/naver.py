@@ -26,8 +26,9 @@ _SPACE = " \t\r\n"
 
 
 def read_naver(source: config.NaverScores) -> Collection:
-    inner = read_beir(source.collection) if isinstance(source.collection, config.Beir) \
-        else read_msmarco(source.collection)
+    inner = (
+        read_beir(source.collection) if isinstance(source.collection, config.Beir) else read_msmarco(source.collection)
+    )
     rows = _json_rows(source.scores) if ".json" in source.scores.suffixes else _run_rows(source.scores)
     lists = batches_of(rows, LISTS, source.scores, _BATCH_QUERIES)
     return Collection(inner.passages, inner.queries, inner.judgements, {"train": lists})
@@ -76,7 +77,7 @@ def json_object_items(path: Path) -> Iterator[tuple[str, object]]:
     decode = json.JSONDecoder().raw_decode
     with reading(path):
         try:
-            with (gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")) as raw:
+            with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as raw:
                 buffer = _Buffer(io.TextIOWrapper(raw, encoding="utf-8"))
                 buffer.expect("{")
                 if buffer.peek() == "}":
@@ -113,20 +114,22 @@ class _Buffer:
             while self._at < len(self._text) and self._text[self._at] in _SPACE:
                 self._at += 1
             if self._at < len(self._text) or not self._more():
-                return self._text[self._at:self._at + 1]
+                return self._text[self._at : self._at + 1]
 
     def expect(self, character: str) -> None:
         found = self.peek()
         if found != character:
-            raise _Malformed(f"expected {character!r} at character {self._dropped + self._at + 1}, "
-                             f"found {found or 'the end of the file'!r}")
+            raise _Malformed(
+                f"expected {character!r} at character {self._dropped + self._at + 1}, "
+                f"found {found or 'the end of the file'!r}"
+            )
         self._at += 1
 
     def value(self, decode) -> object:
         self.peek()
         while True:
             # a value is surely whole once its closing mark is in the window: don't decode half objects again and again
-            opener = self._text[self._at:self._at + 1]
+            opener = self._text[self._at : self._at + 1]
             closer = {"{": "}", "[": "]", '"': '"'}.get(opener, "")
             if not closer or self._text.find(closer, self._at + 1) >= 0:
                 try:
@@ -145,5 +148,5 @@ class _Buffer:
     def _more(self) -> bool:
         block = self._stream.read(_READ_BYTES)
         self._dropped += self._at
-        self._text, self._at = self._text[self._at:] + block, 0
+        self._text, self._at = self._text[self._at :] + block, 0
         return bool(block)

@@ -54,17 +54,29 @@ def python_docs(source: config.PythonDocs, seed: int) -> Collection:
     seen = Counter(_key(doc.summary) for doc in docstrings)
     asked = [doc for doc in passages if len(doc.summary.split()) in QUERY_WORDS and seen[_key(doc.summary)] == 1]
     if source.test_queries + source.dev_queries > len(asked) // 2:
-        raise DataError(f"the standard library gives {len(asked)} queries (bodies of {source.min_words} words and "
-                        f"more), test_queries and dev_queries ask for {source.test_queries} + {source.dev_queries}, "
-                        "more than half; are the library's .py files installed?", path=root)
+        raise DataError(
+            f"the standard library gives {len(asked)} queries (bodies of {source.min_words} words and "
+            f"more), test_queries and dev_queries ask for {source.test_queries} + {source.dev_queries}, "
+            "more than half; are the library's .py files installed?",
+            path=root,
+        )
     splits = split_by_module(asked, {"test": source.test_queries, "dev": source.dev_queries}, seed)
     if source.documents_only:
         splits = {"test": splits["test"]}
     return Collection(
-        passages=iter([_strings(id=[doc.name for doc in passages], title=[doc.name for doc in passages],
-                                text=[doc.body for doc in passages])]),
-        queries={split: iter([_strings(id=[doc.name for doc in docs], text=[doc.summary for doc in docs])])
-                 for split, docs in splits.items()},
+        passages=iter(
+            [
+                _strings(
+                    id=[doc.name for doc in passages],
+                    title=[doc.name for doc in passages],
+                    text=[doc.body for doc in passages],
+                )
+            ]
+        ),
+        queries={
+            split: iter([_strings(id=[doc.name for doc in docs], text=[doc.summary for doc in docs])])
+            for split, docs in splits.items()
+        },
         judgements={split: iter([_judgements([doc.name for doc in docs])]) for split, docs in splits.items()},
     )
 
@@ -86,8 +98,12 @@ def read_docstrings(root: Path) -> Iterator[Docstring]:
             if body.strip():
                 named[qualified] += 1
                 times = named[qualified]  # a property's getter and setter, or two branches of an `if`
-                yield Docstring(qualified if times == 1 else f"{qualified}#{times}",
-                                _module(parts[0]), " ".join(summary.split()), body.strip())
+                yield Docstring(
+                    qualified if times == 1 else f"{qualified}#{times}",
+                    _module(parts[0]),
+                    " ".join(summary.split()),
+                    body.strip(),
+                )
 
 
 def split_by_module(docs: list[Docstring], sizes: dict[str, int], seed: int) -> dict[str, list[Docstring]]:
@@ -104,8 +120,11 @@ def split_by_module(docs: list[Docstring], sizes: dict[str, int], seed: int) -> 
     splits: dict[str, list[Docstring]] = {"train": [], **{split: [] for split in sizes}}
     for module in order:
         group = modules[module]
-        room = (split for split, size in sizes.items()
-                if len(group) <= min(size - len(splits[split]), max(1, int(LARGEST_MODULE * size))))
+        room = (
+            split
+            for split, size in sizes.items()
+            if len(group) <= min(size - len(splits[split]), max(1, int(LARGEST_MODULE * size)))
+        )
         splits[next(room, "train")].extend(group)
     return splits
 
@@ -126,8 +145,9 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.expr):
             continue
-        inner = f"{name}.{child.name}" if isinstance(
-            child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) else name
+        inner = (
+            f"{name}.{child.name}" if isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) else name
+        )
         yield from _docstrings(child, inner)
 
 
@@ -152,6 +172,10 @@ def _strings(**columns: list[str]) -> pa.RecordBatch:
 
 
 def _judgements(ids: list[str]) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({"query_id": pa.array(ids, pa.large_string()),
-                                       "passage_id": pa.array(ids, pa.large_string()),
-                                       "grade": pa.array([1] * len(ids), pa.int32())})
+    return pa.RecordBatch.from_pydict(
+        {
+            "query_id": pa.array(ids, pa.large_string()),
+            "passage_id": pa.array(ids, pa.large_string()),
+            "grade": pa.array([1] * len(ids), pa.int32()),
+        }
+    )

@@ -80,8 +80,11 @@ def row_parser(layout: Layout, columns: dict[str, str | None], first: dict[str, 
         raise DataError(unread, path=path, field="data.source")
     for ours, theirs in columns.items():
         if theirs is not None and theirs not in first:
-            raise DataError(f"the file has no column {theirs!r}; its first row has: {', '.join(first)}", path=path,
-                            field=f"data.source.columns.{ours}")
+            raise DataError(
+                f"the file has no column {theirs!r}; its first row has: {', '.join(first)}",
+                path=path,
+                field=f"data.source.columns.{ours}",
+            )
     reader = _Fields(columns, path)
     read = {"triples": reader.triples, "flagembedding": reader.flagembedding, "pairs": reader.pairs}[layout]
     return lambda row, line: reader.with_ids(read(row, line), row, line)
@@ -124,15 +127,23 @@ class _Fields:
         values = self._values(row[label_name], label_name, line, missing=label_name == self._filled(row, "score"))
         if not negatives:
             if len(values) != 1 or values[0] not in _MARKS:
-                raise DataError("a pair's label must be 0 or 1, or it can't be told whether the passage is a positive",
-                                path=self._path, line=line, field=label_name)
+                raise DataError(
+                    "a pair's label must be 0 or 1, or it can't be told whether the passage is a positive",
+                    path=self._path,
+                    line=line,
+                    field=label_name,
+                )
             beside = label_name in self._names("label")
             return Row(query, passages, [values[0] == 1.0], self._numbers(row, "score", line, 1) if beside else None)
         if len(values) == len(negatives):  # margins: only differences mean anything, so the positive stands at 0
             values = [0.0, *(-value for value in values)]
         elif len(values) != len(passages):
-            raise DataError(f"{len(values)} numbers for {len(passages)} passages (one a passage, or one margin a "
-                            "negative)", path=self._path, line=line, field=label_name)
+            raise DataError(
+                f"{len(values)} numbers for {len(passages)} passages (one a passage, or one margin a negative)",
+                path=self._path,
+                line=line,
+                field=label_name,
+            )
         return Row(query, passages, [True] + [False] * len(negatives), values)
 
     def flagembedding(self, row: dict[str, Any], line: int) -> Row:
@@ -143,14 +154,16 @@ class _Fields:
             name = self._columns.get(side, side)
             texts = row.get(name) or []
             if not isinstance(texts, list):  # a text is a sequence, too: of its letters
-                raise DataError(f"expected a list of texts, found {type(texts).__name__}", path=self._path, line=line,
-                                field=name)
+                raise DataError(
+                    f"expected a list of texts, found {type(texts).__name__}", path=self._path, line=line, field=name
+                )
             texts = self._texts(texts, name, line)
             field = self._columns.get(f"{side}_scores", f"{side}_scores")
             scores = self._values(row[field], field, line, missing=True) if row.get(field) is not None else None
             if scores is not None and len(scores) != len(texts):
-                raise DataError(f"{len(scores)} scores for {len(texts)} passages", path=self._path, line=line,
-                                field=field)
+                raise DataError(
+                    f"{len(scores)} scores for {len(texts)} passages", path=self._path, line=line, field=field
+                )
             sides.append((texts, scores))
         (pos, pos_scores), (neg, neg_scores) = sides
         if not pos:
@@ -169,26 +182,30 @@ class _Fields:
         listed = self._filled(row, "passage_ids")
         beside = () if "passage_ids" in self._columns else ("pos_id", "neg_id")
         names = [listed] if listed else [name for name in beside if row.get(name) is not None]
-        values = [(name, value) for name in names
-                  for value in (row[name] if isinstance(row[name], list) else [row[name]])]
+        values = [
+            (name, value) for name in names for value in (row[name] if isinstance(row[name], list) else [row[name]])
+        ]
         if names and len(values) != len(parsed.passages):
-            raise DataError(f"{len(values)} ids for {len(parsed.passages)} passages", path=self._path, line=line,
-                            field=names[0])
+            raise DataError(
+                f"{len(values)} ids for {len(parsed.passages)} passages", path=self._path, line=line, field=names[0]
+            )
         return replace(
             parsed,
             query_id=id_field(row, query, self._path, line) if query else None,
-            passage_ids=[id_field({name: value}, name, self._path, line) for name, value in values] if names else None)
+            passage_ids=[id_field({name: value}, name, self._path, line) for name, value in values] if names else None,
+        )
 
     def _negatives(self, row: dict[str, Any], line: int) -> list[str]:
         name = self._name(row, "negative")
         if name is not None:
             negatives = row[name] if isinstance(row[name], list) else [row[name]]
             return self._texts([text for text in negatives if text is not None], name, line)
-        numbered = sorted((field for field in row if field.startswith("negative_") and field[9:].isdigit()),
-                          key=lambda field: int(field[9:]))
+        numbered = sorted(
+            (field for field in row if field.startswith("negative_") and field[9:].isdigit()),
+            key=lambda field: int(field[9:]),
+        )
         # rows of a table have all columns; those with fewer negatives leave the last ones empty
-        return [text for field in numbered if row[field] is not None
-                for text in self._texts([row[field]], field, line)]
+        return [text for field in numbered if row[field] is not None for text in self._texts([row[field]], field, line)]
 
     def _names(self, ours: str) -> tuple[str, ...]:
         if ours not in self._columns:
@@ -206,10 +223,19 @@ class _Fields:
         found = next((name for name in names if name in row), None)
         if found is None and line is not None:
             alone = ours == "query" and ours not in self._columns and detect_layout(row, self._columns) == "pairs"
-            raise DataError(f"missing (the row has {', '.join(map(repr, row))}); name the right one in "
-                            f"data.source.columns.{ours}" + (". Documents alone, without queries, are read from a "
-                            "folder with corpus.jsonl, whose rows have `_id` and `text`" if alone else ""),
-                            path=self._path, line=line, field=names[0])
+            raise DataError(
+                f"missing (the row has {', '.join(map(repr, row))}); name the right one in "
+                f"data.source.columns.{ours}"
+                + (
+                    ". Documents alone, without queries, are read from a "
+                    "folder with corpus.jsonl, whose rows have `_id` and `text`"
+                    if alone
+                    else ""
+                ),
+                path=self._path,
+                line=line,
+                field=names[0],
+            )
         return found
 
     def _text(self, row: dict[str, Any], ours: str, line: int) -> str:
@@ -219,8 +245,9 @@ class _Fields:
     def _texts(self, values: Any, field: str, line: int) -> list[str]:
         for value in values:
             if not isinstance(value, str):
-                raise DataError(f"expected a text, found {type(value).__name__}", path=self._path, line=line,
-                                field=field)
+                raise DataError(
+                    f"expected a text, found {type(value).__name__}", path=self._path, line=line, field=field
+                )
             checked_text(value, self._path, line, field)
         return list(values)
 
@@ -251,8 +278,9 @@ class _Fields:
         return values
 
 
-def collection_from_rows(rows: Iterable[tuple[int, Row]], path: Path, spool: Path, seed: int, dev_queries: int,
-                         test_queries: int) -> Collection:
+def collection_from_rows(
+    rows: Iterable[tuple[int, Row]], path: Path, spool: Path, seed: int, dev_queries: int, test_queries: int
+) -> Collection:
     """Turn (line, row) pairs into a collection: dev and test queries are drawn with `seed`, the rest is for training.
 
     `spool` is an empty folder for temporary files, which must outlive the collection.
@@ -263,12 +291,14 @@ def collection_from_rows(rows: Iterable[tuple[int, Row]], path: Path, spool: Pat
     queries = _Distinct(spool / "queries.arrow", path, "query_id")
     order = np.random.default_rng([seed, 0x5B117]).permutation(len(queries))
     if dev_queries + test_queries >= len(order) > 0:
-        raise DataError(f"{dev_queries} dev and {test_queries} test queries asked for, of {len(order)} in all; "
-                        "none are left for training. Lower data.source.dev_queries and data.source.test_queries",
-                        path=path)
+        raise DataError(
+            f"{dev_queries} dev and {test_queries} test queries asked for, of {len(order)} in all; "
+            "none are left for training. Lower data.source.dev_queries and data.source.test_queries",
+            path=path,
+        )
     split_of = np.full(len(queries), "train", dtype=object)
     split_of[order[:test_queries]] = "test"
-    split_of[order[test_queries:test_queries + dev_queries]] = "dev"
+    split_of[order[test_queries : test_queries + dev_queries]] = "dev"
     splits = [split for split, size in (("train", 1), ("dev", dev_queries), ("test", test_queries)) if size]
     lists = RowReader(spool / "lists.arrow")
     members = {split: queries.ids.filter(pa.array(split_of == split)) for split in splits}
@@ -290,8 +320,10 @@ def _digest(text: str) -> int:
 
 def _spool_texts(rows: Iterable[tuple[int, Row]], spool: Path) -> Batches:
     """Write passages and queries (with repeats between chunks) to the spool; yield the lists in batches."""
-    with Spool(spool / "passages.arrow", PASSAGES.append(_DIGEST)) as passages, \
-            Spool(spool / "queries.arrow", QUERIES.append(_DIGEST)) as queries:
+    with (
+        Spool(spool / "passages.arrow", PASSAGES.append(_DIGEST)) as passages,
+        Spool(spool / "queries.arrow", QUERIES.append(_DIGEST)) as queries,
+    ):
         for chunk in _chunks(rows):
             texts: dict[tuple[str, str], int] = {}
             asked: dict[tuple[str, str], int] = {}
@@ -307,7 +339,8 @@ def _spool_texts(rows: Iterable[tuple[int, Row]], spool: Path) -> Batches:
             queries.write([(name, text, line, _digest(text)) for (name, text), line in asked.items()])
             yield pa.RecordBatch.from_arrays(
                 [pa.array(column, field.type) for column, field in zip(zip(*lists, strict=True), LISTS, strict=True)],
-                schema=LISTS)
+                schema=LISTS,
+            )
 
 
 def _chunks(rows: Iterable[tuple[int, Row]]) -> Iterator[list[tuple[int, Row]]]:
@@ -337,16 +370,21 @@ class _Distinct:
         if differ.size:
             place = self._reader.take(differ[:1], ["id", "line"]).to_pylist()[0]
             other = self._reader.take(np.flatnonzero(self._first)[codes[differ[:1]]], ["line"]).to_pylist()[0]
-            raise DataError(f"the id {place['id']!r} stands for two texts (the other in line {other['line']}); name "
-                            f"the right column in data.source.columns.{field}, or null to tell texts apart by "
-                            "their content", path=source, line=place["line"], field=field)
+            raise DataError(
+                f"the id {place['id']!r} stands for two texts (the other in line {other['line']}); name "
+                f"the right column in data.source.columns.{field}, or null to tell texts apart by "
+                "their content",
+                path=source,
+                line=place["line"],
+                field=field,
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batches(self, schema: pa.Schema, members: pa.Array | None = None) -> Batches:
         for start, batch in zip(self._reader.starts, self._reader.batches, strict=False):
-            batch = batch.filter(pa.array(self._first[start:start + batch.num_rows])).select(schema.names)
+            batch = batch.filter(pa.array(self._first[start : start + batch.num_rows])).select(schema.names)
             if members is not None:
                 batch = batch.filter(pc.is_in(batch.column("id"), value_set=members))
             yield batch
@@ -366,5 +404,11 @@ def _judgements(lists: RowReader, members: pa.Array) -> Batches:
         parents = parents.filter(keep)
         ids = pc.list_flatten(passages).filter(keep)
         yield pa.RecordBatch.from_arrays(
-            [batch.column("query_id").take(parents), ids, pa.array(np.ones(len(ids), np.int32)),
-             batch.column("line").take(parents)], schema=JUDGEMENTS.with_metadata(lists.schema.metadata))
+            [
+                batch.column("query_id").take(parents),
+                ids,
+                pa.array(np.ones(len(ids), np.int32)),
+                batch.column("line").take(parents),
+            ],
+            schema=JUDGEMENTS.with_metadata(lists.schema.metadata),
+        )

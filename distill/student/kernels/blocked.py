@@ -16,8 +16,9 @@ from torch.nn import functional as F
 TILE_BYTES = 64 << 20  # of one block of float32 logits
 
 
-def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
-                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def max_forward(
+    hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maximum over each text's tokens of `hidden[rows] @ weight.T + bias`, where it is above zero (or NaN).
 
     Returns `indptr` int64 [B+1], `terms` int64 [nnz] ascending in each text, `maxima` float32 [nnz] and the first
@@ -38,8 +39,15 @@ def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, b
     return indptr, active.nonzero()[:, 1], maxima[active], rows[arguments[active]]
 
 
-def max_backward(indptr: Tensor, rows: Tensor, terms: Tensor, coefficients: Tensor, hidden: Tensor, weight: Tensor,
-                 needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def max_backward(
+    indptr: Tensor,
+    rows: Tensor,
+    terms: Tensor,
+    coefficients: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The two sparse-dense products: dh[row] += c W[term], dW[term] += c h[row], db[term] += c; float32.
 
     `indptr` [B+1], with the texts' rows lying in order in `hidden` [R, H]; `rows`, `terms`, `coefficients` [nnz];
@@ -55,8 +63,9 @@ def max_backward(indptr: Tensor, rows: Tensor, terms: Tensor, coefficients: Tens
     return d_hidden, d_weight, d_bias
 
 
-def sum_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None,
-                twice: bool) -> Tensor:
+def sum_forward(
+    hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None, twice: bool
+) -> Tensor:
     """Sum over each text's tokens of f(hidden[rows] @ weight.T + bias): dense float32 [B, V]."""
     tokens = hidden[rows]
     text = _text_of_row(offsets, tokens.shape[0])
@@ -69,8 +78,16 @@ def sum_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, b
     return sums
 
 
-def sum_backward(d_sums: Tensor, hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None,
-                 twice: bool, needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def sum_backward(
+    d_sums: Tensor,
+    hidden: Tensor,
+    rows: Tensor,
+    offsets: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    twice: bool,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `sum_forward` given `d_sums` [B, V]; the logits are computed again, block by block; float32."""
     tokens = hidden[rows]
     text = _text_of_row(offsets, tokens.shape[0])
@@ -115,10 +132,12 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
     """out[i] = sum of coefficients[k] * table[source[k]] over the k with into[k] == i; float32 [size, H]."""
     order = torch.sort(into, stable=True)
     starts = torch.searchsorted(order.values, torch.arange(size, device=into.device))
-    return F.embedding_bag(source[order.indices], table.float(), starts, mode="sum",
-                           per_sample_weights=coefficients[order.indices])
+    return F.embedding_bag(
+        source[order.indices], table.float(), starts, mode="sum", per_sample_weights=coefficients[order.indices]
+    )
 
 
 def _text_of_row(offsets: Tensor, rows: int) -> Tensor:
-    return torch.repeat_interleave(torch.arange(offsets.numel() - 1, device=offsets.device), offsets.diff(),
-                                   output_size=rows)
+    return torch.repeat_interleave(
+        torch.arange(offsets.numel() - 1, device=offsets.device), offsets.diff(), output_size=rows
+    )

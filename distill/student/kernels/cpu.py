@@ -12,8 +12,9 @@ from distill.student.kernels import blocked, compiled
 from distill.student.kernels.compiled import pointer
 
 
-def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
-                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def max_forward(
+    hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `blocked.max_forward`, bf16 multiplied with float32 accumulation where the processor can."""
     library = _library()
     if library is None:
@@ -24,8 +25,19 @@ def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, b
     bias = None if bias is None else bias.detach().float().contiguous()
     texts, (vocabulary, width) = offsets.numel() - 1, weight.shape
     indptr = torch.empty(texts + 1, dtype=torch.int64)
-    handle = library.max_forward(pointer(hidden), pointer(rows), pointer(offsets), texts, pointer(weight),
-                                 pointer(bias), vocabulary, width, half, torch.get_num_threads(), pointer(indptr))
+    handle = library.max_forward(
+        pointer(hidden),
+        pointer(rows),
+        pointer(offsets),
+        texts,
+        pointer(weight),
+        pointer(bias),
+        vocabulary,
+        width,
+        half,
+        torch.get_num_threads(),
+        pointer(indptr),
+    )
     if not handle:
         raise MemoryError("no memory for the head's forward")
     active = int(indptr[-1])
@@ -35,8 +47,15 @@ def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, b
     return indptr, terms, maxima, rows[tokens]
 
 
-def max_backward(indptr: Tensor, rows: Tensor, terms: Tensor, coefficients: Tensor, hidden: Tensor, weight: Tensor,
-                 needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def max_backward(
+    indptr: Tensor,
+    rows: Tensor,
+    terms: Tensor,
+    coefficients: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As `blocked.max_backward`."""
     library = _library()
     if library is None:
@@ -49,9 +68,22 @@ def max_backward(indptr: Tensor, rows: Tensor, terms: Tensor, coefficients: Tens
     d_hidden = torch.zeros(hidden.shape) if needs[0] else None
     d_weight = torch.empty(weight.shape) if needs[1] else None
     d_bias = torch.empty(vocabulary) if needs[2] else None
-    done = library.max_backward(pointer(indptr), indptr.numel() - 1, pointer(rows), pointer(terms),
-                                pointer(coefficients), pointer(hidden), pointer(weight), vocabulary, width, half,
-                                torch.get_num_threads(), pointer(d_hidden), pointer(d_weight), pointer(d_bias))
+    done = library.max_backward(
+        pointer(indptr),
+        indptr.numel() - 1,
+        pointer(rows),
+        pointer(terms),
+        pointer(coefficients),
+        pointer(hidden),
+        pointer(weight),
+        vocabulary,
+        width,
+        half,
+        torch.get_num_threads(),
+        pointer(d_hidden),
+        pointer(d_weight),
+        pointer(d_bias),
+    )
     if not done:
         raise MemoryError("no memory for the head's backward")
     return d_hidden, d_weight, d_bias

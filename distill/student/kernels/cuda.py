@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
-                ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def max_forward(
+    hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `blocked.max_forward`."""
     hidden, weight = hidden.contiguous(), weight.detach().contiguous()
     texts, (vocabulary, width) = offsets.numel() - 1, weight.shape
@@ -27,16 +28,36 @@ def max_forward(hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, b
         tile = min(128, max(16, triton.next_power_of_2(longest)))
         terms = 128 if half else 64
         _max_forward[(texts, triton.cdiv(vocabulary, terms))](
-            hidden, rows, offsets, weight, weight if bias is None else bias.detach(), maxima, tokens,
-            vocabulary, width, HAS_BIAS=bias is not None, TOKENS=tile, TERMS=terms, DEPTH=64 if half else 32,
-            num_warps=8 if tile == 128 and half else 4, num_stages=3)
+            hidden,
+            rows,
+            offsets,
+            weight,
+            weight if bias is None else bias.detach(),
+            maxima,
+            tokens,
+            vocabulary,
+            width,
+            HAS_BIAS=bias is not None,
+            TOKENS=tile,
+            TERMS=terms,
+            DEPTH=64 if half else 32,
+            num_warps=8 if tile == 128 and half else 4,
+            num_stages=3,
+        )
     active = ~(maxima <= 0)  # keeps NaN
     indptr = F.pad(active.sum(1).cumsum(0), (1, 0))
     return indptr, active.nonzero()[:, 1], maxima[active], rows[tokens[active].long()]
 
 
-def max_backward(indptr: Tensor, rows: Tensor, terms: Tensor, coefficients: Tensor, hidden: Tensor, weight: Tensor,
-                 needs: tuple[bool, bool, bool]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def max_backward(
+    indptr: Tensor,
+    rows: Tensor,
+    terms: Tensor,
+    coefficients: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As `blocked.max_backward`."""
     d_hidden = d_weight = d_bias = None
     coefficients = coefficients.float().contiguous()
@@ -57,14 +78,34 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
     columns = min(1024, triton.next_power_of_2(table.shape[1]))
     if size:
         _gather_sum_kernel[(size, triton.cdiv(table.shape[1], columns))](
-            source[order.indices], coefficients[order.indices], starts, table.contiguous(), out, table.shape[1],
-            COLUMNS=columns, num_warps=4)
+            source[order.indices],
+            coefficients[order.indices],
+            starts,
+            table.contiguous(),
+            out,
+            table.shape[1],
+            COLUMNS=columns,
+            num_warps=4,
+        )
     return out
 
 
 @triton.jit
-def _max_forward(hidden, rows, offsets, weight, bias, maxima, tokens, vocabulary, width, HAS_BIAS: tl.constexpr,
-                 TOKENS: tl.constexpr, TERMS: tl.constexpr, DEPTH: tl.constexpr):
+def _max_forward(
+    hidden,
+    rows,
+    offsets,
+    weight,
+    bias,
+    maxima,
+    tokens,
+    vocabulary,
+    width,
+    HAS_BIAS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    TERMS: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
     # one program: one text, TERMS terms; texts vary fastest, so that neighbours share the weights in the L2 cache
     text = tl.program_id(0)
     term = tl.program_id(1) * TERMS + tl.arange(0, TERMS)
@@ -83,10 +124,14 @@ def _max_forward(hidden, rows, offsets, weight, bias, maxima, tokens, vocabulary
         logits = tl.zeros([TOKENS, TERMS], tl.float32)
         for k in range(0, width, DEPTH):
             deep = k + depth < width
-            h = tl.load(hidden + row[:, None] * width + (k + depth)[None, :],
-                        mask=real[:, None] & deep[None, :], other=0.0)
-            w = tl.load(weight + term.to(tl.int64)[None, :] * width + (k + depth)[:, None],
-                        mask=inside[None, :] & deep[:, None], other=0.0)
+            h = tl.load(
+                hidden + row[:, None] * width + (k + depth)[None, :], mask=real[:, None] & deep[None, :], other=0.0
+            )
+            w = tl.load(
+                weight + term.to(tl.int64)[None, :] * width + (k + depth)[:, None],
+                mask=inside[None, :] & deep[:, None],
+                other=0.0,
+            )
             logits = tl.dot(h, w, logits, input_precision="ieee")
         if HAS_BIAS:
             logits += tl.load(bias + term, mask=inside, other=0.0).to(tl.float32)[None, :]
@@ -114,7 +159,8 @@ def _gather_sum_kernel(source, coefficients, starts, table, out, width, COLUMNS:
     last = tl.load(starts + target + 1)
     while entry < last:
         row = tl.load(source + entry)
-        total += tl.load(coefficients + entry) * tl.load(table + row * width + column, mask=inside,
-                                                         other=0.0).to(tl.float32)
+        total += tl.load(coefficients + entry) * tl.load(table + row * width + column, mask=inside, other=0.0).to(
+            tl.float32
+        )
         entry += 1
     tl.store(out + target * width + column, total, mask=inside)

@@ -42,8 +42,16 @@ def _masked(x: Tensor, p: float, seed: int) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
     threshold = round(p * 65536)
-    _library().dropout(pointer(x), pointer(out), x.numel(), seed, threshold, 65536 / (65536 - threshold),
-                       x.dtype == torch.bfloat16, torch.get_num_threads())
+    _library().dropout(
+        pointer(x),
+        pointer(out),
+        x.numel(),
+        seed,
+        threshold,
+        65536 / (65536 - threshold),
+        x.dtype == torch.bfloat16,
+        torch.get_num_threads(),
+    )
     return out
 
 
@@ -52,7 +60,15 @@ def _library() -> ctypes.CDLL | None:
     library = compiled.native("dropout.cpp")
     if library is not None:
         address, size = ctypes.c_void_p, ctypes.c_int64
-        library.dropout.argtypes = [address, address, size, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_float,
-                                    ctypes.c_int, ctypes.c_int]
+        library.dropout.argtypes = [
+            address,
+            address,
+            size,
+            ctypes.c_uint64,
+            ctypes.c_uint32,
+            ctypes.c_float,
+            ctypes.c_int,
+            ctypes.c_int,
+        ]
         library.dropout.restype = None
     return library
