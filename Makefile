@@ -2,7 +2,7 @@
 # make test         set up .venv, then the tests that take under a minute each
 # make test-slow    the long ones: chaos, scale, many processes
 # make test-slurm   jobs on a real Slurm, which the tests start by themselves (as root; apt-get install slurm-wlm munge)
-# make lint         ruff
+# make lint         ruff (rules, format), import-linter (the layers), mypy
 # make doctor       set up .venv, then check what this machine has: GPU, memory, disk, ports, model hub
 
 VENV   ?= .venv
@@ -29,7 +29,9 @@ test-slurm: setup
 	$(BIN)/python -m pytest -m slurm $(ARGS)
 
 lint: setup
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy
 
 doctor: setup
 	$(BIN)/distill doctor
