@@ -1,8 +1,9 @@
-"""What the scoring job costs its driver: CPU time a shard and memory, with a teacher that costs nothing.
+"""Overhead of the scoring job's driver: CPU time per shard and memory, with a teacher that returns zeros.
 
-10,000 shards of 10,000 pairs by default: 100 million pairs. The candidate shards are one file under many names, since
-only their number matters to the driver. The driver's memory is read all along, from the first finished shard on.
-One JSON line a figure. Usage: python benchmarks/bookkeeping.py [--shards 10000] [--pairs 10000] [--profile]
+By default 10,000 shards of 10,000 pairs: 100 million pairs. The candidate shards are hard links to one file, since only
+their number matters to the driver. The driver's memory is sampled from the first finished shard on. Prints one JSON
+line per figure.
+Usage: python benchmarks/bookkeeping.py [--shards 10000] [--pairs 10000] [--profile]
 """
 
 from __future__ import annotations
@@ -26,22 +27,24 @@ import psutil
 import pyarrow as pa
 
 from distill.config import Recipe
-from distill.data.arrow import write_ipc
-from distill.data.candidates import from_lists, shard_name, write_candidates
-from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, manifest_path, write_manifest
-from distill.data.texts import PASSAGE_SCHEMA, QUERY_SCHEMA
-from distill.recipe_file import parse_recipe
+from distill.recipe.load import parse_recipe
+from distill.run.layout import RunFolder
+from distill.run.manifest import Manifest, manifest_path, write_manifest
+from distill.run.run import Run
+from distill.store.arrow import write_ipc
+from distill.store.candidates import from_lists, shard_name, write_candidates
+from distill.store.texts import PASSAGE_SCHEMA, QUERY_SCHEMA
 from ray_jobs.score import score
 from ray_jobs.shard_map import ray_cluster
+from ray_jobs.stage import outputs
 
 TARGET_MS = 2.0
-QUERIES = 100  # in a shard
+QUERIES = 100  # per shard
 MIB = 2**20
 
 
 class Stub:
-    """A teacher that costs nothing: what is left is the job's own work."""
+    """A teacher that returns zeros, so that only the job's own work is measured."""
 
     def score(self, queries: list[str], passages: list[str]) -> np.ndarray:
         return np.zeros(len(queries), np.float32)
@@ -50,8 +53,8 @@ class Stub:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shards", type=int, default=10_000)
-    parser.add_argument("--pairs", type=int, default=10_000, help="in a shard")
-    parser.add_argument("--profile", action="store_true", help="print where the driver's time goes")
+    parser.add_argument("--pairs", type=int, default=10_000, help="per shard")
+    parser.add_argument("--profile", action="store_true", help="print a profile of the driver")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as root:
@@ -89,22 +92,23 @@ def main() -> None:
 
 
 def cpu_seconds(recipe: Recipe, folder: RunFolder) -> tuple[float, dict[str, int]]:
-    """CPU seconds of this process, all its threads, for one launch; and what it did."""
+    """Run one launch; return this process's CPU seconds over all threads, and the job's counters."""
     start = time.process_time()
-    counters = score(recipe, folder)
+    run = Run(recipe, folder)
+    counters = score(run, outputs(run))
     return time.process_time() - start, counters
 
 
 @contextmanager
 def watched(folder: RunFolder) -> Iterator[list[float]]:
-    """This process's resident MiB, every half second from the first committed shard on, and at the end."""
+    """Sample this process's resident MiB, every half second from the first committed shard on, and at the end."""
     memory: list[float] = []
     process, stop = psutil.Process(), threading.Event()
 
     def watch() -> None:
-        first = folder.scores("stub", "train") / shard_name(0)
+        first_shard = folder.scores("stub", "train") / shard_name(0)
         while not stop.wait(0.5):
-            if memory or first.exists():
+            if memory or first_shard.exists():
                 memory.append(process.memory_info().rss / MIB)
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -116,7 +120,7 @@ def watched(folder: RunFolder) -> Iterator[list[float]]:
 
 
 def make_job(root: Path, shards: int, pairs: int) -> Recipe:
-    """A run folder with short texts and candidates to score, and its recipe."""
+    """Write a run folder with short texts and candidates to score; return its recipe."""
     folder = RunFolder(root / "run")
     texts = [f"text {i}" for i in range(max(QUERIES, pairs // QUERIES))]
     ids = {"id": texts, "text": texts}
@@ -143,7 +147,7 @@ def make_job(root: Path, shards: int, pairs: int) -> Recipe:
             "student": {"model": "none"},
             "data": {"source": {"kind": "python-docs"}},
             "score": {"rerank": False},
-            "teachers": {"stub": {"kind": "custom", "cls": "bookkeeping:Stub", "dtype": "float32"}},
+            "teachers": {"stub": {"kind": "custom", "cls": "bookkeeping:Stub"}},
         }
     )
 

@@ -1,6 +1,7 @@
-"""One training step (MarginMSE + FLOPS, AdamW) of ours beside sentence-transformers' CachedSpladeLoss and SpladeLoss.
+"""One training step (MarginMSE + FLOPS, AdamW) of ours, compared with CachedSpladeLoss and SpladeLoss.
 
-Also beside the bare matrix products of the route taken, and cached beside our own plain step. One JSON line a figure.
+It is also compared with its bare matrix products and with our own step without a cache. Prints one JSON line per
+figure.
 Usage: python benchmarks/cached_step.py [--small] [--active 300] [--precision fp32 bf16] [--peers SpladeLoss]
 """
 
@@ -15,7 +16,7 @@ import torch
 from measuring import DEVICE, median_ratio, take_turns
 from steps import DTYPES, Ours, Peer, Plain, arguments, make_model, parse, report
 
-ENOUGH = 64.0  # GiB: an activation budget that holds any batch of these
+ENOUGH = 64.0  # GiB: an activation budget that holds the graphs of any batch here
 TWICE, OPEN = "every chunk encoded twice", "activation budget open"
 PLAIN = "no cache"
 PEERS = {"CachedSpladeLoss": True, "SpladeLoss": False}  # whether cached
@@ -27,14 +28,14 @@ def main() -> None:
         "--precision",
         nargs="+",
         default=["fp32", "bf16"],
-        help="of our step; the peer's is float32 on a CPU, the same on a GPU",
+        help="of our step; the peer uses float32 on a CPU, the same on a GPU",
     )
     parser.add_argument(
         "--peers",
         nargs="*",
         choices=PEERS,
         default=["CachedSpladeLoss"],
-        help="SpladeLoss, uncached, needs some 20 GB at the full shape",
+        help="SpladeLoss, uncached, needs about 20 GB at the full shape",
     )
     args = parse(parser)
     with tempfile.TemporaryDirectory() as folder:
@@ -54,14 +55,14 @@ def figures(args, model: Path, precision: str) -> None:
     }
     times = take_turns({**routes, PLAIN: plain, **peers, **bare}, args.repeats)
 
-    def compare(figure: str, one: str, other: str, **more) -> None:
+    def compare(figure: str, ours: str, other: str, **more) -> None:
         report(
             figure,
             args,
             "s",
-            statistics.median(times[one]),
+            statistics.median(times[ours]),
             statistics.median(times[other]),
-            median_ratio(times[one], times[other]),
+            median_ratio(times[ours], times[other]),
             precision=precision,
             **more,
         )
@@ -73,7 +74,7 @@ def figures(args, model: Path, precision: str) -> None:
             route,
             bare_of(route),
             padding=1 - step.tokens / step.padded,
-            measured_active=float(step.sides[1].active.double().mean()),
+            measured_active=float(step.sides[1].nnz.double().mean()),
             mfu=ours.mfu(times[route]),
         )
         for peer in args.peers:
@@ -88,8 +89,8 @@ def bare_of(route: str) -> str:
 
 
 def bare_products(ours: Ours, args, precision: str, again: bool) -> None:
-    """Only the dense products that the step cannot do without: each Linear forward (twice where chunks are encoded
-    again) and backward (two), and the head's product over the vocabulary once; without padding, in one piece."""
+    """Only the dense products that a step needs, without padding: every Linear forward (twice if chunks are encoded
+    again) and backward (two products), and the head's product over the vocabulary once."""
     tokens = sum(int(texts.lengths.sum()) for texts in ours.sides)
     width, ones = args.hidden, partial(torch.ones, dtype=DTYPES[precision], device=DEVICE)
     shapes = [(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]

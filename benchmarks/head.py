@@ -1,8 +1,8 @@
-"""The SPLADE head beside the materialised one of sentence-transformers (its SpladePooling on a decoder's logits).
+"""The SPLADE head compared with sentence-transformers' materialised one (SpladePooling on a decoder's logits).
 
-Prints one JSON line a figure; on a GPU also beside torch.compile of the materialised head. Ours and the peer take
-turns, and a ratio is the median over the turns, so that other work on the machine weighs on both. Memory is the peak
-above what the inputs need, each in a process of its own.
+Prints one JSON line per figure; on a GPU also compares with torch.compile of the materialised head. Ours and the peer
+alternate, and a ratio is the median over the repetitions, so that other load on the machine affects both. Memory is the
+peak above the inputs, each in its own process.
 Usage: python benchmarks/head.py [--texts 32 --tokens 128 --hidden 384 --vocabulary 30522] [--active 300 400 0]
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
         ("threads", torch.get_num_threads()),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--active", type=int, nargs="+", default=[300, 400, 0], help="terms a text; 0: every term")
+    parser.add_argument("--active", type=int, nargs="+", default=[300, 400, 0], help="terms per text; 0: every term")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -85,7 +85,7 @@ def step_figures(args, dtype: str, active: int) -> None:
     head = SpladeHead(*parameters[1:])
     with torch.no_grad():
         reps = head(hidden, mask)
-    coefficients = upstream[reps.texts, reps.terms]
+    coefficients = upstream[reps.row_ids, reps.terms]
     compare(
         "second pass of the cached step (no product) / materialised head",
         args,
@@ -98,14 +98,14 @@ def step_figures(args, dtype: str, active: int) -> None:
 
 def memory_figures(args, dtype: str, active: int) -> None:
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        extra = [pool.apply(extra_memory, (which, args, dtype, active)) for which in ("ours", "peer")]
+        extra = [pool.apply(extra_memory, (system, args, dtype, active)) for system in ("ours", "peer")]
     print_figure("head extra peak memory / materialised head", args, dtype, active, "GB", *extra, extra[0] / extra[1])
 
 
 def ours(hidden, mask, weight, bias, upstream) -> None:
     h, w, b = (torch.nn.Parameter(x) for x in (hidden, weight, bias))
     reps = SpladeHead(w, b)(h, mask)
-    (reps.values * upstream[reps.texts, reps.terms]).sum().backward()
+    (reps.values * upstream[reps.row_ids, reps.terms]).sum().backward()
 
 
 def materialised(hidden, mask, weight, bias):
@@ -121,7 +121,7 @@ def peer(hidden, mask, weight, bias, upstream, head=materialised) -> None:
 
 
 def inputs(args, dtype: str, active: int):
-    """Random hidden states and weights; the bias is set so that a text has about `active` active terms."""
+    """Random hidden states and weights, with a bias that gives each text about `active` active terms."""
     torch.manual_seed(0)
     hidden = torch.randn(args.texts, args.tokens, args.hidden)
     weight = torch.randn(args.vocabulary, args.hidden) / args.hidden**0.5
@@ -134,29 +134,29 @@ def inputs(args, dtype: str, active: int):
     return tuple(tensor.to(DEVICE) for tensor in tensors)
 
 
-def compare(name: str, args, dtype: str, active: int, mine, theirs) -> None:
-    times = take_turns({"ours": mine, "peer": theirs}, args.repeats)
+def compare(name: str, args, dtype: str, active: int, our_call, peer_call) -> None:
+    times = take_turns({"ours": our_call, "peer": peer_call}, args.repeats)
     print_figure(
         name,
         args,
         dtype,
         active,
         "ms",
-        *(1000 * statistics.median(kept) for kept in times.values()),
+        *(1000 * statistics.median(seconds) for seconds in times.values()),
         median_ratio(*times.values()),
     )
 
 
-def extra_memory(which: str, args, dtype: str, active: int) -> float:
-    """Peak memory above the inputs, in GB, in this fresh process."""
+def extra_memory(system: str, args, dtype: str, active: int) -> float:
+    """Peak memory above the inputs, in GB; for a fresh process."""
     torch.set_num_threads(args.threads)
-    function = ours if which == "ours" else peer
+    function = ours if system == "ours" else peer
     small = argparse.Namespace(**{**vars(args), "texts": 4, "tokens": 2, "vocabulary": 64})
-    function(*inputs(small, dtype, 64))  # loads libraries
+    function(*inputs(small, dtype, 64))  # loads the libraries
     return peak_above_idle(partial(function, *inputs(args, dtype, active)))
 
 
-def print_figure(name: str, args, dtype: str, active: int, unit: str, mine: float, theirs: float, ratio: float) -> None:
+def print_figure(name: str, args, dtype: str, active: int, unit: str, ours: float, peer: float, ratio: float) -> None:
     shape = f"{args.texts} x {args.tokens} tokens, hidden {args.hidden}, vocabulary {args.vocabulary}"
     print(
         json.dumps(
@@ -167,8 +167,8 @@ def print_figure(name: str, args, dtype: str, active: int, unit: str, mine: floa
                 "active_terms": active or args.vocabulary,
                 "device": device_name(args.threads),
                 "unit": unit,
-                "ours": round(mine, 3),
-                "peer": round(theirs, 3),
+                "ours": round(ours, 3),
+                "peer": round(peer, 3),
                 "ours/peer": round(ratio, 4),
                 "peer/ours": round(1 / ratio, 2),
             }

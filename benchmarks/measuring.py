@@ -1,4 +1,4 @@
-"""How the benchmarks measure: time in turns with the peer, and peak memory above the idle process."""
+"""Measurement for the benchmarks: time, alternating with the peer, and peak memory above the idle process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def device_name(threads: int) -> str:
 
 
 def take_turns(functions: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call; the first of each warms up. In turns, so that other work weighs on all of them alike."""
+    """Time each function `repeats` times after a warm-up, in seconds; alternating, so that other load affects all."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + 1):
         for name, function in functions.items():
@@ -34,12 +34,12 @@ def take_turns(functions: dict[str, Callable[[], None]], repeats: int) -> dict[s
     return times
 
 
-def median_ratio(mine: list[float], theirs: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
 
 def peak_above_idle(function: Callable[[], None]) -> float:
-    """Gigabytes: of the device where it is a GPU, else of the process."""
+    """Peak gigabytes above idle while the function runs: of the GPU if there is one, else of the process."""
     gc.collect()
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
@@ -55,6 +55,6 @@ def peak_above_idle(function: Callable[[], None]) -> float:
 
 
 def resident(field: str) -> float:
-    """Gigabytes, of this process."""
+    """A memory figure of this process from /proc/self/status, in gigabytes."""
     line = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if field in line)
     return int(line.split()[1]) * 1024 / 1e9

@@ -1,7 +1,8 @@
-"""Peak memory of one training step above the idle process: ours at 1x and at 16x the batch, and the peers' at 1x.
+"""Peak memory of one training step above the idle process: ours at 1x and at 16x the batch, the peers' at 1x.
 
-Each in a process of its own, after a step on a small batch (the optimizer's state and the libraries are then there).
-One JSON line a figure. Usage: python benchmarks/memory.py [--small] [--active 300] [--times 16] [--uncached-peer]
+Each is measured in its own process, after a step on a small batch has created the optimizer state and loaded libraries.
+Prints one JSON line per figure.
+Usage: python benchmarks/memory.py [--small] [--active 300] [--times 16] [--uncached-peer]
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main() -> None:
     parser = arguments(__doc__.split("\n")[0])
     parser.add_argument("--times", type=int, default=16)
     parser.add_argument("--precision", default="fp32")
-    parser.add_argument("--uncached-peer", action="store_true", help="needs some 20 GB at the full shape")
+    parser.add_argument("--uncached-peer", action="store_true", help="needs about 20 GB at the full shape")
     args = parse(parser)
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(args, Path(folder))
@@ -41,35 +42,35 @@ def main() -> None:
             report(f"peak memory / {name}", args, "GB", once, peer, once / peer, precision=args.precision)
 
 
-def measured(which: str, args: argparse.Namespace, model: Path, times: int) -> tuple[float, float]:
+def measured(system: str, args: argparse.Namespace, model: Path, times: int) -> tuple[float, float]:
+    """Measure `peak_of_a_step` in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        return pool.apply(peak_of_a_step, (which, args, model, times))
+        return pool.apply(peak_of_a_step, (system, args, model, times))
 
 
-def peak_of_a_step(which: str, args: argparse.Namespace, model: Path, times: int) -> tuple[float, float]:
-    """Gigabytes above the idle process, and the measured active terms of a passage (ours)."""
+def peak_of_a_step(system: str, args: argparse.Namespace, model: Path, times: int) -> tuple[float, float]:
+    """Gigabytes above the idle process, and the mean active terms per passage (ours; 0 for a peer)."""
     torch.set_num_threads(args.threads)
     small = argparse.Namespace(**{**vars(args), "queries": 2, "passages": 2})
-    if which == "ours":
-        step = Ours(args, model, args.precision, times=times)
-        first = Ours(small, model, args.precision)
-        first.engine.close()
-        step.sides, whole, step.plan, plan = first.sides, step.sides, first.plan, step.plan
-        step.labels, labels = first.labels, step.labels
-        del first
-        step()
-        step.sides, step.plan, step.labels = whole, plan, labels
-    else:
-        step = Peer(args, model, cached=which == "CachedSpladeLoss", times=times)
-        whole, labels = step.columns, step.labels
-        tiny = Peer(small, model, cached=False)
-        step.columns, step.labels = tiny.columns, tiny.labels
-        del tiny
-        step()
-        step.columns, step.labels = whole, labels
-    peak = peak_above_idle(step)
-    active = float(step.last.sides[1].active.double().mean()) if which == "ours" else 0.0
-    return peak, round(active, 1)
+    if system == "ours":
+        ours = Ours(args, model, args.precision, times=times)
+        batch = ours.sides, ours.plan, ours.labels
+        warm_up = Ours(small, model, args.precision)
+        warm_up.engine.close()
+        ours.sides, ours.plan, ours.labels = warm_up.sides, warm_up.plan, warm_up.labels
+        del warm_up
+        ours()
+        ours.sides, ours.plan, ours.labels = batch
+        peak = peak_above_idle(ours)
+        return peak, round(float(ours.last.sides[1].nnz.double().mean()), 1)
+    peer = Peer(args, model, cached=system == "CachedSpladeLoss", times=times)
+    columns, labels = peer.columns, peer.labels
+    small_peer = Peer(small, model, cached=False)
+    peer.columns, peer.labels = small_peer.columns, small_peer.labels
+    del small_peer
+    peer()
+    peer.columns, peer.labels = columns, labels
+    return peak_above_idle(peer), 0.0
 
 
 if __name__ == "__main__":

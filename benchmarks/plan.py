@@ -1,6 +1,6 @@
-"""What `distill plan` foresees beside what the stages then take: a rehearsal, the plan that goes by it, the real run.
+"""Predictions of `distill plan` against actual times: a rehearsal, the plan based on it, then the full run.
 
-One JSON line a stage: seconds foreseen and taken.
+Prints one JSON line per stage: predicted and actual seconds.
 Usage: python benchmarks/plan.py [RECIPE] [--limit 100] [PATH=VALUE ...]
 """
 
@@ -12,26 +12,26 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from distill.data.files import read_json_lines
-from distill.data.layout import RunFolder
-from distill.estimate.estimate import estimate
-from distill.pipeline import run
-from distill.recipe_file import load_recipe
+from distill.pipeline.estimate import estimate
+from distill.pipeline.run import run_pipeline
+from distill.recipe.load import load_recipe
+from distill.run.files import read_json_lines
+from distill.run.layout import RunFolder
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("recipe", nargs="?", default="configs/quickstart.yaml")
     parser.add_argument("overrides", nargs="*", metavar="PATH=VALUE")
-    parser.add_argument("--limit", type=int, default=100, help="queries of the rehearsal")
+    parser.add_argument("--limit", type=int, default=100, help="number of queries in the rehearsal")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         recipe = load_recipe(args.recipe, [*args.overrides, f"run_dir={Path(root) / 'run'}"])
-        run(recipe, limit=args.limit)
+        run_pipeline(recipe, limit=args.limit)
         foreseen: dict[str, float] = defaultdict(float)
-        for cost in estimate(recipe, 1, "cpu").costs:
-            foreseen[cost.stage] += cost.wall_seconds or 0.0
-        run(recipe)
+        for _, stage, cost in estimate(recipe, 1, "cpu").costs:
+            foreseen[stage] += cost.wall_seconds or 0.0
+        run_pipeline(recipe)
         taken = {line["stage"]: line["seconds"] for line in read_json_lines(RunFolder(recipe.folder).stage_log)}
     for stage, seconds in taken.items():
         print(

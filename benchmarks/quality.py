@@ -1,11 +1,10 @@
-"""Our training beside sentence-transformers' `SparseEncoderTrainer`: quality, active terms, time and memory.
+"""Our training compared with sentence-transformers' `SparseEncoderTrainer`: quality, active terms, time and memory.
 
-configs/beir.yaml on a judged collection. Both start from one calibrated checkpoint and see the same queries, passages
-and labels (those that our sampler draws), with the same losses, regularisers, learning rate and number of steps; each
-trains in a process of its own. Then ours with batches of 24 lists for 16, which spends some of the time saved, a
-self-mining round on top of our student, and a student that needs no model for queries. Quality is the evaluate
-stage's, for the peer's checkpoint, too, with sentence-transformers' own evaluator beside it. A step that is done is
-not repeated.
+It runs configs/beir.yaml on a judged collection. Both start from one calibrated checkpoint and train on the same
+queries, passages and labels (those that our sampler draws), with the same losses, regularisers, learning rate and
+number of steps, each in its own process. Three variants of ours follow: batches of 24 queries instead of 16, which
+spends some of the time saved; an additional self-mining round; and inference-free queries. Our evaluate stage and
+sentence-transformers' own evaluator measure all checkpoints. Finished steps are not repeated.
 Usage: python benchmarks/quality.py COLLECTION --work FOLDER [--set PATH=VALUE ...] [--only STEP ...]
 """
 
@@ -28,23 +27,24 @@ from torch import nn
 from transformers import TrainerCallback
 
 from distill.config import Recipe
-from distill.data.batches import Sampler, TrainingData
-from distill.data.layout import RunFolder
-from distill.data.manifest import require_manifest
-from distill.data.texts import TextStore
-from distill.evaluation.evaluate import evaluate
-from distill.pipeline import run, score_part
-from distill.recipe_file import load_recipe
-from distill.rounds import round_of
+from distill.pipeline.run import run_part, run_pipeline
+from distill.recipe.expand import open_run
+from distill.recipe.load import load_recipe
+from distill.run.files import read_json
+from distill.run.layout import RunFolder
+from distill.run.manifest import require_manifest
+from distill.run.run import Run
+from distill.store.texts import TextStore
 from distill.student.dropout import set_dropout
+from distill.training.batches import Sampler, TrainingData
 
 RECIPE = Path(__file__).parents[1] / "configs" / "beir.yaml"
 OURS = {"ours, float32": "fp32", "ours, bfloat16": "bf16"}
 PEERS = {"SparseEncoderTrainer, float32": False, "SparseEncoderTrainer, bfloat16": True}
 FREE, SECOND = "ours, inference-free queries", "ours, self-mining round on top"
 LARGER = "ours, bfloat16, batches of 24"
-LABELLED = ("data", "candidates", "teachers", "scores")  # what labels are made of
-BASE = "ours, bfloat16"  # which the self-mining round goes on from
+SCORED = ("data", "candidates", "teachers", "scores")  # outputs that labels are made from
+BASE = "ours, bfloat16"  # the first round of the self-mining run
 STEPS = ("labels", *OURS, *PEERS, LARGER, SECOND, FREE)
 SELF_MINING = (
     "{mine: {miners: {student: {kind: splade, model: round:previous, top: 5, sample: 5, depth: 50}}}, "
@@ -73,26 +73,28 @@ def main() -> None:
 
 
 def step(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Prepare, train (measured) and evaluate one system; "labels" prepares what all of them train on."""
+    """Prepare, train (measured) and evaluate one system; the step "labels" prepares the labels that all train on."""
     logging.disable(logging.WARNING)
     torch.set_num_threads(args.threads)
     first = recipe_of(args, "labels")
     if name == "labels":
-        from distill.training.opening import prepare
+        from distill.training.prepare import prepare
+        from distill.training.stage import outputs
 
         label(first, "import", "mine", "teach")
-        prepare(first, RunFolder.of(first))  # and the checkpoint that all start from
-        link(RunFolder.of(first).root, args.work / "start", (*LABELLED, "labels"))
+        run_of_labels = Run.of(first)
+        prepare(run_of_labels, *outputs(run_of_labels))  # includes the checkpoint that all start from
+        link(RunFolder.of(first).root, args.work / "start", (*SCORED, "labels"))
         (args.work / "start" / "model").symlink_to((RunFolder.of(first).start).resolve())
         return quality(recipe_of(args, "start"))
     recipe = recipe_of(args, BASE if name == SECOND else name, *changes(name, first))
-    if name == FREE:  # from labels on another scale, and another start
-        link(RunFolder.of(first).root, recipe.folder, LABELLED)
-        run(recipe, only="label")
+    if name == FREE:  # needs labels on another scale, and another start
+        link(RunFolder.of(first).root, recipe.folder, SCORED)
+        run_pipeline(recipe, only="label")
     else:
-        link(RunFolder.of(first).root, recipe.folder, (*LABELLED, "labels", "start"))
+        link(RunFolder.of(first).root, recipe.folder, (*SCORED, "labels", "start"))
     if name == SECOND:
-        recipe = round_of(recipe, 2)
+        recipe = open_run(recipe, round=2).recipe
         label(recipe, "mine")
     cost: dict[str, float] = {}
     train = (lambda: train_peer(recipe, cost, PEERS[name])) if name in PEERS else (lambda: train_ours(recipe, cost))
@@ -101,7 +103,8 @@ def step(name: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def changes(name: str, first: Recipe) -> list[str]:
-    if name == FREE:  # as configs/quickstart-inference-free.yaml differs from configs/quickstart.yaml
+    """The overrides of a system, given the recipe of the labels."""
+    if name == FREE:  # the differences of configs/quickstart-inference-free.yaml from configs/quickstart.yaml
         return [
             "train.precision=bf16",
             "student.query.kind=idf",
@@ -123,6 +126,7 @@ def recipe_of(args: argparse.Namespace, name: str, *more: str) -> Recipe:
         RECIPE,
         [
             f"data.source.path={args.collection.resolve()}",
+            "train.steps=120",  # the same for every collection; `--set` changes it
             f"run_dir={(args.work / name).resolve()}",
             "evaluate.baselines=false",
             "evaluate.evaluators=[{kind: information-retrieval}]",
@@ -133,7 +137,7 @@ def recipe_of(args: argparse.Namespace, name: str, *more: str) -> Recipe:
 
 
 def link(labelled: Path, folder: Path, parts: Iterable[str]) -> None:
-    """A run folder that uses these parts of another one."""
+    """Create a run folder with links to these parts of another one."""
     folder.mkdir(exist_ok=True)
     for part in parts:
         if not (folder / part).exists():
@@ -141,33 +145,34 @@ def link(labelled: Path, folder: Path, parts: Iterable[str]) -> None:
 
 
 def label(recipe: Recipe, *before: str) -> None:
-    """The stages before training; scoring in this process."""
+    """Run the stages before training; scoring runs in this process."""
     for stage in before:
-        run(recipe, only=stage)
-    score_part(recipe, (0, 1))
-    run(recipe, only="label")
+        run_pipeline(recipe, only=stage)
+    run_part(Run.of(recipe), "score", (0, 1))
+    run_pipeline(recipe, only="label")
 
 
 def measure(train: Callable[[], None], cost: dict[str, float]) -> None:
-    """Wall and processor seconds from loading the start to the saved model, and gigabytes above the idle process."""
+    """Measure wall and CPU seconds from loading the start to the saved model, and peak gigabytes above idle."""
 
     def timed() -> None:
-        began, busy = time.perf_counter(), time.process_time()
+        wall, cpu = time.perf_counter(), time.process_time()
         train()
-        cost.update(wall_s=round(time.perf_counter() - began, 1), cpu_s=round(time.process_time() - busy, 1))
+        cost.update(wall_s=round(time.perf_counter() - wall, 1), cpu_s=round(time.process_time() - cpu, 1))
 
     cost["peak_gb"] = round(peak_above_idle(timed), 3)
 
 
 def train_ours(recipe: Recipe, cost: dict[str, float]) -> None:
-    run(recipe, only="train")
+    run_pipeline(recipe, only="train")
     cost["steps_s"] = require_manifest(RunFolder.of(recipe).model, "train").counts["seconds"]
 
 
 def quality(recipe: Recipe) -> dict[str, float]:
     """The evaluate stage's figures for the checkpoint in the run folder, and nDCG@10 by sentence-transformers."""
     folder = RunFolder.of(recipe)
-    result = evaluate(recipe, folder)
+    run_pipeline(recipe, only="evaluate")
+    result = read_json(folder.evaluation)
     (row,) = result["rows"]
     (theirs,) = result["evaluators"]
     costs = {name: round(row[name], 2) for name in ("query_terms", "passage_terms", "flops")}
@@ -184,7 +189,7 @@ def quality(recipe: Recipe) -> dict[str, float]:
 
 
 class Both(nn.Module):
-    """KL-divergence and MarginMSE added up, as SpladeLoss takes a loss."""
+    """The sum of KL divergence and MarginMSE, with the interface that SpladeLoss needs."""
 
     def __init__(self, encoder: nn.Module, kl_weight: float, margin_weight: float):
         from sentence_transformers.sparse_encoder import losses
@@ -210,7 +215,7 @@ class L1(nn.Module):
 
 
 def drawn_rows(recipe: Recipe) -> dict[str, list[Any]]:
-    """Texts and labels of every list that our sampler draws in the recipe's steps, as columns of a dataset."""
+    """Texts and labels of every list that our sampler draws over the recipe's steps, as columns of a dataset."""
     folder, train = RunFolder(recipe.folder), recipe.train
     sampler = Sampler(TrainingData.open(folder), train.negatives, recipe.seed)
     batch = sampler.next_batch(train.batch_size * train.steps)
@@ -222,7 +227,7 @@ def drawn_rows(recipe: Recipe) -> dict[str, list[Any]]:
 
 
 class Clock(TrainerCallback):
-    """Seconds from the first step's begin to the last one's end."""
+    """Seconds from the beginning of the first step to the end of the last."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == 0:

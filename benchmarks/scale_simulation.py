@@ -1,8 +1,8 @@
-"""How scoring scales with workers: the job's own driver on real Ray, thousands of shards, and a teacher that waits.
+"""Scaling of scoring with the number of workers: the real driver on real Ray, with a teacher that only waits.
 
-Each shard takes the teacher the same time, without a processor, so that many workers share a small machine; what is
-left is the driver, the commits, and whole shards running out at the end. Efficiency is the share of the workers' time
-that they spend on shards, from the moment when all have begun. One JSON line for each number of workers.
+The teacher takes the same time per shard without using the CPU, so that many workers fit on a small machine. What is
+measured is the driver, the commits, and idle workers at the end. Efficiency is the share of the workers' time spent on
+shards, from the moment when all of them work. Prints one JSON line per number of workers.
 Usage: python benchmarks/scale_simulation.py [--workers 1 4 16 32] [--shards-each 40] [--seconds 1]
 """
 
@@ -19,16 +19,18 @@ import numpy as np
 from bookkeeping import make_job
 
 from distill.config import Cluster
-from distill.data.layout import RunFolder
-from ray_jobs.joblog import JobLog
+from distill.run.joblog import JobLog
+from distill.run.layout import RunFolder
+from distill.run.run import Run
 from ray_jobs.score import score
 from ray_jobs.shard_map import ray_cluster
+from ray_jobs.stage import outputs
 
-PAIRS = 1000  # in a shard: their scores cost nothing, and little to write
+PAIRS = 1000  # per shard: few, so that writing them is cheap
 
 
 class Waiting:
-    """A teacher that takes `seconds` for a shard, and no processor."""
+    """A teacher that waits `seconds` per shard, without using the CPU."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds
@@ -41,19 +43,18 @@ class Waiting:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 32])
-    parser.add_argument("--shards-each", type=int, default=40, help="for a worker")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that a shard takes")
+    parser.add_argument("--shards-each", type=int, default=40, help="per worker")
+    parser.add_argument("--seconds", type=float, default=1.0, help="per shard")
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    most = max(args.workers)
-    with ray_cluster(Cluster(cpus=most)):
+    with ray_cluster(Cluster(cpus=max(args.workers))):
         for workers in args.workers:
             print(json.dumps(simulate(workers, workers * args.shards_each, args.seconds)), flush=True)
 
 
 def simulate(workers: int, shards: int, seconds: float) -> dict[str, float]:
-    """Score so many shards with so many workers, and what their log says of it."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:  # a worker may still be on its way out
+    """Score the shards and return the figures computed from the job's log."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:  # a worker may still be shutting down
         recipe = make_job(Path(root), shards, PAIRS)
         teacher = recipe.teachers["stub"].model_copy(
             update={"cls": "scale_simulation:Waiting", "options": {"seconds": seconds}}
@@ -63,14 +64,15 @@ def simulate(workers: int, shards: int, seconds: float) -> dict[str, float]:
         )
         folder = RunFolder(recipe.folder)
         cpu = time.process_time()
-        counters = score(recipe, folder)
+        run = Run(recipe, folder)
+        counters = score(run, outputs(run))
         cpu = time.process_time() - cpu
         assert counters["shards"] == shards
         events = list(JobLog(folder).events())
     spans = [(event["elapsed"] - event["seconds"], event["elapsed"]) for event in events if event["event"] == "done"]
     full, end = when_all_work(spans, workers), max(done for _, done in spans)
     busy = sum(max(0.0, done - max(began, full)) for began, done in spans)
-    first_idle = sorted(done for _, done in spans)[-workers]  # from here on there is a worker without a shard
+    first_idle = sorted(done for _, done in spans)[-workers]  # from then on at least one worker is idle
     return {
         "workers": workers,
         "shards": shards,
@@ -84,7 +86,7 @@ def simulate(workers: int, shards: int, seconds: float) -> dict[str, float]:
 
 
 def when_all_work(spans: list[tuple[float, float]], workers: int) -> float:
-    """The moment from which on every worker has had a shard: a small machine starts them one after the other."""
+    """The moment at which all workers are busy: a small machine starts them one after the other."""
     changes = sorted([(began, 1) for began, _ in spans] + [(done, -1) for _, done in spans])
     working = 0
     for moment, change in changes:

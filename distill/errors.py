@@ -1,7 +1,7 @@
-"""What can go wrong in a way a person can mend.
+"""Errors that the user can fix.
 
-Every `DistillError` is printed by the command line as one message, without a traceback, and ends the
-process with its `exit_status`. Any other exception is a bug and keeps its traceback.
+The command line prints a `DistillError` as one message without a traceback, and exits with its `exit_status`. Any other
+exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,20 +10,17 @@ from pathlib import Path
 
 
 class DistillError(Exception):
-    """Base of all errors that say what is wrong, where, and what to do."""
+    """Base class; the message says what is wrong, where, and what to do."""
 
     exit_status = 2
 
 
 class RecipeError(DistillError):
-    """The recipe, or an override of it, is not valid."""
+    """The recipe or one of its overrides is invalid."""
 
 
 class DataError(DistillError):
-    """An input file holds something that cannot be used.
-
-    `path`, `line` (1-based) and `field` are prefixed to the message as far as they are known.
-    """
+    """An input file has unusable content. The message starts with `path`, `line` (1-based) and `field`, if known."""
 
     def __init__(
         self, message: str, *, path: str | Path | None = None, line: int | None = None, field: str | None = None
@@ -38,34 +35,50 @@ class DataError(DistillError):
 
 
 class FingerprintError(DistillError):
-    """A folder was made from other inputs or by another recipe than the one at hand."""
+    """A folder was made from other inputs, or by another recipe, than the current one."""
 
 
 class StorageError(DistillError):
-    """The disk is full, or a file on it is damaged."""
+    """The disk is full, or stored data is missing or damaged."""
 
 
-class TeacherError(DistillError):
-    """A teacher cannot be loaded, or returns scores that cannot be used."""
+class ModelError(DistillError):
+    """A model cannot be found, downloaded or read."""
 
 
-class StudentError(DistillError):
+class NotCached(ModelError):
+    """A file that the hub may have is not in the local cache, and the hub cannot be reached."""
+
+
+class TeacherError(ModelError):
+    """A teacher cannot be loaded, or returns unusable scores."""
+
+
+class StudentError(ModelError):
     """A student cannot be built, loaded or saved."""
 
 
 class TrainingError(DistillError):
-    """Training cannot start or cannot go on."""
+    """Training cannot start or continue."""
 
 
 class SlurmError(DistillError):
-    """Slurm is not there, or refuses what it is asked."""
+    """Slurm is not installed, or rejects a request."""
 
 
 class HubError(DistillError):
-    """A run cannot be shared, or the hub refuses it."""
+    """A run cannot be uploaded, or the hub rejects it."""
 
 
 class Preempted(DistillError):
-    """The run was asked to stop, has saved its state, and should be started again."""
+    """The run was asked to stop and has saved its state; the same command resumes it."""
 
-    exit_status = 75  # EX_TEMPFAIL: the convention that job scripts requeue on
+    exit_status = 75  # EX_TEMPFAIL, on which job scripts requeue by convention
+
+
+class Stop(BaseException):
+    """A stop signal or Ctrl-C. It is no `Exception`, so that nothing takes it for a failure and goes on."""
+
+    def __init__(self, message: str, exit_status: int):
+        super().__init__(message)
+        self.exit_status = exit_status

@@ -1,13 +1,13 @@
-"""One progress display for every long stage: a bar with rate and time left on a terminal, plain lines elsewhere.
+"""Progress display of all long stages: a bar with rate and time left on a terminal, plain lines elsewhere.
 
-Plain lines (batch jobs, logs) come at most every ten seconds, and once at the end.
+Plain lines (batch jobs, logs) appear at most every ten seconds, and once at the end.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
@@ -21,7 +21,7 @@ class Advance(Protocol):
 
 @contextmanager
 def progress(description: str, total: float | None = None, unit: str = "it") -> Iterator[Advance]:
-    """Yield a function `advance(n, note="")`; `note` is shown behind the rate (a loss, a shard's name)."""
+    """Yield a function `advance(n, note="")`; the note, e.g. a loss or a shard's name, is shown after the times."""
     if sys.stderr.isatty():
         with _bar(description, total, unit) as advance:
             yield advance
@@ -31,9 +31,9 @@ def progress(description: str, total: float | None = None, unit: str = "it") -> 
 
 
 def track(items: Iterable[T], total: float | None = None, description: str = "", unit: str = "it") -> Iterator[T]:
-    """Yield the items, advancing a progress display by one for each."""
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
+    """Yield the items, and advance a progress display by one for each."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     with progress(description, total, unit) as advance:
         for item in items:
             yield item
@@ -86,9 +86,9 @@ def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance
         seconds = time.monotonic() - start
         rate = done / max(seconds, 1e-9)
         of = f"/{total:,.0f}" if total else ""
-        left = f", {clock((total - done) / rate)} left" if total and rate > 0 and done < total else ""
+        remaining = f", {clock((total - done) / rate)} left" if total and rate > 0 and done < total else ""
         print(
-            f"{description}: {done:,.0f}{of} {unit}, {rate:,.1f} {unit}/s, {clock(seconds)} elapsed{left}"
+            f"{description}: {done:,.0f}{of} {unit}, {rate:,.1f} {unit}/s, {clock(seconds)} elapsed{remaining}"
             f"{'  ' + note if note else ''}",
             file=sys.stderr,
             flush=True,
@@ -107,7 +107,7 @@ def _lines(description: str, total: float | None, unit: str) -> Iterator[Advance
 
 
 def clock(seconds: float) -> str:
-    """m:ss, or h:mm:ss."""
+    """Format a duration as m:ss or h:mm:ss."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

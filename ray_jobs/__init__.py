@@ -1,1 +1,1 @@
-"""The one sharded map over Ray, and the jobs that use it."""
+"""The sharded map over Ray, and the jobs that use it."""

@@ -1,8 +1,11 @@
 """A Ray cluster inside a Slurm allocation: `srun --ntasks-per-node=1 python -m ray_jobs.allocation score RECIPE ...`.
 
-Task 0 starts the head and runs `distill` with the arguments on it; the other tasks join with their machines until it
-is over. Ports, token and temporary folders are the job's own, and everything is ended by process id, so jobs that
-share machines don't meet. What the tasks must know of each other stands in a folder under the run's.
+Task 0 starts the head and runs `distill` with the arguments on it; the other tasks join with their machines until that
+ends. Ports, token and temporary folders belong to the job, and every process is ended by its id, so jobs that share
+machines do not interfere. The tasks find each other through a folder under the run's.
+
+`ray symmetric-run` does not serve here: it refuses a node where a Ray is running already, ends with a node-wide
+`ray stop`, and has neither a token nor a restart of a machine's Ray.
 """
 
 from __future__ import annotations
@@ -23,21 +26,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from distill.config import Recipe
-from distill.data.files import write_atomic
 from distill.errors import DistillError, Preempted, RecipeError
-from distill.recipe_file import load_recipe
+from distill.recipe.load import load_recipe
+from distill.run.files import write_atomic
 from ray_jobs.shard_map import JOIN_SECONDS, worker_environment
 
-RESTARTS = 3  # of a machine's Ray that ends by itself, before the job goes on without the machine
+RESTARTS = 3  # of a machine's Ray that ends by itself, before the job continues without the machine
 
 
 @dataclass(frozen=True)
 class Place:
-    """This task's place in its srun step, and what Slurm gave it."""
+    """This task's rank in its srun step, and the resources that Slurm gave it."""
 
     rank: int
     tasks: int
-    meeting: Path  # folder of this launch: the token, and the head's address while the job lasts
+    meeting: Path  # this launch's folder with the token and, while the job lasts, the head's address
     cpus: int
     gpus: int
 
@@ -56,8 +59,7 @@ class Place:
             )
         except KeyError as error:
             raise RecipeError(
-                f"{error} is not set: this must be started by srun, in a Slurm job; elsewhere "
-                "`distill score` starts Ray by itself"
+                f"{error} is not set: start this with srun, in a Slurm job; elsewhere `distill score` starts Ray itself"
             ) from None
 
     @property
@@ -71,7 +73,7 @@ class Place:
 
 def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _asked_to_stop)
+        signal.signal(number, _preempt)
     recipe = load_recipe(arguments[1], [word for word in arguments[2:] if "=" in word and not word.startswith("-")])
     place = Place.find(recipe, os.environ)
     object_store = int(recipe.cluster.object_store_gib * 2**30)
@@ -79,13 +81,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _lead(place: Place, object_store: int, arguments: Sequence[str]) -> int:
-    """The head, and the driver on it; returns the driver's exit status."""
+    """Run the head, and the driver on it; returns the driver's exit status."""
     place.meeting.mkdir(parents=True, mode=0o700)
     place.token.touch(mode=0o600)
     place.token.write_text(secrets.token_hex(32), encoding="utf-8")
     host, port, dashboard_port, client_port = _own_address(), *_free_ports(3)
     address = f"{host}:{port}"
-    client = [f"--ray-client-server-port={client_port}"] if find_spec("grpc") else []  # else Ray refuses the option
+    client = [f"--ray-client-server-port={client_port}"] if find_spec("grpc") else []  # Ray refuses it otherwise
     try:
         with _ray(
             place,
@@ -112,40 +114,40 @@ def _lead(place: Place, object_store: int, arguments: Sequence[str]) -> int:
                 env=_environment(place) | {"RAY_ADDRESS": address},
                 start_new_session=True,
             )
-            with _ended(driver):
+            with _terminated(driver):
                 while driver.poll() is None:
-                    if head.poll() is not None:  # the driver would go on asking for it
+                    if head.poll() is not None:  # the driver would retry for ever
                         raise RecipeError(f"cluster: Ray's head ended with status {head.returncode}")
                     time.sleep(0.5)
                 return driver.returncode
     finally:
-        shutil.rmtree(place.meeting, ignore_errors=True)  # the other tasks see it go, and end
+        shutil.rmtree(place.meeting, ignore_errors=True)  # which tells the other tasks to end
 
 
 def _join(place: Place, object_store: int) -> int:
-    """This machine's Ray, for as long as the head's address stands in the meeting place."""
+    """Run this machine's Ray until the head's address disappears; returns the exit status."""
     deadline = time.monotonic() + JOIN_SECONDS
     while (address := _read(place.address)) is None:
         if time.monotonic() > deadline:
-            print(f"{socket.gethostname()}: no head in {JOIN_SECONDS} s", file=sys.stderr)
+            print(f"{socket.gethostname()}: Ray's head did not start in {JOIN_SECONDS:g} s", file=sys.stderr)
             return 1
         time.sleep(0.5)
     for _ in range(1 + RESTARTS):
-        with _ray(place, object_store, f"--address={address}") as own:
-            while own.poll() is None:
+        with _ray(place, object_store, f"--address={address}") as node:
+            while node.poll() is None:
                 if _read(place.address) is None:
                     return 0
                 time.sleep(0.5)
         if _read(place.address) is None:
             return 0
-        print(f"{socket.gethostname()}: Ray ended with status {own.returncode}", file=sys.stderr, flush=True)
+        print(f"{socket.gethostname()}: Ray ended with status {node.returncode}", file=sys.stderr, flush=True)
         time.sleep(2)
-    return 0  # the others go on; the driver has refused to begin if this machine was never there
+    return 0  # the others continue; if this machine never joined, the driver has refused to start
 
 
 @contextmanager
 def _ray(place: Place, object_store: int, *options: str) -> Iterator[subprocess.Popen]:
-    """One machine's Ray, which ends with the block and leaves nothing behind."""
+    """Run one machine's Ray during the block; leaves nothing behind."""
     temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: Unix sockets below it have at most 107 characters
     command = [
         sys.executable,
@@ -172,19 +174,19 @@ def _ray(place: Place, object_store: int, *options: str) -> Iterator[subprocess.
                 stderr=log,
                 start_new_session=True,
             )
-        with _ended(process):
+        with _terminated(process):
             try:
                 yield process
             finally:
-                if process.poll() is not None:  # not by us: what it said is all there will be to go by
+                if process.poll() is not None:  # not by us: its output is the only trace of why
                     print(Path(log.name).read_text(encoding="utf-8", errors="replace")[-4000:], file=sys.stderr)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def _ended(process: subprocess.Popen) -> Iterator[None]:
-    """Have a process ended at the end of the block, by force if it must be."""
+def _terminated(process: subprocess.Popen) -> Iterator[None]:
+    """Terminate a process at the end of the block, and kill it if it has not ended within 20 s."""
     try:
         yield
     finally:
@@ -208,7 +210,7 @@ def _await_port(host: str, port: int, head: subprocess.Popen) -> None:
             if probe.connect_ex((host, port)) == 0:
                 return
         time.sleep(0.2)
-    raise RecipeError(f"cluster: Ray's head ended with status {head.returncode} before it could be used")
+    raise RecipeError(f"cluster: Ray's head ended with status {head.returncode} while starting; see its output above")
 
 
 def _own_address() -> str:
@@ -219,11 +221,11 @@ def _own_address() -> str:
 
 def _free_ports(count: int) -> list[int]:
     sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    for each in sockets:  # all open at once, so that the ports differ
+        each.bind(("", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
     return ports
 
 
@@ -234,10 +236,10 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def _asked_to_stop(_number: int, _frame: object) -> None:
+def _preempt(_number: int, _frame: object) -> None:
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # what follows must not be cut short by the next one
-    raise Preempted("asked to stop; started again, the job goes on with the missing shards")
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
+    raise Preempted("asked to stop; run the same command again to resume with the missing shards")
 
 
 if __name__ == "__main__":

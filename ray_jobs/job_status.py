@@ -1,7 +1,7 @@
-"""Where a scoring job stands, live or dead: from the shards that are there and the logs of its launches.
+"""The state of a scoring job, running or not, from the committed shards and the logs of its launches.
 
-Nothing is asked of the job itself, so it may run on any machine that shares the folder, and needs neither Ray nor
-torch. Speeds are those of the launches that run now, or of the last one.
+The job itself is not asked, so this works on any machine that shares the folder, and needs neither Ray nor torch.
+Rates are those of the launches that are running, or else of the last one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from distill.data.layout import RunFolder
-from distill.data.manifest import read_manifest
-from ray_jobs.joblog import Launch, launches
+from distill.run.joblog import Launch, launches
+from distill.run.layout import RunFolder
+from distill.run.manifest import read_manifest
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,25 @@ class TeacherProgress:
     teacher: str
     shards: int
     done: int
-    in_flight: int  # shards, and chunks of vectors, that workers have in hand
-    failed: int  # whose worker died, or whose error stopped the job, and that are not done since
+    in_flight: int  # shards, and chunks of vectors, that workers are working on
+    failed: int  # shards whose worker died or whose error stopped the job, unless done since
     pairs_per_second: float | None
     tokens_per_second: float | None
-    padding: float | None  # share of the tokens the model read that were padding
+    padding: float | None  # share of padding among the tokens that the model read
     seconds_left: float | None
+
+
+State = Literal["running", "finished", "stopped", "killed", "unknown"]
 
 
 @dataclass(frozen=True)
 class LaunchState:
-    """`state`: running; finished; stopped (by an error); killed (it left no word); unknown (no locks to tell by)."""
+    """`state`: running; finished; stopped (by an error); killed (its log has no end); unknown (no file locks here)."""
 
     host: str
     pid: int
-    state: Literal["running", "finished", "stopped", "killed", "unknown"]
-    deaths: int  # of workers
+    state: State
+    deaths: int  # worker deaths
     seconds_since_event: float
     error: str = ""
 
@@ -47,13 +50,12 @@ class LaunchState:
 @dataclass(frozen=True)
 class JobStatus:
     teachers: tuple[TeacherProgress, ...]
-    launches: tuple[LaunchState, ...]  # those that run, else the last one that had anything to do
+    launches: tuple[LaunchState, ...]  # those that are running, else the last one that had something to do
 
 
 def job_status(folder: RunFolder, teachers: Sequence[str], splits: Sequence[str]) -> JobStatus | None:
-    """The job of a run folder; None before its first launch."""
-    logs = [_Log(launch) for launch in launches(folder)]
-    logs = [log for log in logs if log.last is not None]
+    """State of a run folder's job; None before its first launch."""
+    logs = [log for log in map(_Log, launches(folder)) if log.last is not None]
     if not logs:
         return None
     current = [log for log in logs if log.state in ("running", "unknown")]
@@ -66,26 +68,26 @@ def job_status(folder: RunFolder, teachers: Sequence[str], splits: Sequence[str]
 
 @dataclass
 class _Work:
-    """What one launch did for one teacher."""
+    """Work of one launch for one teacher."""
 
     tasks: int = 0
     pairs: int = 0
     tokens: int = 0
     padded_tokens: int = 0
-    began: float = 0.0  # when its first task was handed out, in the launch's time
-    latest: float = 0.0  # when its last task was done
+    began: float = 0.0  # when its first task was dispatched, in seconds since the launch
+    latest: float = 0.0  # when its last task finished
 
 
 @dataclass
 class _Log:
-    """One launch's events, added up."""
+    """One launch's events, summed up."""
 
     launch: Launch
-    state: str = "killed"
-    last: dict[str, Any] | None = None
+    state: State = "killed"
+    last: dict[str, Any] | None = None  # event
     error: str = ""
     deaths: int = 0
-    pending: Counter[str] = field(default_factory=Counter)  # teacher -> tasks this launch set out to do
+    pending: Counter[str] = field(default_factory=Counter)  # number of tasks in this launch's plan, by teacher
     work: dict[str, _Work] = field(default_factory=dict)
     in_hand: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
@@ -95,12 +97,13 @@ class _Log:
             self.last = event
             self._add(event)
         if self.state == "killed":  # its log has no end
-            self.state = {True: "running", False: "killed", None: "unknown"}[self.launch.alive()]
+            alive = self.launch.alive()
+            self.state = "unknown" if alive is None else "running" if alive else "killed"
         if self.state not in ("running", "unknown"):
             self.in_hand.clear()
 
     def summary(self) -> LaunchState:
-        since = max(0.0, time.time() - self.last["time"])
+        since = 0.0 if self.last is None else max(0.0, time.time() - self.last["time"])
         return LaunchState(self.launch.host, self.launch.pid, self.state, self.deaths, round(since, 1), self.error)
 
     def _add(self, event: dict[str, Any]) -> None:
@@ -113,7 +116,7 @@ class _Log:
         elif kind == "done":
             self.in_hand.discard(event["task"])
             self.failed.discard(event["task"])
-            work = self.work[_teacher(event["task"])]
+            work = self.work.setdefault(_teacher(event["task"]), _Work(began=event["elapsed"]))
             work.tasks += 1
             work.latest = event["elapsed"]
             for key in ("pairs", "tokens", "padded_tokens"):
@@ -134,7 +137,7 @@ def _progress(folder: RunFolder, teacher: str, splits: Sequence[str], current: S
     works = [(log, log.work[teacher]) for log in current if teacher in log.work and log.work[teacher].tasks]
     spans = [max(work.latest - work.began, 1e-3) for _, work in works]
     tokens, padded = sum(work.tokens for _, work in works), sum(work.padded_tokens for _, work in works)
-    left = [
+    remaining = [
         (log.pending[teacher] - work.tasks) * span / work.tasks
         for (log, work), span in zip(works, spans, strict=True)
         if log.state in ("running", "unknown")
@@ -148,7 +151,7 @@ def _progress(folder: RunFolder, teacher: str, splits: Sequence[str], current: S
         pairs_per_second=_rounded(sum(work.pairs / span for (_, work), span in zip(works, spans, strict=True))),
         tokens_per_second=_rounded(sum(work.tokens / span for (_, work), span in zip(works, spans, strict=True))),
         padding=round(1 - tokens / padded, 4) if padded else None,
-        seconds_left=round(max(left), 1) if left else None,
+        seconds_left=round(max(remaining), 1) if remaining else None,
     )
 
 

@@ -1,29 +1,34 @@
-"""The mining job: the collection encoded in chunks, then candidates searched shard by shard, on Ray workers.
+"""The mining job: encode the collection in chunks, then search candidates shard by shard, on Ray workers.
 
-Chunks and shards are files that exist whole or not at all, and whoever commits one first has made it: a job that is
-killed goes on with what is missing. Encoding takes GPUs where there are some; searching takes cores. A collection of
-one chunk (`mine.shard_passages`) is mined in this process, which is faster than starting workers.
+Chunks and shards are files that exist whole or not at all, and the first commit wins: a killed job resumes with the
+missing ones. Encoding uses GPUs if there are any; searching uses CPU cores. A collection of a single chunk
+(`mine.shard_passages`) is mined in this process, which is faster than starting workers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from distill.config import Recipe
-from distill.data.candidates import shard_name
-from distill.data.files import locked
-from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest
-from distill.data.texts import TextStore
-from distill.mining.bm25 import build_index, open_index, save_index
-from distill.mining.chunks import Chunks
+from distill.errors import RecipeError
 from distill.mining.mine import PendingShard, ShardMiner, finish, miners_of, pending_shards
 from distill.mining.mine import mine as mine_here
+from distill.mining.rankings import ranking_indexes
 from distill.progress import progress
+from distill.recipe.imports import import_own_code
+from distill.retrieval.bm25 import build_index, open_index, save_index
+from distill.retrieval.chunks import Chunks
+from distill.run.files import locked
+from distill.run.layout import RunFolder
+from distill.run.output import Output
+from distill.run.run import Run
+from distill.store.candidates import shard_name
+from distill.store.texts import TextStore
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,12 @@ class ShardTask:
 
 
 class MineWorker:
-    """Runs tasks of both kinds; what a task needs is loaded when the first one comes."""
+    """Runs tasks of both kinds; models and indexes are loaded by the first task that needs them."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, threads: int):
-        self._recipe, self._folder, self._threads = recipe, folder, threads
+    def __init__(self, run: Run, threads: int, rankings: Mapping[str, Path]):
+        with contextlib.suppress(RecipeError):  # another machine may lack what only training needs
+            import_own_code(run.recipe)
+        self._run, self._threads, self._rankings = run, threads, rankings
         self._chunks: dict[str, Chunks] = {}
         self._shards: ShardMiner | None = None
 
@@ -72,57 +79,60 @@ class MineWorker:
     def run(self, task: ChunkTask | ShardTask) -> None:
         from ray_jobs.devices import ending_with_the_device, given_device
 
-        with ending_with_the_device(task.name, self._folder):
+        with ending_with_the_device(task.name, self._run.folder):
             if isinstance(task, ChunkTask):
                 if task.miner not in self._chunks:
-                    self._chunks.clear()  # frees the last model's memory first
+                    self._chunks.clear()  # frees the previous model's memory first
                     _use_threads(self._threads)
-                    self._chunks[task.miner] = _chunks(self._recipe, self._folder, task.miner, given_device())
+                    self._chunks[task.miner] = _chunks(self._run, task.miner, given_device())
                 self._chunks[task.miner].make(task.number)
             else:
                 if self._shards is None:
                     _use_threads(self._threads)
-                    self._shards = ShardMiner(self._recipe, self._folder, given_device(), self._threads)
-                self._shards.mine(task.shard.split, task.shard.index)
+                    self._shards = ShardMiner(self._run, given_device(), self._threads, self._rankings)
+                self._shards.mine(task.shard)
 
 
-def mine(recipe: Recipe, folder: RunFolder) -> Manifest:
-    """Write the candidates of every split that has judgements; returns the training split's manifest.
+def mine(run: Run, outputs: Sequence[Output]) -> None:
+    """Write the candidates of every split of `outputs`.
 
-    Started again after any failure, the job finishes what is left, with the candidates of a run that was not
-    disturbed. Raises what `distill.mining.mine.mine` does, and `JobFailed` for an exception in a worker's code.
+    After any failure, a new launch resumes with the missing files and ends with the candidates of an undisturbed run.
+    Raises what `distill.mining.mine.mine` does, and `JobFailed` for an exception in a worker's code.
     """
-    passages = TextStore.open(folder.passages)
-    if passages.collection_size <= recipe.mine.shard_passages:
-        return mine_here(recipe, folder)
-    shards = [ShardTask(shard) for shard in pending_shards(recipe, folder)]
+    passages = TextStore.open(run.folder.passages)
+    if passages.collection_size <= run.recipe.mine.shard_passages:
+        mine_here(run, outputs)
+        return
+    rankings = ranking_indexes(run, outputs)
+    shards = [ShardTask(shard) for shard in pending_shards(run, outputs)]
     if shards:
         import ray
 
         from ray_jobs.shard_map import Resources, ray_cluster
 
         miners = list(
-            {name: None for split in {task.shard.split for task in shards} for name in miners_of(recipe, split)}
+            {name: None for split in {task.shard.split for task in shards} for name in miners_of(run.recipe, split)}
         )
-        if any(recipe.mine.miners[name].kind == "bm25" for name in miners):
-            _make_bm25_index(passages, folder)
-        with ray_cluster(recipe.cluster):
-            gpus = recipe.mine.gpus
+        if any(run.recipe.mine.miners[name].kind == "bm25" for name in miners):
+            _make_bm25_index(passages, run.folder)
+        with ray_cluster(run.recipe.cluster):
+            gpus = run.recipe.mine.gpus
             if gpus is None:
                 gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
             _map(
-                recipe,
-                folder,
-                _missing_chunks(recipe, folder, miners),
+                run,
+                _missing_chunks(run, miners),
                 "encode",
                 "passages",
-                Resources(recipe.mine.cpus, gpus, recipe.mine.actors),
+                Resources(run.recipe.mine.cpus, gpus, run.recipe.mine.actors),
+                rankings,
             )
-            _map(recipe, folder, shards, "mine", "queries", Resources(recipe.mine.cpus, 0.0, recipe.mine.actors))
-    return finish(recipe, folder)
+            cores = Resources(run.recipe.mine.cpus, 0.0, run.recipe.mine.actors)
+            _map(run, shards, "mine", "queries", cores, rankings)
+    finish(run, outputs)
 
 
-def _map(recipe: Recipe, folder: RunFolder, tasks: Sequence[Any], title: str, unit: str, resources: Any) -> None:
+def _map(run: Run, tasks: Sequence[Any], title: str, unit: str, resources: Any, rankings: Mapping[str, Path]) -> None:
     from ray_jobs.devices import lost_device
     from ray_jobs.shard_map import shard_map
 
@@ -132,31 +142,31 @@ def _map(recipe: Recipe, folder: RunFolder, tasks: Sequence[Any], title: str, un
     with progress(title, size.total(), unit) as advance:
         shard_map(
             MineWorker,
-            (recipe, folder, max(1, int(recipe.mine.cpus))),
+            (run, max(1, int(run.recipe.mine.cpus)), rankings),
             tasks,
             resources=resources,
-            max_tries=recipe.mine.max_tries,
+            max_tries=run.recipe.mine.max_tries,
             done=lambda task, _: advance(size[task.name], task.name),
-            why=lambda task, since: lost_device(task.name, folder, since),
+            diagnose=lambda task, since: lost_device(task.name, run.folder, since),
         )
 
 
-def _chunks(recipe: Recipe, folder: RunFolder, miner: str, device: str | None = None) -> Chunks:
-    passages = TextStore.open(folder.passages)
-    return Chunks(recipe.mine.miners[miner], passages, folder, recipe.mine, device)
+def _chunks(run: Run, miner: str, device: str | None = None) -> Chunks:
+    passages = TextStore.open(run.folder.passages)
+    return Chunks(run.recipe.mine.miners[miner], passages, run.folder, run.recipe.mine, device)
 
 
-def _missing_chunks(recipe: Recipe, folder: RunFolder, miners: Sequence[str]) -> list[ChunkTask]:
+def _missing_chunks(run: Run, miners: Sequence[str]) -> list[ChunkTask]:
     tasks = []
     for name in miners:
-        if recipe.mine.miners[name].kind != "bm25":
-            chunks = _chunks(recipe, folder, name)
+        if run.recipe.mine.miners[name].encodes:
+            chunks = _chunks(run, name)
             tasks += [ChunkTask(name, number, len(chunks.rows(number))) for number in chunks.missing()]
     return tasks
 
 
 def _make_bm25_index(passages: TextStore, folder: RunFolder) -> None:
-    """Save the index that workers map into memory, unless it is there."""
+    """Save the index that workers map into memory, unless it exists."""
     home = folder.index("bm25")
     with locked(home):
         if open_index(passages, home) is None:

@@ -1,7 +1,8 @@
-"""One task of the scoring job, and the worker that runs tasks: the same on Ray's actors and in a plain process."""
+"""A task of the scoring job, and the worker that runs tasks, in a Ray actor or in a plain process."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -9,29 +10,30 @@ from typing import Any
 
 import numpy as np
 
-from distill.config import Recipe
-from distill.data.candidates import Candidates, read_candidates
-from distill.data.layout import RunFolder
-from distill.data.scores import write_scores
-from distill.data.texts import TextStore
-from distill.errors import TeacherError
+from distill.errors import RecipeError, TeacherError
+from distill.recipe.imports import import_own_code
+from distill.run.layout import RunFolder
+from distill.run.run import Run
+from distill.store.candidates import Candidates, read_candidates
+from distill.store.scores import write_scores
+from distill.store.texts import TextStore
 from ray_jobs.devices import ending_with_the_device, given_device
-from teachers.base import Pairs, Teacher, open_teacher
-from teachers.vectors import VectorTeacher
+from teachers.base import Pairs, Teacher, open_teacher, overflow_hint
+from teachers.spec import TeacherSpec
+from teachers.vectors import Chunk, VectorTeacher
 
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """One score shard (`store` None), or one chunk of a vector teacher's texts."""
+    """One score shard to write, or, if `chunk` is given, one chunk of a vector teacher's texts to encode."""
 
     teacher: str
     split: str
     shard: str  # file name of the candidate shard and of the score shard
     fingerprint: str
-    number: int  # in the whole plan, the same at every launch: the tasks of a job array share out by it
+    number: int  # in the whole plan, the same at every launch: it decides which task of a job array takes it
     pairs: int = 0
-    store: str | None = None
-    chunk: int = 0
+    chunk: Chunk | None = None
 
     @property
     def name(self) -> str:
@@ -42,14 +44,16 @@ class ScoreTask:
         return self.teacher
 
 
-Result = dict[str, Any]  # pairs, tokens, padded_tokens, seconds; shard: what was committed, None if it was there
+Result = dict[str, Any]  # pairs, tokens, padded_tokens, seconds; shard: the committed one, None if it existed already
 
 
 class ScoreWorker:
-    """Runs tasks with one loaded teacher at a time; the same under Ray and without it."""
+    """Runs tasks, with one teacher loaded at a time."""
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, threads: int, identities: dict[str, str]):
-        self._recipe, self._folder, self._threads, self._identities = recipe, folder, threads, identities
+    def __init__(self, run: Run, threads: int, identities: dict[str, str]):
+        with contextlib.suppress(RecipeError):  # another machine may lack what only training needs
+            import_own_code(run.recipe)
+        self._run, self._threads, self._identities = run, threads, identities
         self._name: str | None = None
         self._teacher: Teacher | None = None
 
@@ -57,31 +61,30 @@ class ScoreWorker:
         return os.getpid()
 
     def run(self, task: ScoreTask) -> Result:
-        with ending_with_the_device(task.name, self._folder):
+        with ending_with_the_device(task.name, self._run.folder):
             teacher = self._open(task.teacher)
-            if task.store is None:
-                return score_shard(task, teacher, self._folder)
+            if task.chunk is None:
+                return score_shard(task, teacher, self._run.folder)
             start = time.monotonic()
             assert isinstance(teacher, VectorTeacher)
-            teacher.encode_chunk(task.split, task.store, task.chunk)
+            teacher.encode_chunk(task.chunk)
             return {"pairs": 0, "tokens": 0, "padded_tokens": 0, "seconds": time.monotonic() - start, "shard": None}
 
     def _open(self, name: str) -> Teacher:
         if name != self._name:
-            self._name = self._teacher = None  # frees the last one's memory first
-            from teachers.execution import frozen_execution  # torch: workers need it, a look at the fields doesn't
+            self._name = self._teacher = None  # frees the previous teacher's memory first
+            from teachers.execution import frozen_execution  # imports torch, which the driver does without
 
-            cfg = self._recipe.teachers[name]
-            record = self._folder.scores(name, "execution.json")
-            execution = frozen_execution(record, cfg, given_device(), self._threads, self._identities[name])
-            self._teacher = open_teacher(name, cfg, self._folder, execution)
+            spec = TeacherSpec.of(self._run, name)
+            execution = frozen_execution(spec, self._identities[name], given_device(), self._threads)
+            self._teacher = open_teacher(spec, execution)
             self._name = name
         assert self._teacher is not None
         return self._teacher
 
 
 def score_shard(task: ScoreTask, teacher: Teacher, folder: RunFolder) -> Result:
-    """Score one candidate shard and commit it, unless it is there. Raises `TeacherError` for NaN or infinite scores."""
+    """Score and commit a candidate shard, unless committed already. Raises `TeacherError` for non-finite scores."""
     start = time.monotonic()
     path = folder.scores(task.teacher, task.split) / task.shard
     if path.exists():
@@ -112,11 +115,11 @@ def _check_finite(
 ) -> None:
     bad = np.flatnonzero(~np.isfinite(scores))
     if len(bad):
-        rows = [candidates.pair_queries[bad[0]]], [candidates.passages[bad[0]]]
-        query = TextStore.open(folder.queries(task.split)).ids(np.array(rows[0]))[0]
-        passage = TextStore.open(folder.passages).ids(np.array(rows[1]))[0]
-        half = "; float16 may have overflowed: set the teacher's dtype to float32" if precision == "float16" else ""
+        query_row, passage_row = candidates.pair_queries[bad[:1]], candidates.passages[bad[:1]]  # of the first one
+        query = TextStore.open(folder.queries(task.split)).ids(query_row)[0]
+        passage = TextStore.open(folder.passages).ids(passage_row)[0]
         raise TeacherError(
-            f"teacher {task.teacher!r} returned {scores[bad[0]]} for query {query!r} (row {rows[0][0]}) "
-            f"and passage {passage!r} (row {rows[1][0]}); {len(bad)} such scores in this shard{half}"
+            f"teacher {task.teacher!r} returned {scores[bad[0]]} for query {query!r} (row {query_row[0]}) "
+            f"and passage {passage!r} (row {passage_row[0]}); {len(bad)} such scores in this shard"
+            + overflow_hint(precision)
         )

@@ -1,9 +1,9 @@
-"""The one sharded map: a worker class over a list of tasks, on Ray actors that may die, leave and join.
+"""The sharded map: a worker class over a list of tasks, on Ray actors that may die, leave and join.
 
-The driver hands out names, never data: actors commit what they make themselves and return counters, so its memory
-does not grow with the job. A death puts the actor's tasks back (with a cap on tries); an exception of the program
-stops the job with the task's name and the traceback. At most two tasks are in flight per actor, the second one so
-that the actor never waits for the driver.
+The driver sends names, never data: actors commit their output themselves and return counters, so the driver's memory
+does not grow with the job. When an actor dies, its tasks are rescheduled (up to a cap on tries); an exception in a
+worker's code stops the job with the task's name and the traceback. At most two tasks are in flight per actor, the
+second one so that the actor never waits for the driver.
 """
 
 from __future__ import annotations
@@ -13,48 +13,61 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from distill.config import Cluster
 from distill.errors import DistillError, RecipeError
+from distill.run.signals import postponed
 
 log = logging.getLogger(__name__)
 
 _WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
-_RESIZE_SECONDS = 5.0  # between looks at the cluster's size
-_PATIENCE_SECONDS = 60.0  # without any actor, before the log says what is being waited for
-JOIN_SECONDS = 180.0  # for the machines of a cluster to be there
+_RESIZE_SECONDS = 5.0  # between checks of the cluster's size
+_PATIENCE_SECONDS = 60.0  # without any actor, until a warning
+_LONGEST_FOLDER = 40  # characters: of a socket's 107, Ray's names below it take up to 67
+JOIN_SECONDS = 180.0  # for the machines of a cluster to join
 
 
 class Task(Protocol):
-    name: str  # for people
-    group: str  # tasks of a group share what an actor loads: an actor stays with its group while it can
+    @property
+    def name(self) -> str:
+        """Unique; for logs and messages."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """Tasks of a group share what an actor loads; an actor stays with its group as long as it has tasks."""
+        ...
+
+
+T = TypeVar("T", bound=Task)
 
 
 class JobFailed(RuntimeError):
-    """The program raised an exception in a worker, or a task's workers died too often."""
+    """A worker's code raised an exception, or a task's workers died too often."""
 
 
 @dataclass
-class _Actor:
+class _Actor(Generic[T]):
     handle: Any
-    ready: Any  # ref of its first answer; None once it has come
+    ready: Any  # ref of its first answer, None once that has arrived
     group: str | None = None
-    tasks: deque[tuple[Any, Task]] = field(default_factory=deque)  # in flight, in order; the first one is running
+    tasks: deque[tuple[Any, T]] = field(default_factory=deque)  # (ref, task) in flight, in order; the first is running
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What one actor takes, and how many there may be (None: as many as the cluster holds)."""
+    """Resources per actor, and the number of actors (None: as many as the cluster has room for)."""
 
     cpus: float = 1.0
     gpus: float = 0.0
@@ -64,118 +77,128 @@ class Resources:
 def shard_map(
     worker: type,
     arguments: tuple[Any, ...],
-    tasks: Sequence[Task],
+    tasks: Sequence[T],
     *,
     resources: Resources,
     max_tries: int,
-    done: Callable[[Task, Any], None],
-    handed: Callable[[Task], None] = lambda task: None,
-    died: Callable[[list[Task]], None] = lambda tasks: None,
-    why: Callable[[Task, float], str | None] = lambda task, since: None,
+    done: Callable[[T, Any], None],
+    on_dispatch: Callable[[T], None] = lambda task: None,
+    on_worker_death: Callable[[list[T]], None] = lambda tasks: None,
+    diagnose: Callable[[T, float], str | None] = lambda task, since: None,
 ) -> None:
-    """Run `worker(*arguments).run(task)` for every task; `done(task, result)` is called in the driver as they finish.
+    """Run `worker(*arguments).run(task)` for every task; `done(task, result)` is called in the driver as each finishes.
 
     A task whose worker dies is tried again, at most `max_tries` times in all; only the task that was running counts a
-    try. `handed` hears of each task given to an actor, `died` of each death and the tasks it leaves, the running one
-    first; `why(task, since)` may know more than Ray does of the death of a worker that was given the task after `since`
-    (seconds, as `time.time`). Raises `DistillError` as the worker raised it, with the
-    task's name before it, and `JobFailed` for anything else. Ray must be running.
+    try. `on_dispatch(task)` and `on_worker_death(tasks)` are callbacks (running task first). `diagnose(task, since)`
+    may explain a death better than Ray can; `since`: when the task was dispatched, as `time.time`. Raises a worker's
+    `DistillError` with the task's name in front of the message, and `JobFailed` for any other exception. Ray must be
+    running.
     """
-    state = _Map(ray.remote(worker), arguments, tasks, resources, max_tries, handed, died, why)
+    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
+    actor_class: Any = ray.remote(worker).options(**options)
+    callbacks = _Callbacks(on_dispatch, on_worker_death, diagnose)
+    state = _Map(lambda: actor_class.remote(*arguments), tasks, resources, max_tries, callbacks)
     try:
         while state.left:
-            state.resize()
-            state.hand_out()
+            with postponed():  # a signal's exception cannot pass through Ray
+                state.resize()
+                state.dispatch()
             for task, result in state.wait():
                 done(task, result)
     finally:
-        for actor in state.actors:
-            ray.kill(actor.handle)
+        with postponed():
+            for actor in state.actors:
+                ray.kill(actor.handle)
 
 
-class _Map:
-    """The driver's bookkeeping: who runs what, and what is still to be handed out."""
+@dataclass(frozen=True)
+class _Callbacks(Generic[T]):
+    on_dispatch: Callable[[T], None]
+    on_worker_death: Callable[[list[T]], None]
+    diagnose: Callable[[T, float], str | None]
+
+
+class _Map(Generic[T]):
+    """The driver's bookkeeping: the queues, the actors and their tasks in flight. `create` makes an actor."""
 
     def __init__(
         self,
-        worker: Any,
-        arguments: tuple[Any, ...],
-        tasks: Sequence[Task],
+        create: Callable[[], Any],
+        tasks: Sequence[T],
         resources: Resources,
         max_tries: int,
-        handed: Callable[[Task], None],
-        died: Callable[[list[Task]], None],
-        why: Callable[[Task, float], str | None],
+        callbacks: _Callbacks[T],
     ):
-        options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
-        self._create = lambda: worker.options(**options).remote(*arguments)
-        self._queues: dict[str, deque[Task]] = {}
+        self._create = create
+        self._queues: dict[str, deque[T]] = {}  # by group
         for task in tasks:
             self._queues.setdefault(task.group, deque()).append(task)
         self.left = len(tasks)
-        self.actors: list[_Actor] = []
-        self._resources, self._max_tries, self._handed, self._died = resources, max_tries, handed, died
-        self._why = why
-        self._given: dict[str, float] = {}  # when each task was last handed out
+        self.actors: list[_Actor[T]] = []
+        self._resources, self._max_tries, self._callbacks = resources, max_tries, callbacks
+        self._dispatched: dict[str, float] = {}  # time of each task's last dispatch
         self._tries: Counter[str] = Counter()
-        self._deaths_in_a_row = 0  # without any task finished in between
-        self._next_look = self._silent_since = time.monotonic()
-        self._target = self._largest = 0  # actors wanted now, and at most since a task was last finished
+        self._deaths_in_a_row = 0  # since a task last finished
+        self._next_check = self._idle_since = time.monotonic()
+        self._target = self._largest = 0  # number of actors wanted: now, and the most since a task last finished
 
     def resize(self) -> None:
-        """Create actors up to what the cluster holds now: nodes may have joined, actors may have died."""
+        """Create actors up to the cluster's present capacity: nodes may have joined, actors may have died."""
         now = time.monotonic()
-        if now >= self._next_look:
-            self._next_look = now + _RESIZE_SECONDS
+        if now >= self._next_check:
+            self._next_check = now + _RESIZE_SECONDS
             self._target = min(self._wanted(), self.left)
             self._largest = max(self._largest, self._target)
         for _ in range(self._target - len(self.actors)):
             handle = self._create()
             self.actors.append(_Actor(handle, handle.ready.remote()))
         if any(actor.ready is None for actor in self.actors):
-            self._silent_since = now
-        elif now - self._silent_since > _PATIENCE_SECONDS:
-            self._silent_since = now
-            there = {kind: amount for kind, amount in ray.cluster_resources().items() if kind in ("CPU", "GPU")}
+            self._idle_since = now
+        elif now - self._idle_since > _PATIENCE_SECONDS:
+            self._idle_since = now
+            capacity = {kind: amount for kind, amount in ray.cluster_resources().items() if kind in ("CPU", "GPU")}
             log.warning(
-                "waiting for a worker: each takes %g CPUs and %g GPUs; the cluster has %s",
+                "waiting for a worker to start: each needs %g CPUs and %g GPUs; the cluster has %s",
                 self._resources.cpus,
                 self._resources.gpus,
-                there or "nothing yet",
+                capacity or "none yet",
             )
 
-    def hand_out(self) -> None:
+    def dispatch(self) -> None:
+        """Give every actor one task, and then a second one while tasks are plenty."""
         pending = sum(map(len, self._queues.values()))
-        depth = 2 if pending > len(self.actors) else 1  # at the end, nobody keeps a task that another could start
-        for at_once in range(1, depth + 1):
+        depth = 2 if pending > len(self.actors) else 1  # near the end, no actor holds a task that another could start
+        for limit in range(1, depth + 1):
             for actor in self.actors:
-                if actor.ready is None and len(actor.tasks) < at_once and (task := self._next_task(actor)) is not None:
-                    self._handed(task)
-                    self._given[task.name] = time.time()
+                if actor.ready is None and len(actor.tasks) < limit and (task := self._next_task(actor)) is not None:
+                    self._callbacks.on_dispatch(task)
+                    self._dispatched[task.name] = time.time()
                     actor.tasks.append((actor.handle.run.remote(task), task))
 
-    def wait(self) -> Iterator[tuple[Task, Any]]:
-        """Block until something happens, a second at most; yield the finished tasks and their results."""
+    def wait(self) -> Iterator[tuple[T, Any]]:
+        """Block until something happens, for a second at most; yield finished tasks with their results."""
         owner = {ref: actor for actor in self.actors for ref, _ in actor.tasks}
         owner |= {actor.ready: actor for actor in self.actors if actor.ready is not None}
         if not owner:
-            time.sleep(0.2)  # no actor fits the cluster as it is
+            time.sleep(0.2)  # the cluster has no room for an actor
             return
         refs = list(owner)
-        finished, _ = ray.wait(refs, num_returns=1, timeout=1.0)
-        if finished:
-            finished, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
+        with postponed():
+            finished, _ = ray.wait(refs, num_returns=1, timeout=1.0)
+            if finished:
+                finished, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         for ref in finished:
             actor = owner[ref]
             if actor not in self.actors:
-                continue  # its death was dealt with by an earlier ref
-            task = next((task for own, task in actor.tasks if own == ref), None)
+                continue  # its death was handled with an earlier ref
+            task = next((task for task_ref, task in actor.tasks if task_ref == ref), None)
             try:
-                result = ray.get(ref)
+                with postponed():
+                    result = ray.get(ref)
             except RayTaskError as error:
                 raise _explain(task, error) from error
             except RayError as error:
-                self._bury(actor, error)
+                self._handle_death(actor, error)
                 continue
             if task is None:
                 actor.ready = None
@@ -185,21 +208,21 @@ class _Map:
             self.left -= 1
             yield task, result
 
-    def _bury(self, actor: _Actor, error: RayError) -> None:
+    def _handle_death(self, actor: _Actor[T], error: RayError) -> None:
+        """Reschedule the tasks of a dead actor. Raises `JobFailed` after too many deaths."""
         self.actors.remove(actor)
-        ray.kill(actor.handle)  # it may only be out of reach, and would keep its GPU
+        ray.kill(actor.handle)  # it may only be unreachable, and would keep its GPU
         lost = [task for _, task in actor.tasks]
-        self._died(lost)
+        self._callbacks.on_worker_death(lost)
         self._deaths_in_a_row += 1
-        reason = (self._why(lost[0], self._given[lost[0].name]) if lost else None) or error
+        reason = (self._callbacks.diagnose(lost[0], self._dispatched[lost[0].name]) if lost else None) or error
         log.warning(
-            "a worker died%s; its work is handed out again",
-            f" in {lost[0].name}{'' if reason is error else f' {reason}'}" if lost else "",
+            "worker died%s; rescheduling its tasks",
+            f" while running {lost[0].name}{'' if reason is error else f' {reason}'}" if lost else "",
         )
         if self._deaths_in_a_row > 3 * max(1, self._largest):  # a cluster may be losing its nodes one by one
             raise JobFailed(
-                f"{self._deaths_in_a_row} workers died one after the other without finishing anything; "
-                f"the last: {reason}"
+                f"{self._deaths_in_a_row} workers died one after the other without finishing a task; the last: {reason}"
             )
         if lost:
             self._tries[lost[0].name] += 1
@@ -208,17 +231,18 @@ class _Map:
         for task in reversed(lost):
             self._queues[task.group].appendleft(task)
 
-    def _next_task(self, actor: _Actor) -> Task | None:
-        """The next task of the actor's own group, else of the group that fewest actors work on."""
+    def _next_task(self, actor: _Actor[T]) -> T | None:
+        """The next task of the actor's group, or of the group with the fewest actors once that is finished."""
         if actor.group is None or not self._queues[actor.group]:
-            crowd = Counter(other.group for other in self.actors if other is not actor)
+            actors = Counter(other.group for other in self.actors if other is not actor)
             waiting = [group for group, queue in self._queues.items() if queue]
             if not waiting:
                 return None
-            actor.group = min(waiting, key=lambda group: crowd[group])
+            actor.group = min(waiting, key=lambda group: actors[group])
         return self._queues[actor.group].popleft()
 
     def _wanted(self) -> int:
+        """Number of actors: the one asked for, else as many as fit into the cluster."""
         if self._resources.actors is not None:
             return self._resources.actors
         cluster = ray.cluster_resources()
@@ -231,31 +255,36 @@ class _Map:
 
 
 def _explain(task: Task | None, error: RayTaskError) -> Exception:
-    """A worker's exception as the driver raises it: errors for people stay what they are, bugs keep their traceback."""
+    """A worker's exception as the driver raises it: a `DistillError` as it is, a bug with its traceback."""
     if isinstance(error.cause, DistillError):
         return error.cause if task is None else named(task, error.cause)
     return JobFailed(f"{task.name}: {error}" if task is not None else str(error))
 
 
 def named(task: Task, error: DistillError) -> DistillError:
-    """The error, with the task it came from before its message."""
+    """Put the task's name in front of the error's message."""
     error.args = (f"{task.name}: {error}",)
     return error
 
 
 @contextlib.contextmanager
 def ray_cluster(cluster: Cluster) -> Iterator[None]:
-    """Ray for the length of a job: the one that runs already, the one at `cluster.address`, or a local one of our own.
+    """Ray for the duration of a job: the running one, the one at `cluster.address`, or a local one of our own.
 
-    Workers of a remote cluster get this program's packages with the job; local ones import what the driver can, and
-    those of the address `auto` what is installed. Raises `RecipeError` if fewer than `cluster.nodes` machines join.
+    Workers of a remote cluster get this program's packages with the job; local ones import what the driver can import,
+    and those of address `auto` what is installed. Raises `RecipeError` if fewer than `cluster.nodes` machines join.
     """
     if ray.is_initialized():
         yield
         return
     options: dict[str, Any]
     if cluster.address is None:
-        options = {"num_cpus": cluster.cpus, "object_store_memory": int(cluster.object_store_gib * 2**30)}
+        options = {
+            "address": "local",  # whatever RAY_ADDRESS says
+            "num_cpus": cluster.cpus,
+            "object_store_memory": int(cluster.object_store_gib * 2**30),
+            "_temp_dir": _temporary_folder(),
+        }
     elif cluster.address == "auto":
         options = {"address": "auto"}
     else:
@@ -263,39 +292,71 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         modules = [str(home / name) for name in ("distill", "teachers", "ray_jobs")]
         options = {"address": cluster.address, "runtime_env": {"py_modules": modules, "env_vars": _WORKER_ENVIRONMENT}}
     try:
-        # a local Ray inherits the environment: cheaper than a runtime_env, which starts its workers anew
-        with _environment(worker_environment()), _own_sigterm():
+        # a local Ray inherits the environment; a runtime_env would restart its workers
+        with _environment(worker_environment()), postponed(), _own_sigterm():
             ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"cluster: cannot start or reach Ray (address {cluster.address!r}): {error}") from error
+    except DistillError:
+        raise
+    except Exception as error:  # Ray raises all kinds, plain `Exception` among them
+        where = f"reach Ray at {cluster.address}" if cluster.address else f"start Ray in {options['_temp_dir']}"
+        raise RecipeError(f"cluster: cannot {where}: {str(error).strip() or type(error).__name__}") from error
     try:
         if cluster.nodes is not None:
             _await_nodes(cluster.nodes)
         yield
     finally:
-        with _own_sigterm():
+        with postponed(), _own_sigterm():
             ray.shutdown()
 
 
+def _temporary_folder() -> str:
+    """Where a Ray of our own keeps its sockets and logs: RAY_TMPDIR, the folder for temporary files, or /tmp.
+
+    A path to a socket may have 107 characters; batch systems set longer folders. Raises `RecipeError` for one that
+    cannot be written.
+    """
+    named = os.environ.get("RAY_TMPDIR")
+    folder = Path(named or tempfile.gettempdir())
+    if len(str(folder / "ray")) > _LONGEST_FOLDER:
+        log.info("%s is too long for the sockets of Ray, which uses /tmp/ray", folder)
+        folder = Path("/tmp")
+    home = folder / f"ray-{os.getuid()}" if folder == Path("/tmp") and not _is_ours(folder / "ray") else folder / "ray"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=home).close()
+    except OSError as error:
+        variable = "RAY_TMPDIR" if named and folder == Path(named) else "TMPDIR"
+        raise RecipeError(
+            f"cluster: Ray cannot write to {home} ({error.strerror}); set {variable} to a folder with space and a "
+            f"short path (up to {_LONGEST_FOLDER} characters)"
+        ) from None
+    return str(home)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder in /tmp, which all users share, is missing or may be written."""
+    return not folder.exists() or os.access(folder, os.W_OK)
+
+
 def worker_environment() -> dict[str, str]:
-    """Variables that Ray must be started with for its workers to import what this process can."""
+    """Environment variables for Ray, so that its workers can import what this process can."""
     return {**_WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def _await_nodes(wanted: int) -> None:
     deadline = time.monotonic() + JOIN_SECONDS
-    while (there := sum(node["Alive"] for node in ray.nodes())) < wanted:
+    while (joined := sum(node["Alive"] for node in ray.nodes())) < wanted:
         if time.monotonic() > deadline:
             raise RecipeError(
-                f"cluster: {there} of {wanted} machines (cluster.nodes) joined in {JOIN_SECONDS:g} s; "
-                "look at what Ray says on the others, or ask for fewer"
+                f"cluster: {joined} of {wanted} machines (cluster.nodes) joined in {JOIN_SECONDS:g} s; "
+                "check Ray's log on the others, or lower cluster.nodes"
             )
         time.sleep(0.5)
 
 
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Ray puts its own handler in place, which ends the process with status 15; whoever requeues jobs knows ours."""
+    """Keep our SIGTERM handler: Ray's ends the process with status 15, and job scripts requeue on ours."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,8 @@
-"""What a teacher is, and how one is opened from the recipe.
+"""Types that all teachers share, and how a teacher is opened from the recipe.
 
-A kind is a module with two functions: `prepare` (done once by the driver: token stores, plans) and `open_teacher`
-(done by each worker: loads the model). Modules are imported on demand, so that a worker pays only for the kinds it
-scores with. What a teacher's scores depend on stands in `teachers.identity`.
+Each kind of teacher is a module with two functions: `prepare`, called once by the driver (token stores, plans), and
+`open_teacher`, called by each worker (loads the model). The modules are imported on demand, so a worker pays only for
+the kinds it scores with. The fingerprint inputs are in `teachers.identity`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from distill import config
-from distill.data.layout import RunFolder
-
-if TYPE_CHECKING:
-    from teachers.execution import Execution
+from teachers.execution import Execution, resolve_execution
+from teachers.spec import TeacherSpec
 
 _KINDS = {
     "cross-encoder": "teachers.cross_encoder",
@@ -42,13 +39,13 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.query_rows)
 
-    def take(self, where: np.ndarray) -> Pairs:
-        return Pairs(self.query_rows[where], self.passage_rows[where], self.split)
+    def take(self, indices: np.ndarray) -> Pairs:
+        return Pairs(self.query_rows[indices], self.passage_rows[indices], self.split)
 
 
 @dataclass
 class Work:
-    """What a teacher has read so far; 0 where it doesn't count tokens."""
+    """Number of tokens a teacher has read so far; 0 for teachers that do not count them."""
 
     tokens: int = 0
     padded_tokens: int = 0
@@ -58,11 +55,11 @@ class Teacher(Protocol):
     """Scores pairs. The same pairs in the same order give the same bytes under one execution record."""
 
     name: str
-    max_length: int  # tokens of a pair, or of a text where texts are encoded apart
+    max_length: int  # tokens per pair, or per text for teachers that encode texts separately
 
     @property
     def execution(self) -> Execution:
-        """As used: differs from the one given after an out-of-memory retry."""
+        """The settings in use; they differ from those at opening after an out-of-memory retry."""
         ...
 
     @property
@@ -73,22 +70,23 @@ class Teacher(Protocol):
         ...
 
 
-def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
-    """Make what all workers share (token stores). Idempotent."""
-    _module(cfg).prepare(name, cfg, folder, splits)
+def overflow_hint(precision: str) -> str:
+    """The end of an error message about scores or vectors that are not finite."""
+    return "; float16 may have overflowed: set the teacher's dtype to float32" if precision == "float16" else ""
 
 
-def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution | None = None) -> Teacher:
+def prepare(spec: TeacherSpec, splits: Sequence[str]) -> None:
+    """Build what all workers share (token stores, plans, indexes). Idempotent."""
+    _module(spec).prepare(spec, splits)
+
+
+def open_teacher(spec: TeacherSpec, execution: Execution | None = None) -> Teacher:
     """Load a teacher; `prepare` must have run. Raises `TeacherError`.
 
-    `execution` is the record frozen for this run; None resolves one for this machine.
+    `execution` is the run's frozen record; None resolves one for this machine.
     """
-    if execution is None:
-        from teachers.execution import resolve_execution
-
-        execution = resolve_execution(cfg)
-    return _module(cfg).open_teacher(name, cfg, folder, execution)
+    return _module(spec).open_teacher(spec, execution or resolve_execution(spec.config))
 
 
-def _module(cfg: config.Teacher) -> ModuleType:
-    return importlib.import_module(_KINDS[cfg.kind])
+def _module(spec: TeacherSpec) -> ModuleType:
+    return importlib.import_module(_KINDS[spec.config.kind])

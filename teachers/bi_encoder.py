@@ -1,4 +1,4 @@
-"""Bi-encoders as teachers: a `SentenceTransformer`, its own prompts and its own similarity function."""
+"""Bi-encoders as teachers: a `SentenceTransformer` with its own prompts and similarity function."""
 
 from __future__ import annotations
 
@@ -8,38 +8,36 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distill import config
-from distill.config import resolve_model
-from distill.data.layout import RunFolder
 from teachers.execution import Execution
-from teachers.identity import identity
 from teachers.models import loading
+from teachers.spec import TeacherSpec
 from teachers.vectors import VectorTeacher, plan_vectors
 
-TYPICAL_TOKENS = 128  # of a text: turns a token budget into the batch size that sentence-transformers takes
+TYPICAL_TOKENS = 128  # per text: converts a token budget into the batch size that sentence-transformers takes
 
 
-def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
-    plan_vectors(name, folder, splits, identity(name, cfg, folder))
+def prepare(spec: TeacherSpec, splits: Sequence[str]) -> None:
+    plan_vectors(spec, splits)
 
 
-def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> VectorTeacher:
-    return VectorTeacher(name, DenseEncoder(name, cfg, execution), folder, execution)
+def open_teacher(spec: TeacherSpec, execution: Execution) -> VectorTeacher:
+    return VectorTeacher(spec, DenseEncoder(spec, execution), execution)
 
 
 class DenseEncoder:
     """`Encoder` over a SentenceTransformer; vectors are float32, as the model gives them."""
 
-    def __init__(self, name: str, cfg: config.Teacher, execution: Execution):
+    def __init__(self, spec: TeacherSpec, execution: Execution):
         from sentence_transformers import SentenceTransformer
 
         execution.apply_threads()
+        model, max_length = spec.model, spec.config.max_length
         self._model = loading(
-            name,
-            cfg.model,
-            lambda: SentenceTransformer(resolve_model(cfg.model), revision=cfg.revision, device=execution.device),
+            spec.name,
+            model.name,
+            lambda: SentenceTransformer(model.location, revision=model.revision, device=execution.device),
         )
-        self.max_length = self._model.max_seq_length = min(cfg.max_length, self._model.max_seq_length or cfg.max_length)
+        self.max_length = self._model.max_seq_length = min(max_length, self._model.max_seq_length or max_length)
 
     def vectors(self, store: str, texts: list[str], execution: Execution) -> pa.RecordBatch:
         encode = self._model.encode_query if store == "queries" else self._model.encode_document

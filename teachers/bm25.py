@@ -1,4 +1,4 @@
-"""BM25 as a teacher: candidates scored from the statistics of the collection, variants of passages included.
+"""BM25 as a teacher: scores the candidates with the statistics of the collection, variants of passages included.
 
 The collection is indexed once, beside the scores; workers map the index into memory.
 """
@@ -10,37 +10,36 @@ from pathlib import Path
 
 import numpy as np
 
-from distill import config
-from distill.data.files import locked
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
 from distill.errors import TeacherError
-from distill.mining.bm25 import build_index, open_index, save_index
+from distill.retrieval.bm25 import build_index, open_index, save_index
+from distill.run.files import locked
+from distill.store.texts import TextStore
 from teachers.base import Pairs, Work
 from teachers.execution import Execution
-from teachers.identity import BM25
+from teachers.identity import K1, B
+from teachers.spec import TeacherSpec
 
 
-def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
-    home, passages = _home(name, folder), TextStore.open(folder.passages)
+def prepare(spec: TeacherSpec, splits: Sequence[str]) -> None:
+    home, passages = _index_folder(spec), TextStore.open(spec.folder.passages)
     with locked(home):  # the tasks of a job array start together
-        if open_index(passages, home, **BM25, verify=True) is None:
-            save_index(build_index(passages, **BM25), home)
+        if open_index(passages, home, K1, B, verify=True) is None:
+            save_index(build_index(passages, K1, B), home)
 
 
-def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> Bm25Teacher:
-    return Bm25Teacher(name, folder, execution)
+def open_teacher(spec: TeacherSpec, execution: Execution) -> Bm25Teacher:
+    return Bm25Teacher(spec, execution)
 
 
 class Bm25Teacher:
-    def __init__(self, name: str, folder: RunFolder, execution: Execution):
-        self.name, self.execution, self._folder, self.work = name, execution, folder, Work()
+    def __init__(self, spec: TeacherSpec, execution: Execution):
+        self.name, self.execution, self._folder, self.work = spec.name, execution, spec.folder, Work()
         self.max_length = 1 << 30  # reads whole texts
-        index = open_index(TextStore.open(folder.passages), _home(name, folder), **BM25)
+        index = open_index(TextStore.open(spec.folder.passages), _index_folder(spec), K1, B)
         if index is None:
             raise TeacherError(
-                f"teacher {name!r}: no BM25 index of these passages in {_home(name, folder)}; start "
-                "`distill score` again, which makes one"
+                f"teacher {spec.name!r}: no BM25 index of these passages in {_index_folder(spec)}; run `distill score` "
+                "again, which builds it"
             )
         self._index = index
 
@@ -57,5 +56,5 @@ class Bm25Teacher:
         return scores
 
 
-def _home(name: str, folder: RunFolder) -> Path:
-    return folder.scores(name, "index")
+def _index_folder(spec: TeacherSpec) -> Path:
+    return spec.folder.scores(spec.name, "index")

@@ -1,8 +1,8 @@
 """Cross-encoders: any `AutoModelForSequenceClassification` with one label (its logit) or two.
 
 With two labels the score is `logit[1] - logit[0]`, the log-odds of "relevant", which is what a single logit is.
-Texts come tokenised from the stores; batches are length-sorted with a token budget, and unpadded where GPU and model
-allow it; products run in the precision of the execution record, the classification head always in float32, because
+Texts come tokenised from the stores. Batches are sorted by length under a token budget, and unpadded if GPU and model
+allow it. Products run in the precision of the execution record, the classification head always in float32, because
 bfloat16 logits would tie.
 """
 
@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill import config
-from distill.config import resolve_model
-from distill.data.layout import RunFolder
-from distill.data.tokens import TokenStore, token_key
 from distill.errors import TeacherError
+from distill.run.model_ref import ModelRef
+from distill.store.tokens import TokenStore, token_key
 from teachers.base import Pairs, Teacher, Work
 from teachers.execution import Execution
 from teachers.first_token import first_token_only
@@ -27,54 +25,50 @@ from teachers.identity import check_labels, fold_folders
 from teachers.inference import heads_in_float32, run_batches
 from teachers.models import load_tokenizer, loading, pair_stores
 from teachers.pairs import assemble_pairs, pair_layout, pair_lengths
+from teachers.spec import TeacherSpec
 from teachers.unpadded import drop_padding, kernel_serves, pack
 
 
-def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
-    tokenizer = load_tokenizer(name, cfg.model, cfg.revision)
+def prepare(spec: TeacherSpec, splits: Sequence[str]) -> None:
+    tokenizer = load_tokenizer(spec.name, spec.model)
     pair_layout(tokenizer)  # refuses a tokenizer without a fixed template
-    pair_stores(folder, tokenizer, cfg.max_length, splits)
+    pair_stores(spec.folder, tokenizer, spec.config.max_length, splits)
 
 
-def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> Teacher:
-    if cfg.fine_tune is None:
-        return CrossEncoderTeacher(name, cfg.model, cfg.revision, cfg.max_length, folder, execution)
-    models = [
-        CrossEncoderTeacher(name, str(path), None, cfg.max_length, folder, execution)
-        for path in fold_folders(name, cfg, folder)
-    ]
-    return FoldedTeacher(name, models, folder)
+def open_teacher(spec: TeacherSpec, execution: Execution) -> Teacher:
+    if spec.config.fine_tune is None:
+        return CrossEncoderTeacher(spec, spec.model, execution)
+    models = [CrossEncoderTeacher(spec, ModelRef.parse(str(path)), execution) for path in fold_folders(spec)]
+    return FoldedTeacher(spec.name, models, spec.folder)
 
 
 class CrossEncoderTeacher:
-    """Scores pairs with one sequence-classification model."""
+    """Scores pairs with one sequence-classification model: the recipe's, or one of its fine-tuned folds."""
 
-    def __init__(
-        self, name: str, model: str, revision: str | None, max_length: int, folder: RunFolder, execution: Execution
-    ):
+    def __init__(self, spec: TeacherSpec, model: ModelRef, execution: Execution):
         from transformers import AutoModelForSequenceClassification
 
-        self.name, self.execution, self._folder, self.work = name, execution, folder, Work()
+        self.name, self.execution, self._folder, self.work = spec.name, execution, spec.folder, Work()
         execution.apply_threads()
-        tokenizer = load_tokenizer(name, model, revision)
-        self.max_length = min(max_length, tokenizer.model_max_length)
+        tokenizer = load_tokenizer(spec.name, model)
+        self.max_length = min(spec.config.max_length, tokenizer.model_max_length)
         self._layout, self._key = pair_layout(tokenizer), token_key(tokenizer)
         self._model, report = loading(
-            name,
-            model,
+            spec.name,
+            model.name,
             lambda: AutoModelForSequenceClassification.from_pretrained(
-                resolve_model(model), revision=revision, dtype=torch.float32, output_loading_info=True
+                model.location, revision=model.revision, dtype=torch.float32, output_loading_info=True
             ),
         )
         if report["missing_keys"]:
             raise TeacherError(
-                f"teacher {name!r}: {model!r} has no trained classification head (missing: "
+                f"teacher {spec.name!r}: {model.name!r} has no trained classification head (missing: "
                 f"{', '.join(sorted(report['missing_keys'])[:3])}); give it a fine_tune section, or "
                 "name a cross-encoder"
             )
-        check_labels(name, model, self._model.config.num_labels)
+        check_labels(spec.name, model.name, self._model.config.num_labels)
         self._model.eval().requires_grad_(False)
-        self._first_position: int | None = None  # None: batches are padded
+        self._first_position: int | None = None  # position id of a packed batch's first token; None: batches are padded
         if first_token_only(self._model) and kernel_serves(self._model, execution):
             self._first_position = drop_padding(self._model)
         self._model.to(execution.device)

@@ -1,10 +1,10 @@
-"""Own teachers by import path: any class whose `score(queries, passages)` takes texts and returns one score a pair.
+"""User-defined teachers by import path: any class that scores texts, one score per pair.
 
 class MyRanker:
     def __init__(self, **options): ...                               # `options` of the recipe
     def score(self, queries: list[str], passages: list[str]): ...    # raw scores, one per pair
     @classmethod
-    def identity(cls, **options) -> dict: ...                        # optional: what else the scores depend on
+    def identity(cls, **options) -> dict: ...                        # optional: further fingerprint inputs
 """
 
 from __future__ import annotations
@@ -13,32 +13,31 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distill import config
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
 from distill.errors import TeacherError
+from distill.store.texts import TextStore
 from teachers.base import Pairs, Work
 from teachers.execution import Execution
 from teachers.identity import import_class
+from teachers.spec import TeacherSpec
 
 _PAIRS = 4096  # pairs whose texts are in memory at once
 
 
-def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
+def prepare(spec: TeacherSpec, splits: Sequence[str]) -> None:
     pass
 
 
-def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> CustomTeacher:
-    return CustomTeacher(name, cfg, folder, execution)
+def open_teacher(spec: TeacherSpec, execution: Execution) -> CustomTeacher:
+    return CustomTeacher(spec, execution)
 
 
 class CustomTeacher:
-    def __init__(self, name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution):
-        self.name, self.execution, self._folder, self.work = name, execution, folder, Work()
+    def __init__(self, spec: TeacherSpec, execution: Execution):
+        self.name, self.execution, self._folder, self.work = spec.name, execution, spec.folder, Work()
         self.max_length = 1 << 30  # gets whole texts
         execution.apply_threads()
-        self._scorer = import_class(name, cfg.cls)(**cfg.options)
-        self._passages = TextStore.open(folder.passages)
+        self._scorer = import_class(spec)(**spec.config.options)
+        self._passages = TextStore.open(spec.folder.passages)
 
     def score(self, pairs: Pairs) -> np.ndarray:
         """float32 [n]. Raises `TeacherError` if the class returns anything but one score per pair."""

@@ -1,37 +1,48 @@
-"""The execution record: what makes a shard's bytes repeat, and nothing of what they mean.
+"""The execution record: settings that decide whether bytes repeat (device, precision, batch size), not what they mean.
 
-Resolved once, at a job's first launch, and frozen beside the scores for as long as the teacher stays what it is; the
-recipe's own `dtype` and `batch_tokens` go before it. `auto` precision is bfloat16 on a GPU that
-multiplies it natively; on an older one with tensor cores float16, but float32 for language models, whose activations
-pass float16's range; on a CPU bfloat16 where it is native and a short measurement shows that it is faster.
+It is resolved at a job's first launch and frozen beside the scores until the teacher itself changes; `dtype` and
+`batch_tokens` in the recipe take precedence over it. Precision `auto` is bfloat16 on a GPU that multiplies it
+natively. On an older GPU with tensor cores it is float16, except for language models, whose activations exceed
+float16's range: those get float32. On a CPU it is bfloat16 if that is native and a short measurement shows it faster.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from distill import config
-from distill.data.files import locked, read_json, write_json
-from distill.errors import TeacherError
+from distill.errors import StorageError, TeacherError
+from distill.planning.devices import fastest_precision
+from distill.run.files import locked, read_object, write_json
+from distill.run.seals import is_damaged, sealed
+from teachers.spec import TeacherSpec
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_CPU_BATCH_TOKENS = 4096  # activations of a batch stay near the caches; more gains nothing
+if TYPE_CHECKING:
+    from distill.retrieval.encode import Precision
+
+log = logging.getLogger(__name__)
+
+_CPU_BATCH_TOKENS = 4096  # keeps a batch's activations near the caches; larger batches gain nothing
 _GPU_BATCH_TOKENS = 65536
 
 
 @dataclass(frozen=True)
 class Execution:
     device: str  # "cpu" or "cuda"
-    precision: str  # float32, bfloat16 or float16: of the matrix products; logits are always float32
-    threads: int  # of the CPU's products, per worker
-    batch_tokens: int
+    precision: Precision  # of the matrix products; logits are always float32
+    threads: int  # CPU threads per worker
+    batch_tokens: int  # padded tokens per batch, at most
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return getattr(torch, self.precision)
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
@@ -45,15 +56,14 @@ class Execution:
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "float32":
             return contextlib.nullcontext()
-        return torch.autocast(self.device, dtype=_DTYPES[self.precision])
+        return torch.autocast(self.device, dtype=self.dtype)
 
 
 def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: int | None = None) -> Execution:
-    """The record for this machine: `device` None takes CUDA where there is one, `threads` None torch's own number."""
+    """Settings for this machine. `device` None: CUDA if available; `threads` None: torch's number."""
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if cfg.kind in ("bm25", "custom"):  # whose products, if any, are their own affair
-        precision = "float32"
-    else:
+    precision: Precision = "float32"
+    if cfg.kind not in ("bm25", "custom"):  # bm25 has no products, and a user-defined class chooses for itself
         precision = cfg.dtype if cfg.dtype != "auto" else fastest_precision(device)
     if cfg.dtype == "auto" and cfg.kind == "llm" and precision == "float16":
         precision = "float32"
@@ -61,13 +71,32 @@ def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: i
     return Execution(device, precision, threads or torch.get_num_threads(), tokens)
 
 
-def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, threads: int, identity: str) -> Execution:
-    """The record in `path`, with what the recipe now says itself; resolved and written there by the first worker of
-    the first launch, anew for a teacher of another `identity` (a fingerprint).
+def read_record(path: Path, identity: str) -> Execution | None:
+    """Read the frozen record of a teacher; None if there is none of this `identity`, or it is damaged (a warning)."""
+    if not path.exists():
+        return None
+    try:
+        record = read_object(path)
+        if record.pop("teacher", None) != identity:
+            return None
+        frozen = Execution(**record)
+        if not isinstance(frozen.threads, int) or not isinstance(frozen.batch_tokens, int) or is_damaged(path):
+            raise ValueError("not what was written")
+    except (StorageError, TypeError, ValueError) as error:
+        log.warning("%s: a damaged execution record (%s); the settings are resolved again", path, error)
+        return None
+    return frozen
 
-    On another kind of device than the record's, one for this device is returned: shards carry the record they were
-    made under, and equal bytes are no longer promised. Raises `TeacherError` for a GPU that torch cannot use.
+
+def frozen_execution(spec: TeacherSpec, identity: str, device: str | None, threads: int) -> Execution:
+    """The frozen record, with the recipe's own `dtype` and `batch_tokens` applied.
+
+    The first worker of the first launch resolves and writes it; a teacher of another `identity` (a fingerprint) gets a
+    new one. On another kind of device than the record's, settings for this device are returned: shards store the
+    settings they were made with, and equal bytes are no longer promised. Raises `TeacherError` for a GPU that torch
+    cannot use.
     """
+    path, cfg = spec.execution_record, spec.config
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise TeacherError(
@@ -75,12 +104,11 @@ def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, thread
             "torch built for CUDA (and its driver), or set score.gpus to 0"
         )
     with locked(path):
-        record = read_json(path) if path.exists() else {}
-        if record.get("teacher") != identity:
-            record = {"teacher": identity, **resolve_execution(cfg, device, threads).record()}
-            write_json(path, record)
-    del record["teacher"]
-    frozen = Execution(**record)
+        frozen = read_record(path, identity)
+        if frozen is None:
+            frozen = resolve_execution(cfg, device, threads)
+            with sealed(path):
+                write_json(path, {"teacher": identity, **frozen.record()})
     if frozen.device != device:
         return resolve_execution(cfg, device, threads)
     return replace(
@@ -88,24 +116,3 @@ def frozen_execution(path: Path, cfg: config.Teacher, device: str | None, thread
         precision=frozen.precision if cfg.dtype == "auto" else cfg.dtype,
         batch_tokens=cfg.batch_tokens or frozen.batch_tokens,
     )
-
-
-def fastest_precision(device: str) -> str:
-    """What `auto` means on "cpu" or "cuda" here: bfloat16, float16 or float32."""
-    if device != "cpu":
-        if torch.cuda.is_bf16_supported(including_emulation=False):
-            return "bfloat16"
-        return "float16" if torch.cuda.get_device_capability() >= (7, 0) else "float32"
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if native and _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "float32"
-
-
-def _seconds(dtype: torch.dtype) -> float:
-    """Best of a few runs of one feed-forward product of a small ranker."""
-    x, w = torch.ones(1024, 384, dtype=dtype), torch.ones(1536, 384, dtype=dtype)
-    best = float("inf")
-    for _ in range(5):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, w)
-        best = min(best, time.perf_counter() - start)
-    return best

@@ -1,14 +1,13 @@
-"""Fine-tuning a cross-encoder on the labelled training pairs: the "teach" stage, on CrossEncoderTrainer.
+"""Fine-tune a cross-encoder on the labelled training pairs: the "teach" stage, on CrossEncoderTrainer.
 
-One model a fold, trained on the queries outside it, so that the margins a model gives the queries inside mean
-something. Each positive of the judgements stands in a list with negatives, mined and random ones, and the model
-learns to put it first: with few labels this listwise loss learns several times faster than one on single pairs. Batches
-hold lists of like length: with the short and long texts of real collections that saves a third of the work.
+There is one model per fold, trained on the queries outside it, because margins on queries that a model was trained on
+mean little. Each judged positive forms a list with mined and random negatives, and the model learns to rank it first:
+with few labels this listwise loss learns several times faster than a pointwise one. A batch holds lists of similar
+length, which saves a third of the work on real collections with their short and long texts.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shutil
@@ -21,95 +20,70 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distill.config import FineTune, Recipe, Teacher, resolve_model
-from distill.data.candidates import iterate_candidates
-from distill.data.files import read_json, storage_errors, sync, write_json, xxh128_file
-from distill.data.fingerprint import check_same
-from distill.data.layout import RunFolder
-from distill.data.manifest import FORMAT, Manifest, Shard, claim, read_manifest, require_manifest, write_manifest
-from distill.data.texts import TextStore
+from distill.config import FineTune
 from distill.errors import TeacherError
 from distill.progress import progress
+from distill.run.files import read_json, storage_errors, sync, write_json, xxh128_file
+from distill.run.fingerprint import check_same
+from distill.run.layout import RunFolder
+from distill.run.manifest import Shard
+from distill.run.output import Output
+from distill.store.candidates import iterate_candidates
+from distill.store.texts import TextStore
 from teachers.folds import query_folds
-from teachers.identity import model_identity
+from teachers.spec import TeacherSpec
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from sentence_transformers import CrossEncoder
 
-log = logging.getLogger(__name__)
-
-_MARK = "fine_tune.json"  # in each fold's folder: what it was made from
-# ListNet's target is the softmax of the labels: with this one it is the positive alone, and the loss cross-entropy
+_MARK = "fine_tune.json"  # in each fold's folder: its fingerprint inputs
+# ListNet's target is the softmax of the labels: this label puts all its mass on the positive (plain cross-entropy)
 _POSITIVE = 20.0
-_HEAD = r"\b(pooler|classifier|score|pre_classifier)\b"  # parameters that start from nothing
+_HEAD = r"\b(pooler|classifier|score|pre_classifier)\b"  # names of parameters that are freshly initialised
 
 
-def fine_tune_fields(recipe: Recipe, folder: RunFolder, name: str) -> dict[str, Any]:
-    """What the fine-tuned models depend on: the hashed part of their manifest."""
-    cfg = recipe.teachers[name]
-    assert cfg.fine_tune is not None
-    return {
-        "stage": "teach",
-        "format": FORMAT,
-        "seed": recipe.seed,
-        "max_length": cfg.max_length,
-        "candidates": require_manifest(folder.candidates("train"), "mine").fingerprint,
-        "backbone": model_identity(name, cfg.model, cfg.revision),
-        **cfg.fine_tune.model_dump(mode="json"),
-    }
+def fine_tune(spec: TeacherSpec, seed: int, output: Output) -> None:
+    """Train the missing folds of a teacher.
 
-
-def fine_tune(recipe: Recipe, folder: RunFolder, name: str) -> Manifest:
-    """Train the folds of teacher `name` that are not there yet.
-
-    Each fold's folder appears whole, and is a sentence-transformers CrossEncoder. Raises `TeacherError` where the
-    backbone cannot be loaded or there is nothing to train on, `FingerprintError` for models made from other inputs.
+    Each fold's folder, a sentence-transformers CrossEncoder, is committed as a whole. Raises `TeacherError` if the
+    backbone cannot be loaded or there is nothing to train on, and `FingerprintError` for models of other inputs.
     """
-    cfg = recipe.teachers[name]
-    home, fields = folder.teacher(name), fine_tune_fields(recipe, folder, name)
-    done = read_manifest(home)
-    if done is not None:
-        check_same(home, done.fields, fields)
-        return done
-    claim(home, fields)
-    folds = query_folds(folder, cfg.fine_tune.folds)
-    lists = training_lists(folder, cfg.fine_tune, recipe.seed)
+    fields = output.fields
+    output.claim()
+    number = spec.fine_tune.folds
+    folds = query_folds(spec.folder, number)
+    lists = training_lists(spec.folder, spec.fine_tune, seed)
+    paths = [spec.folder.teacher_fold(spec.name, fold) for fold in range(number)]
     counts: dict[str, Any] = {}
-    for fold in range(cfg.fine_tune.folds):
-        path = folder.teacher_fold(name, fold)
-        outside = [one for one in lists if cfg.fine_tune.folds == 1 or folds[one.query] != fold]
+    for fold, path in enumerate(paths):
+        outside = [each for each in lists if number == 1 or folds[each.query] != fold]
         counts[f"lists_fold_{fold}"] = len(outside)
         if path.exists():
             check_same(path, read_json(path / _MARK), fields)
             continue
         if not outside:
             raise TeacherError(
-                f"teacher {name!r}: no training query with a positive and a negative lies outside fold "
+                f"teacher {spec.name!r}: no training query with a positive and a negative lies outside fold "
                 f"{fold}; use fewer folds, or more queries"
             )
-        _train_fold(name, cfg, folder, outside, recipe.seed + fold, fields, path)
-    files = [
-        path
-        for fold in range(cfg.fine_tune.folds)
-        for path in sorted(folder.teacher_fold(name, fold).glob("*.safetensors"))
-    ]
-    shards = [Shard(str(path.relative_to(home)), 0, path.stat().st_size, xxh128_file(path)) for path in files]
-    manifest = Manifest(fields, tuple(shards), counts)
-    write_manifest(home, manifest)
-    return manifest
+        _train_fold(spec, outside, seed + fold, fields, path)
+    files = [file for path in paths for file in sorted(path.glob("*.safetensors"))]
+    shards = [Shard(str(file.relative_to(output.folder)), 0, file.stat().st_size, xxh128_file(file)) for file in files]
+    output.finish(shards, counts)
 
 
 @dataclass(frozen=True)
 class TrainingList:
-    """A query row and passage rows, the positive first."""
+    """A query's row and its passages' rows, the positive first."""
 
     query: int
     passages: tuple[int, ...]
 
 
 def training_lists(folder: RunFolder, tuning: FineTune, seed: int) -> list[TrainingList]:
-    """One list for every positive: `negatives` of its query's candidates (fewer where there are fewer), then
-    `random_negatives` of the whole collection, without candidates."""
+    """One list per positive: `negatives` of its query's candidates (or all, if fewer), then `random_negatives` from the
+    whole collection, candidates excluded."""
     rng, texts = np.random.default_rng(seed), TextStore.open(folder.passages)
     lists = []
     for _, candidates in iterate_candidates(folder.candidates("train")):
@@ -117,17 +91,17 @@ def training_lists(folder: RunFolder, tuning: FineTune, seed: int) -> list[Train
             span = slice(candidates.offsets[i], candidates.offsets[i + 1])
             passages, positive = candidates.passages[span], candidates.positive[span]
             pool, known = passages[~positive], np.append(passages, texts.origin(passages))
-            for own in passages[positive].tolist() if len(pool) else ():
+            for relevant in passages[positive].tolist() if len(pool) else ():
                 drawn = rng.choice(pool, min(len(pool), tuning.negatives), replace=False)
                 random = rng.integers(texts.collection_size, size=tuning.random_negatives)
                 random = random[~np.isin(random, known)]
-                lists.append(TrainingList(query, (own, *drawn.tolist(), *random.tolist())))
+                lists.append(TrainingList(query, (relevant, *drawn.tolist(), *random.tolist())))
     return lists
 
 
 @contextmanager
 def _one_process() -> Iterator[None]:
-    """Without LOCAL_RANK, which student training leaves behind: accelerate takes whoever has it for one of several."""
+    """Hide LOCAL_RANK, which student training leaves behind: accelerate would see it as distributed training."""
     rank = os.environ.pop("LOCAL_RANK", None)
     try:
         yield
@@ -137,103 +111,110 @@ def _one_process() -> Iterator[None]:
 
 
 @_one_process()
-def _train_fold(
-    name: str, cfg: Teacher, folder: RunFolder, lists: list[TrainingList], seed: int, fields: dict[str, Any], path: Path
-) -> None:
-    # heavy imports: seconds, and the fields of a finished stage are read without them
-    from datasets import Dataset
-    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
-    from sentence_transformers.cross_encoder.losses import ListNetLoss
-    from transformers import set_seed
-
-    from teachers.execution import resolve_execution
-
-    tuning, execution = cfg.fine_tune, resolve_execution(cfg)
-    set_seed(seed)
-    model = load_backbone(name, cfg, execution.device)
-    queries = TextStore.open(folder.queries("train")).texts(np.array([one.query for one in lists]))
-    flat = TextStore.open(folder.passages).texts(np.concatenate([one.passages for one in lists]))
-    ends = np.cumsum([len(one.passages) for one in lists])
-    passages = [flat[end - len(one.passages) : end] for one, end in zip(lists, ends.tolist(), strict=True)]
-    dataset = Dataset.from_dict(
-        {
-            "query": queries,
-            "passages": passages,
-            "labels": [[_POSITIVE] + [0.0] * (len(texts) - 1) for texts in passages],
-        }
-    )
-    # characters will do, to find lists of like length
-    lengths = np.array([len(query) + max(map(len, texts)) for query, texts in zip(queries, passages, strict=True)])
-    batch_lists = max(1, tuning.batch_size // (1 + tuning.negatives + tuning.random_negatives))
-    steps = math.ceil(tuning.epochs * math.ceil(len(dataset) / batch_lists))
-    partial_path = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(partial_path, ignore_errors=True)
+def _train_fold(spec: TeacherSpec, lists: list[TrainingList], seed: int, fields: dict[str, Any], path: Path) -> None:
+    """Train one model on `lists` and commit its folder at `path`; `fields`: what it is made from."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
     try:
-        arguments = CrossEncoderTrainingArguments(
-            output_dir=str(partial_path / "trainer"),
-            max_steps=steps,
-            per_device_train_batch_size=batch_lists,
-            learning_rate=tuning.lr,
-            warmup_steps=tuning.warmup_ratio,
-            learning_rate_mapping={_HEAD: tuning.head_lr} if tuning.head_lr else {},
-            seed=seed,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=execution.device == "cpu",
-            bf16=execution.precision == "bfloat16",
-            fp16=execution.precision == "float16",
-            batch_sampler=partial(_batches_by_length, lengths=lengths),
-        )
-        with storage_errors(path), progress(f"teach {path.parent.name}/{path.name}", steps, "steps") as advance:
-            trainer = CrossEncoderTrainer(
-                model=model,
-                args=arguments,
-                train_dataset=dataset,
-                loss=ListNetLoss(model, mini_batch_size=-1),
-                callbacks=[_progress_callback(advance)],
-            )
-            trainer.train()
-            model.save(str(partial_path / "model"))
-        write_json(partial_path / "model" / _MARK, fields)
-        for file in (partial_path / "model").rglob("*"):
+        _fit(spec, lists, seed, path, scratch)
+        model = scratch / "model"
+        write_json(model / _MARK, fields)
+        for file in model.rglob("*"):
             sync(file)
         try:
-            os.replace(partial_path / "model", path)
+            os.replace(model, path)
         except OSError:
             if not (path / _MARK).exists():
                 raise
             check_same(path, read_json(path / _MARK), fields)  # another machine was first: its model is as good
         sync(path.parent)
     finally:
-        shutil.rmtree(partial_path, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def load_backbone(name: str, cfg: Teacher, device: str) -> CrossEncoder:
-    """A CrossEncoder with one fresh label, on the backbone's lower `layers`. Raises `TeacherError`."""
+def _fit(spec: TeacherSpec, lists: list[TrainingList], seed: int, path: Path, scratch: Path) -> None:
+    """Train one model and save it in `scratch`/model; `path`, its final place, is for messages."""
+    # imported here: they take seconds, and the fields of a finished stage are read without them
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import ListNetLoss
+    from transformers import set_seed
+
+    from teachers.execution import resolve_execution
+
+    tuning, execution = spec.fine_tune, resolve_execution(spec.config)
+    set_seed(seed)
+    model = load_backbone(spec, execution.device)
+    dataset, lengths = _dataset(spec.folder, lists)
+    batch_lists = max(1, tuning.batch_size // (1 + tuning.negatives + tuning.random_negatives))
+    steps = math.ceil(tuning.epochs * math.ceil(len(dataset) / batch_lists))
+    arguments = CrossEncoderTrainingArguments(
+        output_dir=str(scratch / "trainer"),
+        max_steps=steps,
+        per_device_train_batch_size=batch_lists,
+        learning_rate=tuning.lr,
+        warmup_steps=tuning.warmup_ratio,
+        learning_rate_mapping={_HEAD: tuning.head_lr} if tuning.head_lr else {},
+        seed=seed,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        use_cpu=execution.device == "cpu",
+        bf16=execution.precision == "bfloat16",
+        fp16=execution.precision == "float16",
+        batch_sampler=partial(_batches_by_length, lengths=lengths),
+    )
+    with storage_errors(path), progress(f"teach {path.parent.name}/{path.name}", steps, "steps") as advance:
+        trainer = CrossEncoderTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            loss=ListNetLoss(model, mini_batch_size=-1),
+            callbacks=[_progress_callback(advance)],
+        )
+        trainer.train()
+        model.save(str(scratch / "model"))
+
+
+def _dataset(folder: RunFolder, lists: list[TrainingList]) -> tuple[Dataset, np.ndarray]:
+    """The lists as the trainer reads them (query, passages, labels), and a measure of each one's length."""
+    from datasets import Dataset
+
+    queries = TextStore.open(folder.queries("train")).texts(np.array([each.query for each in lists]))
+    flat = TextStore.open(folder.passages).texts(np.concatenate([each.passages for each in lists]))
+    ends = np.cumsum([len(each.passages) for each in lists])
+    passages = [flat[end - len(each.passages) : end] for each, end in zip(lists, ends.tolist(), strict=True)]
+    labels = [[_POSITIVE] + [0.0] * (len(texts) - 1) for texts in passages]
+    # characters are good enough to find lists of similar length
+    lengths = np.array([len(query) + max(map(len, texts)) for query, texts in zip(queries, passages, strict=True)])
+    return Dataset.from_dict({"query": queries, "passages": passages, "labels": labels}), lengths
+
+
+def load_backbone(spec: TeacherSpec, device: str) -> CrossEncoder:
+    """A CrossEncoder with a fresh one-label head on the backbone's lower `layers`. Raises `TeacherError`."""
     from sentence_transformers import CrossEncoder
     from sentence_transformers.base.modules import Transformer
 
     from teachers.models import load_config, loading
 
     settings: dict[str, Any] = {"num_labels": 1}
-    if cfg.fine_tune.layers is not None:
-        there = load_config(name, cfg.model, cfg.revision).num_hidden_layers
-        if cfg.fine_tune.layers > there:
+    model, layers = spec.model, spec.fine_tune.layers
+    if layers is not None:
+        available = load_config(spec.name, model).num_hidden_layers
+        if layers > available:
             raise TeacherError(
-                f"teacher {name!r}: fine_tune.layers is {cfg.fine_tune.layers}, but {cfg.model!r} has {there}"
+                f"teacher {spec.name!r}: fine_tune.layers is {layers}, but {model.name!r} has {available} layers"
             )
-        settings["num_hidden_layers"] = cfg.fine_tune.layers
-    common = {"revision": cfg.revision}
+        settings["num_hidden_layers"] = layers
+    common: dict[str, Any] = {"revision": model.revision}
     module = loading(
-        name,
-        cfg.model,
+        spec.name,
+        model.name,
         lambda: Transformer(
-            resolve_model(cfg.model),
+            model.location,
             transformer_task="sequence-classification",
             model_kwargs=common,
-            processor_kwargs=common | {"model_max_length": cfg.max_length},
+            processor_kwargs=common | {"model_max_length": spec.config.max_length},
             config_kwargs=common | settings,
         ),
     )
@@ -243,13 +224,13 @@ def load_backbone(name: str, cfg: Teacher, device: str) -> CrossEncoder:
 def _batches_by_length(
     dataset: Any, *, lengths: np.ndarray, batch_size: int, drop_last: bool, seed: int = 0, **ignored: Any
 ) -> Any:
-    """A sentence-transformers batch sampler: lists of like length together, batches in random order."""
+    """A sentence-transformers batch sampler: batches of lists of similar length, in random order."""
     from sentence_transformers.base.sampler import DefaultBatchSampler
 
     class ByLength(DefaultBatchSampler):
         def __iter__(self) -> Iterator[list[int]]:
             rng = np.random.default_rng((seed, self.epoch))
-            # lengths within ten per cent count as alike, so that batches differ from epoch to epoch
+            # lengths within ten per cent count as equal, so that batches differ from epoch to epoch
             order = np.argsort(lengths * rng.uniform(0.95, 1.05, len(lengths)), kind="stable")
             starts = np.arange(0, len(order), batch_size)
             for start in rng.permutation(starts):

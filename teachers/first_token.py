@@ -1,8 +1,8 @@
-"""The saving in the last layer: a ranker reads only its first token, so only that one needs to be computed there.
+"""A shortcut in the last layer: a ranker reads only its first token, so only that one is computed there.
 
-The last layer needs keys and values of all tokens, but query, attention output and feed-forward of the first alone:
-about 14 % of a six-layer model's products, and exact. It fits every encoder built of BERT's layer (BERT, RoBERTa,
-XLM-R, ELECTRA, CamemBERT, ...); whether a model gives the same logits with it is tried out when it is loaded.
+The last layer needs keys and values of all tokens, but query, attention output and feed-forward only of the first.
+That saves about 14 % of a six-layer model's products, and is exact. It works for every encoder built from BERT's layer
+(BERT, RoBERTa, XLM-R, ELECTRA, CamemBERT, ...); each model is checked to give the same logits when it is loaded.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ _PARTS = ("query", "key", "value", "num_attention_heads", "attention_head_size",
 
 @torch.inference_mode()
 def first_token_only(model: Any) -> bool:
-    """Change the model's last layer in place; False, and nothing changed, where the model does not allow it."""
+    """Change the model's last layer in place. Returns False, and changes nothing, if the model does not allow it."""
     body = getattr(model, model.base_model_prefix, None)
     layers = getattr(getattr(body, "encoder", None), "layer", None)
     block = getattr(layers[-1], "attention", None) if layers else None
     attention, output = getattr(block, "self", None), getattr(block, "output", None)
-    if output is None or model.config._attn_implementation != "sdpa" or not all(hasattr(attention, p) for p in _PARTS):
+    if block is None or output is None:
+        return False
+    if model.config._attn_implementation != "sdpa" or not all(hasattr(attention, p) for p in _PARTS):
         return False
     inputs = trial_inputs(model)
     expected = model(**inputs).logits
@@ -42,7 +44,7 @@ def first_token_only(model: Any) -> bool:
         if torch.allclose(model(**inputs).logits, expected, rtol=1e-4, atol=1e-4):
             return True
     except (RuntimeError, IndexError):
-        pass  # the model does read the other tokens: it is put back as it was
+        pass  # the model reads other tokens as well: restore it below
     block.forward = plain
     return False
 
@@ -50,7 +52,7 @@ def first_token_only(model: Any) -> bool:
 def _attend_padded(
     attention: Any, first: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
 ) -> torch.Tensor:
-    """Self-attention's output for the first token: [b, 1, h] of hidden [b, l, h]."""
+    """Self-attention output of the first tokens, [b, 1, h], from hidden [b, l, h]."""
     b, length, _ = hidden.shape
     heads = (attention.num_attention_heads, attention.attention_head_size)
     query = attention.query(first).view(b, 1, *heads).transpose(1, 2)  # [b, heads, 1, d]
@@ -61,22 +63,22 @@ def _attend_padded(
 
 
 def _attend_packed(
-    attention: Any, first: torch.Tensor, hidden: torch.Tensor, mask: None, **kwargs: Any
+    attention: Any, first: torch.Tensor, hidden: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
 ) -> torch.Tensor:
-    """The same of hidden [1, tokens, h], by the attention function that the model was given."""
+    """The same from packed hidden [1, tokens, h], with the attention function that the model was given."""
     b = len(first)
     heads = (attention.num_attention_heads, attention.attention_head_size)
     query = attention.query(first).view(1, b, *heads).transpose(1, 2)  # [1, heads, b, d]
     key, value = (part(hidden).view(1, -1, *heads).transpose(1, 2) for part in (attention.key, attention.value))
-    alone = {"cu_seq_lens_q": torch.arange(b + 1, dtype=torch.int32, device=hidden.device), "max_length_q": 1}
+    first_only = {"cu_seq_lens_q": torch.arange(b + 1, dtype=torch.int32, device=hidden.device), "max_length_q": 1}
     context, _ = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation](
-        attention, query, key, value, mask, scaling=attention.scaling, **{**kwargs, **alone}
+        attention, query, key, value, mask, scaling=attention.scaling, **{**kwargs, **first_only}
     )
     return context.reshape(b, 1, -1)
 
 
 def trial_inputs(model: Any) -> dict[str, torch.Tensor]:
-    """Two short texts, one of them padded."""
+    """Inputs of two short texts, one of them padded."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, model.config.vocab_size, (2, 8), generator=generator)
     mask = torch.ones_like(ids)

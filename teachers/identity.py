@@ -1,101 +1,107 @@
-"""What a teacher's scores depend on, read without torch and without loading weights.
+"""Fingerprint inputs of teachers, computed without torch and without loading weights.
 
-A model is known by its content: a hub model by its commit, a folder by the checksum of its files. So a moved folder
-still fits the scores made with it, and an edited one does not. A teacher that cannot be loaded is refused here, by
+A model is identified by its content: a hub model by its commit, a folder by the hash of its files. A moved folder
+still matches the scores made with it, and an edited one does not. A teacher that cannot be loaded is refused here, by
 the driver, before any work.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import xxhash
+from distill.errors import ModelError, RecipeError, TeacherError
+from distill.recipe.imports import import_object
+from distill.run.manifest import read_manifest
+from distill.run.model_ref import ModelRef
+from teachers.spec import TeacherSpec
 
-from distill import config
-from distill.config import missing_folder, resolve_model
-from distill.data.files import read_json, xxh128_file
-from distill.data.layout import RunFolder
-from distill.data.manifest import read_manifest
-from distill.errors import RecipeError, StorageError, TeacherError
-from distill.own_code import import_object
-
+T = TypeVar("T")
 _WEIGHTS = (".safetensors", ".bin", ".pt")
-_IGNORED = {"README.md", ".gitattributes", ".cache", "manifest.json"}
+K1, B = 1.5, 0.75  # of BM25 teachers
 DEFAULT_TEMPLATE = (
     "Judge whether the passage answers the query. Reply yes or no.\nQuery: {query}\nPassage: {passage}\nReply:"
 )
 
 
-def identity(name: str, cfg: config.Teacher, folder: RunFolder) -> dict[str, Any]:
-    """JSON values that change when the teacher's scores would. Raises `TeacherError` for one that cannot be loaded."""
+def identity(spec: TeacherSpec) -> dict[str, Any]:
+    """Fingerprint inputs of a teacher's scores, as JSON values. Raises `TeacherError` if it cannot be loaded."""
+    cfg = spec.config
     if cfg.kind == "bm25":
-        return {"kind": "bm25", "formula": "lucene", **BM25}
+        return {"kind": "bm25", "formula": "lucene", "k1": K1, "b": B}
     if cfg.kind == "custom":
-        cls = import_class(name, cfg.cls)
-        own = cls.identity(**cfg.options) if hasattr(cls, "identity") else {}
-        return {"kind": "custom", "class": cfg.cls, "options": cfg.options, **own}
-    fields = {"kind": cfg.kind, "max_length": cfg.max_length}
+        cls = import_class(spec)
+        user_fields = cls.identity(**cfg.options) if hasattr(cls, "identity") else {}
+        return {"kind": "custom", "class": cfg.cls, "options": cfg.options, **user_fields}
+    fields: dict[str, Any] = {"kind": cfg.kind, "max_length": cfg.max_length}
     if cfg.fine_tune is not None:
-        paths = fold_folders(name, cfg, folder)
-        return {**fields, "folds": [_content(name, path) for path in paths]}
+        models = [model_identity(spec.name, ModelRef.parse(str(path))) for path in fold_folders(spec)]
+        return {**fields, "folds": [model["content"] for model in models]}
     if cfg.kind == "cross-encoder":
-        _check_classifier(name, cfg)
+        _check_classifier(spec)
     if cfg.kind == "llm":
-        fields |= {"template": llm_template(name, cfg), "answers": list(llm_answers(name, cfg))}
-    return {**fields, **model_identity(name, cfg.model, cfg.revision)}
+        fields |= {"template": llm_template(spec), "answers": list(llm_answers(spec))}
+    return {**fields, **model_identity(spec.name, spec.model)}
 
 
-BM25 = {"k1": 1.5, "b": 0.75}
+def check_available(spec: TeacherSpec) -> None:
+    """Raise `TeacherError` for a teacher that cannot be loaded; of one to fine-tune, its backbone is checked."""
+    if spec.config.fine_tune is None:
+        identity(spec)
+    else:
+        model_identity(spec.name, spec.model)
 
 
-def model_identity(name: str, model: str, revision: str | None) -> dict[str, Any]:
-    """`{"model", "revision"}` of a hub model (resolved to a commit), or `{"content"}` of a folder."""
-    path = Path(resolve_model(model))
-    if path.is_dir():
-        return {"content": _content(name, path)}
-    file = _hub_file(name, model, revision)
-    from transformers.utils.hub import extract_commit_hash
-
-    return {"model": model, "revision": extract_commit_hash(str(file), None)}
+def model_identity(name: str, model: ModelRef, weights: bool = True) -> dict[str, Any]:
+    """Return `model.identity()`. Raises `TeacherError`, with `weights` also if a folder's are missing or damaged."""
+    if weights and model.folder is not None:
+        _check_weights(name, model.folder)
+    return _as_teacher_error(name, model.identity)
 
 
-def fold_folders(name: str, cfg: config.Teacher, folder: RunFolder) -> list[Path]:
-    """Where the fine-tuned models lie; `TeacherError` unless fine-tuning is finished."""
-    assert cfg.fine_tune is not None
-    paths = [folder.teacher_fold(name, fold) for fold in range(cfg.fine_tune.folds)]
-    if read_manifest(folder.teacher(name)) is None or not all(path.is_dir() for path in paths):
-        raise TeacherError(f"teacher {name!r} is not fine-tuned yet; run `distill teach` first")
+def fold_folders(spec: TeacherSpec) -> list[Path]:
+    """Folders of the fine-tuned models, one per fold. Raises `TeacherError` unless fine-tuning is finished."""
+    paths = [spec.folder.teacher_fold(spec.name, fold) for fold in range(spec.fine_tune.folds)]
+    if read_manifest(spec.folder.teacher(spec.name)) is None or not all(path.is_dir() for path in paths):
+        raise TeacherError(f"teacher {spec.name!r} is not fine-tuned yet; run `distill teach` first")
     return paths
 
 
-def llm_template(name: str, cfg: config.Teacher) -> str:
-    template = cfg.template or DEFAULT_TEMPLATE
+def llm_template(spec: TeacherSpec) -> str:
+    """The prompt template, checked."""
+    template = spec.config.template or DEFAULT_TEMPLATE
     query, passage = template.find("{query}"), template.find("{passage}")
     if template.count("{query}") != 1 or template.count("{passage}") != 1 or query > passage:
-        raise TeacherError(f"teacher {name!r}: the template must hold {{query}} and, after it, {{passage}}, once each")
+        raise TeacherError(
+            f"teacher {spec.name!r}: the template must contain {{query}} once and, after it, {{passage}} once"
+        )
     return template
 
 
-def llm_answers(name: str, cfg: config.Teacher) -> tuple[str, str]:
-    """The words for "relevant" and "not relevant"."""
-    unknown = set(cfg.options) - {"yes", "no"}
+def llm_answers(spec: TeacherSpec) -> tuple[str, str]:
+    """The words that mean "relevant" and "not relevant"."""
+    options = spec.config.options
+    unknown = set(options) - {"yes", "no"}
     if unknown:
         raise TeacherError(
-            f"teacher {name!r}: options of an llm are yes and no (the words it answers with), "
-            f"not {', '.join(sorted(unknown))}"
+            f"teacher {spec.name!r}: unknown options {', '.join(sorted(unknown))}; an llm takes yes and no (the words "
+            "it answers with)"
         )
-    return str(cfg.options.get("yes", "yes")), str(cfg.options.get("no", "no"))
+    return str(options.get("yes", "yes")), str(options.get("no", "no"))
 
 
-def import_class(name: str, path: str) -> type:
+def import_class(spec: TeacherSpec) -> type:
+    """The class that a custom teacher names."""
+    assert spec.config.cls is not None
     try:
-        return import_object(path)
+        return import_object(spec.config.cls)
     except RecipeError as error:
-        raise TeacherError(f"teacher {name!r}: cls: {error}") from error
+        raise TeacherError(f"teacher {spec.name!r}: cls: {error}") from error
 
 
 def check_labels(name: str, model: str, labels: int) -> None:
+    """Raise `TeacherError` unless the model's number of labels is that of a ranker."""
     if labels not in (1, 2):
         raise TeacherError(
             f"teacher {name!r}: {model!r} has {labels} labels; a ranker has one (a score) or two "
@@ -103,30 +109,36 @@ def check_labels(name: str, model: str, labels: int) -> None:
         )
 
 
-def _check_classifier(name: str, cfg: config.Teacher) -> None:
-    path = Path(resolve_model(cfg.model))
-    settings = _read_config(name, path / "config.json" if path.is_dir() else _hub_file(name, cfg.model, cfg.revision))
-    named = settings.get("architectures") or []
-    if named and not any(architecture.endswith("ForSequenceClassification") for architecture in named):
+def _check_classifier(spec: TeacherSpec) -> None:
+    name, model = spec.name, spec.model
+    settings = _as_teacher_error(name, lambda: model.read_json("config.json"))
+    if settings is None:
+        raise TeacherError(f"teacher {name!r}: {model.name!r} is not a model: it has no config.json")
+    architectures = settings.get("architectures") or []
+    if architectures and not any(each.endswith("ForSequenceClassification") for each in architectures):
         raise TeacherError(
-            f"teacher {name!r}: {cfg.model!r} is a {named[0]}, which has no classification head; "
+            f"teacher {name!r}: {model.name!r} is a {architectures[0]}, which has no classification head; "
             "give it a fine_tune section, or name a cross-encoder"
         )
     if "id2label" in settings:
-        check_labels(name, cfg.model, len(settings["id2label"]))
+        check_labels(name, model.name, len(settings["id2label"]))
 
 
-def _content(name: str, path: Path) -> str:
-    """Checksum over a model folder; `TeacherError` if weights are missing or cut short."""
-    if not any(file.suffix in _WEIGHTS for file in path.rglob("*")):
-        raise TeacherError(f"teacher {name!r}: {path} holds no model weights")
-    digest = xxhash.xxh3_128()
-    for file in sorted(path.rglob("*")):
-        if file.is_file() and not _IGNORED.intersection(file.relative_to(path).parts):
-            if file.suffix == ".safetensors":
-                _check_safetensors(name, file)
-            digest.update(f"{file.relative_to(path)} {xxh128_file(file)}\n".encode())
-    return digest.hexdigest()
+def _as_teacher_error(name: str, read: Callable[[], T]) -> T:
+    """Call `read`, turning a `ModelError` into a `TeacherError` that names the teacher."""
+    try:
+        return read()
+    except ModelError as error:
+        raise TeacherError(f"teacher {name!r}: {error}") from error
+
+
+def _check_weights(name: str, folder: Path) -> None:
+    files = [file for file in folder.rglob("*") if file.suffix in _WEIGHTS]
+    if not files:
+        raise TeacherError(f"teacher {name!r}: {folder} has no model weights")
+    for file in files:
+        if file.suffix == ".safetensors":
+            _check_safetensors(name, file)
 
 
 def _check_safetensors(name: str, file: Path) -> None:
@@ -137,26 +149,3 @@ def _check_safetensors(name: str, file: Path) -> None:
             weights.keys()
     except (SafetensorError, OSError) as error:
         raise TeacherError(f"teacher {name!r}: {file} is damaged: {error}") from error
-
-
-def _read_config(name: str, path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise TeacherError(f"teacher {name!r}: {path} is missing, so {path.parent} is no model")
-    try:
-        return read_json(path)
-    except StorageError as error:
-        raise TeacherError(f"teacher {name!r}: {error}") from error
-
-
-def _hub_file(name: str, model: str, revision: str | None) -> Path:
-    from transformers.utils.hub import cached_file
-
-    if (missing := missing_folder(model)) is not None:
-        raise TeacherError(f"teacher {name!r} cannot be loaded: {missing}")
-    try:
-        return Path(cached_file(model, "config.json", revision=revision))
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise TeacherError(
-            f"teacher {name!r}: cannot load {model!r}: no such folder, and not from the hub: {first}"
-        ) from error

@@ -1,16 +1,19 @@
-"""Running models over batches: precision, memory, devices. Shared by all teachers that run one."""
+"""Run a model over batches: precision, memory, devices. Shared by all teachers that run one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
-from distill.data.token_batches import padded_tokens, token_batches
+from distill.store.token_batches import padded_tokens, token_batches
 from teachers.base import Work
 from teachers.execution import Execution
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Inputs = dict[str, Any]  # tensors, and plain numbers that go with them
 T = TypeVar("T")
@@ -24,12 +27,12 @@ def run_batches(
     execution: Execution,
     work: Work,
 ) -> tuple[np.ndarray, Execution]:
-    """Score n items of the given lengths; float32 [n], and the execution record as it came to be. Adds to `work`.
+    """Score n items of the given lengths; returns float32 [n] and the execution settings at the end. Adds to `work`.
 
-    `inputs` holds the token ids of a batch as `input_ids`, with their padding if there is any: that is what counts as
-    padded tokens. Where a batch does not fit a GPU's memory, everything left is planned again with half its tokens as
-    the budget, which the record returned says. Results stay on the device until the end, so that a GPU never waits for
-    the assembly of the next batch.
+    `inputs` returns a batch's arrays; its `input_ids`, padding included, are what counts as padded tokens. When a batch
+    exceeds the GPU's memory, the remaining items are batched again with half its tokens as the budget, which the
+    returned settings show. Results stay on the device until the end, so a GPU never waits for the host to assemble the
+    next batch.
     """
     execution.apply_threads()
     results: list[torch.Tensor] = []
@@ -49,8 +52,8 @@ def run_batches(
             torch.cuda.empty_cache()
             budget = max(1, min(execution.batch_tokens, padded_tokens(lengths, batch)) // 2)
             execution = execution.with_batch_tokens(budget)
-            left = np.concatenate([batch, *reversed(stack)])
-            stack = [left[again] for again in reversed(token_batches(lengths[left], budget))]
+            remaining = np.concatenate([batch, *reversed(stack)])
+            stack = [remaining[smaller] for smaller in reversed(token_batches(lengths[remaining], budget))]
     scores = np.empty(len(lengths), np.float32)
     if order:
         scores[np.concatenate(order)] = torch.cat(results).float().cpu().numpy()
@@ -58,13 +61,13 @@ def run_batches(
 
 
 def until_it_fits(run: Callable[[Execution], T], execution: Execution) -> tuple[T, Execution]:
-    """Call `run`, again with half the batch tokens while a GPU's memory does not suffice; and the record at the end."""
+    """Call `run`, halving the batch tokens until it fits in GPU memory; returns its result and the final settings."""
     while execution.batch_tokens > 1:
         try:
             return run(execution), execution
         except torch.OutOfMemoryError:
             execution = execution.with_batch_tokens(execution.batch_tokens // 2)
-        torch.cuda.empty_cache()  # only now is the memory free: the exception held the frames, and they the tensors
+        torch.cuda.empty_cache()  # outside the handler: the exception's frames still hold the tensors inside it
     return run(execution), execution
 
 
@@ -79,8 +82,8 @@ def _run(logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, Any], execu
         return logits(tensors)  # [b]
 
 
-def heads_in_float32(model: torch.nn.Module, device: str) -> None:
-    """Keep pooler and classification head out of autocast: a bfloat16 logit has three digits, and would tie."""
+def heads_in_float32(model: PreTrainedModel, device: str) -> None:
+    """Run the pooler and the classification head outside autocast: bfloat16 logits have three digits, and would tie."""
     body = getattr(model, model.base_model_prefix, None)
     heads = [child for child in model.children() if child is not body]
     if body is not None and getattr(body, "pooler", None) is not None:

@@ -1,8 +1,8 @@
 """Causal language models as rerankers: log-odds of "yes" over "no" after a prompt with the query and the passage.
 
-The prompt is tokenised whole (pieces tokenised apart would not join to the same tokens). One that is too long
-loses the passage's last tokens, never the template's. Inputs are padded on the right and the head reads each
-prompt's last token only, so no `[batch, length, vocabulary]` logits are made and positions need no correction.
+The prompt is tokenised whole, because its pieces tokenised separately would not join to the same tokens. A prompt that
+is too long loses the passage's last tokens, never the template's. Inputs are padded on the right and the head reads
+only each prompt's last token, so no `[batch, length, vocabulary]` logits are computed and positions need no correction.
 """
 
 from __future__ import annotations
@@ -13,55 +13,56 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill import config
-from distill.config import resolve_model
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
 from distill.errors import TeacherError
+from distill.store.texts import TextStore
 from teachers.base import Pairs, Work
 from teachers.execution import Execution
 from teachers.identity import llm_answers, llm_template
 from teachers.inference import run_batches
 from teachers.models import load_tokenizer, loading
+from teachers.spec import TeacherSpec
 
 _PROMPTS = 2048  # tokenised at once
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def prepare(name: str, cfg: config.Teacher, folder: RunFolder, splits: Sequence[str]) -> None:
-    tokenizer = load_tokenizer(name, cfg.model, cfg.revision)
+def prepare(spec: TeacherSpec, splits: Sequence[str]) -> None:
+    tokenizer = load_tokenizer(spec.name, spec.model)
     if not tokenizer.is_fast:
-        raise TeacherError(f"teacher {name!r}: {cfg.model!r} has no fast tokenizer, which cutting long passages needs")
-    for word in llm_answers(name, cfg):
-        _token(name, tokenizer, word)
+        raise TeacherError(
+            f"teacher {spec.name!r}: {spec.model.name!r} has no fast tokenizer, which is needed to truncate passages "
+            "inside the prompt"
+        )
+    for word in llm_answers(spec):
+        _token_id(spec.name, tokenizer, word)
 
 
-def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> LlmTeacher:
-    return LlmTeacher(name, cfg, folder, execution)
+def open_teacher(spec: TeacherSpec, execution: Execution) -> LlmTeacher:
+    return LlmTeacher(spec, execution)
 
 
 class LlmTeacher:
-    def __init__(self, name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution):
+    def __init__(self, spec: TeacherSpec, execution: Execution):
         from transformers import AutoModelForCausalLM
 
-        self.name, self.execution, self.max_length, self._folder = name, execution, cfg.max_length, folder
-        self.work = Work()
+        model = spec.model
+        self.name, self.execution, self._folder, self.work = spec.name, execution, spec.folder, Work()
+        self.max_length = spec.config.max_length
         execution.apply_threads()
-        self._before, rest = llm_template(name, cfg).split("{query}")
+        self._before, rest = llm_template(spec).split("{query}")
         self._between, self._after = rest.split("{passage}")
-        self._tokenizer = load_tokenizer(name, cfg.model, cfg.revision)
-        self._yes, self._no = (_token(name, self._tokenizer, word) for word in llm_answers(name, cfg))
+        self._tokenizer = load_tokenizer(spec.name, model)
+        self._yes, self._no = (_token_id(spec.name, self._tokenizer, word) for word in llm_answers(spec))
         self._model = loading(
-            name,
-            cfg.model,
+            spec.name,
+            model.name,
             lambda: AutoModelForCausalLM.from_pretrained(
-                resolve_model(cfg.model), revision=cfg.revision, dtype=_DTYPES[execution.precision]
+                model.location, revision=model.revision, dtype=execution.dtype
             ),
         )
         self._model.eval().requires_grad_(False).to(execution.device)
         self._last = torch.zeros(0, dtype=torch.int64)  # [b] position of each prompt's last token
         self._read_last_token_in_float32()
-        self._passages = TextStore.open(folder.passages)
+        self._passages = TextStore.open(spec.folder.passages)
 
     def score(self, pairs: Pairs) -> np.ndarray:
         """float32 [n]: logit of "yes" minus logit of "no"."""
@@ -77,6 +78,7 @@ class LlmTeacher:
         return scores
 
     def _tokenise(self, queries: list[str], passages: list[str]) -> list[np.ndarray]:
+        """Token ids of each prompt, with the passage truncated so that it fits."""
         heads = [f"{self._before}{query}{self._between}" for query in queries]
         texts = [f"{head}{passage}{self._after}" for head, passage in zip(heads, passages, strict=True)]
         encoded = self._tokenizer(texts, truncation=False, return_offsets_mapping=True, verbose=False)
@@ -91,8 +93,8 @@ class LlmTeacher:
                 inside = np.flatnonzero((spans[:, 0] >= start) & (spans[:, 1] <= stop) & (spans[:, 1] > spans[:, 0]))
                 if len(inside) < excess:
                     raise TeacherError(
-                        f"teacher {self.name!r}: the template and the query {head[-60:]!r} alone are "
-                        f"longer than max_length {self.max_length}"
+                        f"teacher {self.name!r}: the template and the query {head[-60:]!r} without a passage are "
+                        f"longer than max_length {self.max_length}; raise max_length"
                     )
                 ids = np.delete(ids, inside[len(inside) - excess :])
             prompts.append(ids)
@@ -105,14 +107,14 @@ class LlmTeacher:
 
     def _read_last_token_in_float32(self) -> None:
         head = self._model.get_output_embeddings()
-        # a parameter of its own: the embeddings that it may be tied to keep their precision
+        # a new parameter: input embeddings that the head is tied to keep their precision
         head.weight = torch.nn.Parameter(head.weight.detach().float(), requires_grad=False)
 
-        def read(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        def last_token(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             hidden = args[0]  # [b, l, h]
             return (hidden[torch.arange(len(hidden), device=hidden.device), self._last][:, None].float(),)
 
-        head.register_forward_pre_hook(read)
+        head.register_forward_pre_hook(last_token)
         if self.execution.precision != "float32":
             forward = head.forward
 
@@ -131,11 +133,11 @@ def _pad(prompts: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {"input_ids": ids, "attention_mask": inside.astype(np.int64)}
 
 
-def _token(name: str, tokenizer: Any, word: str) -> int:
+def _token_id(name: str, tokenizer: Any, word: str) -> int:
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise TeacherError(
             f"teacher {name!r}: the answer {word!r} is {len(ids)} tokens long; set options.yes and "
-            "options.no to words that are one token each"
+            "options.no to words of one token each"
         )
     return ids[0]

@@ -1,49 +1,49 @@
-"""Loading what a teacher needs: its tokenizer, its weights, the token stores of its texts."""
+"""Load what a teacher needs: its tokenizer, its weights, the token stores of its texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from distill.config import resolve_model
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
-from distill.data.tokens import build_token_store, token_key
 from distill.errors import TeacherError
+from distill.run.layout import RunFolder
+from distill.run.model_ref import ModelRef
+from distill.store.texts import TextStore
+from distill.store.tokens import build_token_store, token_key
 
 T = TypeVar("T")
 _MIN_STORED_TOKENS = 512  # see pair_stores
 
 
-def load_config(name: str, model: str, revision: str | None) -> Any:
+def load_config(name: str, model: ModelRef) -> Any:
     from transformers import AutoConfig
 
-    return loading(name, model, lambda: AutoConfig.from_pretrained(resolve_model(model), revision=revision))
+    return loading(name, model.name, lambda: AutoConfig.from_pretrained(model.location, revision=model.revision))
 
 
-def load_tokenizer(name: str, model: str, revision: str | None) -> Any:
+def load_tokenizer(name: str, model: ModelRef) -> Any:
     from transformers import AutoTokenizer
 
-    return loading(name, model, lambda: AutoTokenizer.from_pretrained(resolve_model(model), revision=revision))
+    return loading(name, model.name, lambda: AutoTokenizer.from_pretrained(model.location, revision=model.revision))
 
 
 def loading(name: str, model: str, load: Callable[[], T]) -> T:
-    """Call `load`; what goes wrong with a model's files becomes a `TeacherError` naming teacher and model."""
+    """Call `load`, turning errors about a model's files into a `TeacherError` that names the teacher and the model."""
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a bar for each of many workers
+    logging.disable_progress_bar()  # otherwise every worker draws one
     try:
         return load()
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise TeacherError(f"teacher {name!r}: cannot load {model!r}: {first}") from error
+        first_line = str(error).strip().split("\n")[0]
+        raise TeacherError(f"teacher {name!r}: cannot load {model!r}: {first_line}") from error
 
 
 def pair_stores(folder: RunFolder, tokenizer: Any, max_length: int, splits: Sequence[str]) -> None:
-    """Make the token stores that a ranker reading pairs needs. Idempotent.
+    """Build the token stores that a teacher of pairs reads. Idempotent.
 
-    A text is kept to 512 tokens at least: teachers of different lengths then share a store, and only a query longer
-    than that could be cut otherwise than the tokenizer would.
+    Texts keep at least 512 tokens, so that teachers with different maximum lengths share a store. Only a query longer
+    than that could be truncated differently than by the tokenizer itself.
     """
     keep = max(max_length, _MIN_STORED_TOKENS) if tokenizer.truncation_side == "right" else 1 << 30
     key = token_key(tokenizer)

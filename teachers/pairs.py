@@ -1,8 +1,8 @@
 """Query-passage inputs built from token ids, exactly as the model's own tokenizer builds them from texts.
 
-The layout (special tokens, type ids) is read off the tokenizer's answer to one probe pair; truncation repeats the
-`longest_first` rule of the `tokenizers` library. Tokenising a pair text by text and joining is what every fast
-tokenizer does itself, so nothing is lost, and each text is tokenised once instead of once a pair.
+The layout (special tokens, type ids) is read off the tokenizer's output for one probe pair; truncation follows the
+`longest_first` rule of the `tokenizers` library. Fast tokenizers themselves tokenise the two texts of a pair
+separately and join them, so the result is the same, and each text is tokenised once instead of once per pair.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _PROBES = ("first words", "other text")
 
 @dataclass(frozen=True)
 class PairLayout:
-    """What a tokenizer puts around two texts: `before A between B after`, and each token's type id."""
+    """The special tokens around two texts, `before A between B after`, and the type id of each token."""
 
     before: np.ndarray  # int64 ids
     between: np.ndarray
     after: np.ndarray
-    type_ids: tuple[np.ndarray, ...] | None  # of before, A (one id), between, B (one), after; None: none are taken
+    type_ids: tuple[np.ndarray, ...] | None  # of before, A (one id), between, B (one), after; None: it takes none
     pad_id: int
     pad_type_id: int
     pad_left: bool
@@ -36,7 +36,7 @@ class PairLayout:
 
 
 def pair_layout(tokenizer) -> PairLayout:
-    """Read the layout off the tokenizer. Raises `TeacherError` if it does not join pairs by a fixed template."""
+    """Read the layout off the tokenizer. Raises `TeacherError` if it does not join pairs with a fixed template."""
     first, second = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in _PROBES)
     encoded = tokenizer(*_PROBES)
     ids = list(encoded["input_ids"])
@@ -45,8 +45,8 @@ def pair_layout(tokenizer) -> PairLayout:
     other = _find(ids, second, stop) if start >= 0 else -1
     if start < 0 or other < 0:
         raise TeacherError(
-            f"the tokenizer ({type(tokenizer).__name__}) does not join two texts by a fixed template, "
-            "so it cannot serve a cross-encoder"
+            f"the tokenizer ({type(tokenizer).__name__}) does not join two texts with a fixed template, "
+            "so it cannot be used for a cross-encoder"
         )
     bounds = [0, start, stop, other, other + len(second), len(ids)]
     type_ids = None
@@ -54,7 +54,7 @@ def pair_layout(tokenizer) -> PairLayout:
         parts = [np.array(encoded["token_type_ids"][a:b], np.int64) for a, b in pairwise(bounds)]
         parts[1], parts[3] = np.unique(parts[1]), np.unique(parts[3])
         if len(parts[1]) > 1 or len(parts[3]) > 1:
-            raise TeacherError(f"the tokenizer ({type(tokenizer).__name__}) varies token types within a text")
+            raise TeacherError(f"the tokenizer ({type(tokenizer).__name__}) varies type ids within one text")
         type_ids = tuple(parts)
     return PairLayout(
         before=np.array(ids[:start], np.int64),
@@ -69,34 +69,34 @@ def pair_layout(tokenizer) -> PairLayout:
 
 
 def truncated_lengths(first: np.ndarray, second: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens that `longest_first` leaves of each text: the longer one is cut first, then both to half of `budget`.
+    """Lengths after `longest_first` truncation: the longer text is cut first, then both to half of `budget`.
 
-    first, second: int[n] lengths; returns int64[n] twice. The rule is that of `tokenizers::truncate_encodings`.
+    first, second: lengths, int [n]; returns two int64 [n]. The rule is that of `tokenizers::truncate_encodings`.
     """
     first, second = np.asarray(first, np.int64), np.asarray(second, np.int64)
     swap = first > second
     short, long = np.where(swap, second, first), np.where(swap, first, second)
-    kept = np.where(short > budget, short, np.maximum(short, budget - short))
-    halve = short + kept > budget
+    long_cut = np.where(short > budget, short, np.maximum(short, budget - short))
+    halve = short + long_cut > budget
     short_kept = np.where(halve, budget // 2, short)
-    long_kept = np.where(halve, budget // 2 + budget % 2, kept)
+    long_kept = np.where(halve, budget // 2 + budget % 2, long_cut)
     fits = first + second <= budget
     long_kept = np.where(fits, long, long_kept)
     return np.where(swap, long_kept, short_kept), np.where(swap, short_kept, long_kept)
 
 
 def pair_lengths(layout: PairLayout, first: np.ndarray, second: np.ndarray, max_length: int) -> np.ndarray:
-    """int64[n]: tokens of each assembled pair, special ones included."""
-    kept = truncated_lengths(first, second, max_length - layout.specials)
-    return kept[0] + kept[1] + layout.specials
+    """Number of tokens of each assembled pair, special tokens included, int64 [n]."""
+    lengths = truncated_lengths(first, second, max_length - layout.specials)
+    return lengths[0] + lengths[1] + layout.specials
 
 
 def assemble_pairs(
     layout: PairLayout, firsts: list[np.ndarray], seconds: list[np.ndarray], max_length: int
 ) -> dict[str, np.ndarray]:
-    """Model inputs of n pairs: `input_ids`, `attention_mask` and, where the model takes them, `token_type_ids`.
+    """Model inputs of n pairs: `input_ids`, `attention_mask` and, if the model takes them, `token_type_ids`.
 
-    All int64 [n, longest pair]. `firsts` and `seconds` hold token ids without special tokens.
+    All are int64 [n, longest pair]. `firsts` and `seconds` are token ids without special tokens.
     """
     n = len(firsts)
     keep_first, keep_second = truncated_lengths(
@@ -117,12 +117,13 @@ def assemble_pairs(
             _cut(seconds[i], keep_second[i], layout.truncate_left),
             layout.after,
         )
-        here = slice(width - lengths[i], width) if layout.pad_left else slice(0, lengths[i])
-        input_ids[i, here] = np.concatenate(parts)
-        attention_mask[i, here] = 1
+        span = slice(width - lengths[i], width) if layout.pad_left else slice(0, lengths[i])
+        input_ids[i, span] = np.concatenate(parts)
+        attention_mask[i, span] = 1
         if types is not None:
+            assert layout.type_ids is not None
             before, first, between, second, after = layout.type_ids
-            types[i, here] = np.concatenate(
+            types[i, span] = np.concatenate(
                 [before, np.repeat(first, keep_first[i]), between, np.repeat(second, keep_second[i]), after]
             )
     inputs = {"input_ids": input_ids, "attention_mask": attention_mask}

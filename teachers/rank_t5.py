@@ -1,7 +1,7 @@
 """naver's RankT5 rankers: a T5 encoder with a head that no Auto class loads (arXiv 2210.10634, Enc-Softmax).
 
 The score is Linear(LayerNorm(Linear(h_0))) of the first token, without a nonlinearity in between, as
-naver/trecdl22-crossencoder-rankT53b-repro was trained. An example of a teacher given by import path:
+naver/trecdl22-crossencoder-rankT53b-repro was trained. An example of a user-defined teacher:
 
     rankt5:
       kind: custom
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.data.token_batches import token_batches
+from distill.run.model_ref import ModelRef
+from distill.store.token_batches import token_batches
 from teachers.identity import model_identity
-from teachers.models import load_tokenizer, loading
+from teachers.models import load_config, load_tokenizer, loading
 
 
 class RankT5(nn.Module):
@@ -35,12 +36,12 @@ class RankT5(nn.Module):
         batch_tokens: int = 16384,
     ):
         super().__init__()
-        from transformers import AutoConfig, T5EncoderModel
+        from transformers import T5EncoderModel
 
         self._max_length, self._batch_tokens = max_length, batch_tokens
-        config = loading("RankT5", backbone, lambda: AutoConfig.from_pretrained(backbone))
-        self.tokenizer = load_tokenizer("RankT5", backbone, None)
-        with torch.device("meta"):  # the weights come from the file: nothing is initialised twice
+        config = load_config("RankT5", ModelRef.parse(backbone))
+        self.tokenizer = load_tokenizer("RankT5", ModelRef.parse(backbone))
+        with torch.device("meta"):  # no initialisation: the weights come from the file
             self.model = T5EncoderModel(config)
             self.first_transform = nn.Linear(config.d_model, config.d_model)
             self.layer_norm = nn.LayerNorm(config.d_model, eps=1e-12)
@@ -63,7 +64,8 @@ class RankT5(nn.Module):
         max_length: int = 256,
         batch_tokens: int = 16384,
     ) -> dict[str, Any]:
-        return {"max_length": max_length, **model_identity("RankT5", model, revision)}
+        body = model_identity("RankT5", ModelRef.parse(backbone), weights=False)
+        return {"max_length": max_length, "backbone": body, **model_identity("RankT5", ModelRef.parse(model, revision))}
 
     @torch.inference_mode()
     def score(self, queries: list[str], passages: list[str]) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""SPLADE models as teachers, their own prompts and lengths; score = dot product (or cosine, as saved).
+"""SPLADE models as teachers, with their own prompts and lengths; score = dot product (or cosine, as saved).
 
-A masked language model with SPLADE pooling, and a table for queries if it has one, is loaded like a student, so that
-its head never makes `[batch, length, vocabulary]` logits. What else a `SparseEncoder` may hold (CSR) runs as it is.
+A masked language model with SPLADE pooling, with or without a query table, is loaded like a student, so its head never
+computes `[batch, length, vocabulary]` logits. Any other `SparseEncoder` (CSR, say) runs as it is.
 """
 
 from __future__ import annotations
@@ -13,39 +13,36 @@ import pyarrow as pa
 import torch
 from scipy import sparse
 
-from distill import config
-from distill.config import resolve_model
-from distill.data.layout import RunFolder
-from distill.errors import StudentError, TeacherError
-from distill.mining.encode import encode_texts
-from distill.student.checkpoint import load_checkpoint
-from distill.student.layout import OtherLayout, read_json, read_parts
+from distill.errors import ModelError, StudentError, TeacherError
+from distill.retrieval.encode import encode_texts
+from distill.student.base import Side
+from distill.student.checkpoint import load_student
+from distill.student.layout import UnsupportedCheckpoint, read_parts
 from teachers.bi_encoder import TYPICAL_TOKENS, prepare
 from teachers.execution import Execution
 from teachers.models import loading
+from teachers.spec import TeacherSpec
 from teachers.vectors import VectorTeacher
 
 __all__ = ["SparseVectors", "StudentVectors", "open_teacher", "prepare"]
 
 
-def open_teacher(name: str, cfg: config.Teacher, folder: RunFolder, execution: Execution) -> VectorTeacher:
+def open_teacher(spec: TeacherSpec, execution: Execution) -> VectorTeacher:
     execution.apply_threads()
-    encoder = StudentVectors if _like_a_student(name, cfg) else SparseVectors
-    return VectorTeacher(name, encoder(name, cfg, execution), folder, execution)
+    encoder = StudentVectors(spec, execution) if loads_as_student(spec) else SparseVectors(spec, execution)
+    return VectorTeacher(spec, encoder, execution)
 
 
-def _like_a_student(name: str, cfg: config.Teacher) -> bool:
-    """Whether `load_checkpoint` reads it as `SparseEncoder` would: no modules but ours, no prompts by other names."""
-    model = resolve_model(cfg.model)
+def loads_as_student(spec: TeacherSpec) -> bool:
+    """Whether `load_student` reads the model as `SparseEncoder` does: only our modules, no prompts by other names."""
+    model = spec.model
     try:
-        loading(name, cfg.model, lambda: read_parts(model, cfg.revision))
-        settings = (
-            loading(name, cfg.model, lambda: read_json(model, "config_sentence_transformers.json", cfg.revision)) or {}
-        )
-    except OtherLayout:
+        loading(spec.name, model.name, lambda: read_parts(model.location, model.revision))
+        settings = loading(spec.name, model.name, lambda: model.read_json("config_sentence_transformers.json")) or {}
+    except UnsupportedCheckpoint:
         return False
-    except StudentError as error:
-        raise TeacherError(f"teacher {name!r}: {error}") from error
+    except ModelError as error:
+        raise TeacherError(f"teacher {spec.name!r}: {error}") from error
     prompts = {key for key, text in (settings.get("prompts") or {}).items() if text}
     return (
         prompts <= {"query", "document"}
@@ -57,25 +54,25 @@ def _like_a_student(name: str, cfg: config.Teacher) -> bool:
 class StudentVectors:
     """`Encoder` over a masked language model with the exact SPLADE head."""
 
-    def __init__(self, name: str, cfg: config.Teacher, execution: Execution):
-        self._name = name
+    def __init__(self, spec: TeacherSpec, execution: Execution):
+        self._name, max_length = spec.name, spec.config.max_length
         try:
-            self._student = load_checkpoint(cfg.model, cfg.revision).to(execution.device)
+            self._student = load_student(spec.model.name, spec.model.revision).to(execution.device)
         except StudentError as error:
-            raise TeacherError(f"teacher {name!r}: {error}") from error
-        self._student.query_max_length = min(cfg.max_length, self._student.query_max_length)
-        self._student.passage_max_length = min(cfg.max_length, self._student.passage_max_length)
+            raise TeacherError(f"teacher {spec.name!r}: {error}") from error
+        self._student.query_max_length = min(max_length, self._student.query_max_length)
+        self._student.passage_max_length = min(max_length, self._student.passage_max_length)
         self.max_length = max(self._student.query_max_length, self._student.passage_max_length)
 
     def vectors(self, store: str, texts: list[str], execution: Execution) -> pa.RecordBatch:
-        side = "query" if store == "queries" else "passage"
+        side: Side = "query" if store == "queries" else "passage"
         try:
-            found = encode_texts(
+            vectors = encode_texts(
                 self._student, texts, side, batch_tokens=execution.batch_tokens, precision=execution.precision
             )
         except StudentError as error:
             raise TeacherError(f"teacher {self._name!r}: {error}") from error
-        return _to_arrow(found)
+        return _to_arrow(vectors)
 
     def similarity(self, queries: pa.RecordBatch, passages: pa.RecordBatch) -> np.ndarray:
         return _dot_products(*(_from_arrow(batch, self._student.vocab_size) for batch in (queries, passages)))
@@ -84,20 +81,23 @@ class StudentVectors:
 class SparseVectors:
     """`Encoder` over any SparseEncoder."""
 
-    def __init__(self, name: str, cfg: config.Teacher, execution: Execution):
+    def __init__(self, spec: TeacherSpec, execution: Execution):
         from sentence_transformers import SparseEncoder
 
+        model, max_length = spec.model, spec.config.max_length
         self._model: Any = loading(
-            name,
-            cfg.model,
-            lambda: SparseEncoder(resolve_model(cfg.model), revision=cfg.revision, device=execution.device),
+            spec.name,
+            model.name,
+            lambda: SparseEncoder(model.location, revision=model.revision, device=execution.device),
         )
-        self.max_length = self._model.max_seq_length = min(cfg.max_length, self._model.max_seq_length or cfg.max_length)
-        self._size = self._model.get_embedding_dimension()
+        self.max_length = self._model.max_seq_length = min(max_length, self._model.max_seq_length or max_length)
+        size = self._model.get_embedding_dimension()
+        assert size is not None
+        self._size = size
         self._cosine = self._model.similarity_fn_name == "cosine"
         if self._model.similarity_fn_name not in ("cosine", "dot"):
             raise TeacherError(
-                f"teacher {name!r}: the similarity {self._model.similarity_fn_name!r} of {cfg.model!r} "
+                f"teacher {spec.name!r}: the similarity {self._model.similarity_fn_name!r} of {model.name!r} "
                 "is not supported (dot and cosine are)"
             )
 
@@ -129,7 +129,7 @@ class SparseVectors:
 
 
 def _to_arrow(vectors: sparse.csr_matrix) -> pa.RecordBatch:
-    """One row a text: its active terms and their weights."""
+    """One row per text: its active terms and their weights."""
     offsets = pa.array(vectors.indptr, pa.int32())
     columns = [
         pa.ListArray.from_arrays(offsets, pa.array(flat))
@@ -147,5 +147,5 @@ def _from_arrow(batch: pa.RecordBatch, size: int) -> sparse.csr_matrix:
 
 
 def _dot_products(a: sparse.csr_matrix, b: sparse.csr_matrix) -> np.ndarray:
-    """Row by row: float32 [n]."""
+    """Dot product of each row of `a` with that of `b`, float32 [n]."""
     return np.asarray(a.multiply(b).sum(axis=1)).ravel().astype(np.float32)

@@ -1,10 +1,10 @@
 """Cross-encoders without padding: the pairs of a batch laid end to end, attention within each pair.
 
 The attention layers of BERT, RoBERTa, XLM-R, ELECTRA, CamemBERT, ... call a function that transformers looks up by
-name. Ours finds where each pair starts among the keyword arguments (named as for transformers' flash attention) and
-runs torch's variable-length attention; off CUDA and in float32, which that kernel lacks, one product a pair: the same
-arithmetic, by which a model is tried out when it is loaded. The head then reads the first token of each pair, which
-the last layer alone computes (`teachers.first_token`). Where this does not fit, batches stay padded.
+name. Ours takes the start of each pair from the keyword arguments (named as for transformers' flash attention) and
+runs torch's variable-length attention. Outside CUDA and in float32, which that kernel lacks, it runs one product per
+pair: the same arithmetic, used to check each model when it is loaded. The head then reads the first token of each
+pair, the only one that the last layer computes (`teachers.first_token`). If a model does not fit, batches stay padded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NAME = "unpadded"
 
 
 def pack(inputs: dict[str, np.ndarray], first_position: int) -> dict[str, Any]:
-    """Inputs [b, l], padded on either side, as one row [1, tokens], with what keeps the pairs apart."""
+    """Join inputs [b, l], padded on either side, into one row [1, tokens] with the pairs' boundaries."""
     inside = inputs["attention_mask"].astype(bool)  # [b, l]
     lengths = inside.sum(1)
     ends = np.concatenate([[0], np.cumsum(lengths)])  # [b + 1]
@@ -44,18 +44,21 @@ def attend(
     longest_key: int,
     scale: float,
 ) -> torch.Tensor:
-    """Attention of the tokens of each sequence to each other: [tokens, heads, d] of the same; ends int32 [b + 1]."""
+    """Attention within each sequence: [tokens, heads, d] in and out; `query_ends`, `key_ends`: int32 [b + 1]."""
     if query.device.type == "cuda" and query.dtype != torch.float32:
         from torch.nn.attention.varlen import varlen_attn
 
-        return varlen_attn(query, key, value, query_ends, key_ends, longest_query, longest_key, scale=scale)
-    parts = [
-        part.split(ends.diff().tolist()) for part, ends in ((query, query_ends), (key, key_ends), (value, key_ends))
-    ]
+        output = varlen_attn(query, key, value, query_ends, key_ends, longest_query, longest_key, scale=scale)
+        assert isinstance(output, torch.Tensor)  # a tuple only where further outputs are asked for
+        return output
+    queries, keys, values = (
+        [part.transpose(0, 1) for part in packed.split(ends.diff().tolist())]  # [heads, l, d] each
+        for packed, ends in ((query, query_ends), (key, key_ends), (value, key_ends))
+    )
     return torch.cat(
         [
-            F.scaled_dot_product_attention(*(part.transpose(0, 1) for part in one), scale=scale).transpose(0, 1)
-            for one in zip(*parts, strict=True)
+            F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(0, 1)
+            for q, k, v in zip(queries, keys, values, strict=True)
         ]
     )
 
@@ -67,22 +70,22 @@ def kernel_serves(model: Any, execution: Execution) -> bool:
         return False
     config = model.config
     size = config.hidden_size // config.num_attention_heads
-    tokens = torch.zeros(4, config.num_attention_heads, size, device="cuda", dtype=getattr(torch, execution.precision))
+    tokens = torch.zeros(4, config.num_attention_heads, size, device="cuda", dtype=execution.dtype)
     ends = torch.tensor([0, 1, 4], device="cuda", dtype=torch.int32)
     try:
         attend(tokens, tokens, tokens, ends, ends, 3, 3, 1.0)
-    except (RuntimeError, ImportError, TypeError):  # TypeError: an older torch, whose function takes other arguments
+    except (RuntimeError, ImportError, TypeError):  # TypeError: a torch whose function takes other arguments
         return False
     return True
 
 
 @torch.inference_mode()
 def drop_padding(model: Any) -> int | None:
-    """Make a model, changed by `first_token_only`, take packed inputs; returns its first position id.
+    """Make a model that `first_token_only` has changed take packed inputs; returns its first position id.
 
-    None, and the model left as it was, if its logits would be others.
+    Returns None, and leaves the model as it was, if its logits would change.
     """
-    first = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", -1) + 1  # as RoBERTa counts, else 0
+    first = getattr(getattr(model.base_model, "embeddings", None), "padding_idx", -1) + 1  # as in RoBERTa, else 0
     inputs = trial_inputs(model)
     expected = model(**inputs).logits
     before = model.config._attn_implementation
@@ -96,7 +99,7 @@ def drop_padding(model: Any) -> int | None:
         if torch.allclose(model(**tensors).logits, expected, rtol=1e-4, atol=1e-4):
             return first
     except (RuntimeError, IndexError, ValueError, TypeError):
-        pass  # it reads its inputs in another way
+        pass  # the model reads its inputs differently
     model.set_attn_implementation(before)
     return None
 
@@ -114,9 +117,9 @@ def _attention(
     max_length_k: int,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it: [1, heads, tokens, d] to [1, tokens, heads, d]."""
-    flat = (part[0].transpose(0, 1) for part in (query, key, value))
-    return attend(*flat, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scaling)[None], None
+    """An attention function as transformers calls it: [1, heads, tokens, d] to [1, tokens, heads, d]."""
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    return attend(q, k, v, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k, scaling)[None], None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -1,4 +1,4 @@
-"""Tiny models that the whole suite shares, made once a session and without a model hub."""
+"""Tiny models shared by all tests, made once per session without a model hub."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import tiny_config, tiny_tokenizer
 
+from tests.helpers.tiny_models import tiny_config, tiny_tokenizer
+
+# processes started by tests import this tree, not an installed one
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH"))))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -17,12 +20,12 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and there is none here"))
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
 @pytest.fixture(scope="session")
 def tiny_mlm(tmp_path_factory) -> Path:
-    """A folder with a random BertForMaskedLM and its tokenizer."""
+    """Folder with a random BertForMaskedLM and its tokenizer."""
     from transformers import BertForMaskedLM
 
     torch.manual_seed(0)
@@ -37,19 +40,18 @@ def tiny_mlm(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, tiny_mlm, tiny_sentence):
-    """The recipe of a finished run over a hundred passages, which no test changes."""
-    from whole_run import whole_recipe
-
-    from distill.pipeline import run
+    """Recipe of a finished run over a hundred passages, which tests must not change."""
+    from distill.pipeline.run import run_pipeline
+    from tests.helpers.whole_run import whole_recipe
 
     recipe = whole_recipe(tmp_path_factory.mktemp("pipeline"), tiny_mlm, tiny_sentence)
-    run(recipe)
+    run_pipeline(recipe)
     return recipe
 
 
 @pytest.fixture(scope="session")
 def tiny_classifier(tmp_path_factory) -> Path:
-    """A folder with a random cross-encoder (BertForSequenceClassification, one label) and its tokenizer."""
+    """Folder with a random cross-encoder (BertForSequenceClassification, one label) and its tokenizer."""
     from transformers import BertForSequenceClassification
 
     torch.manual_seed(1)
@@ -61,7 +63,7 @@ def tiny_classifier(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_sentence(tmp_path_factory) -> Path:
-    """A folder with a random SentenceTransformer (a BertModel without an MLM head, mean pooling)."""
+    """Folder with a random SentenceTransformer (a BertModel without an MLM head, mean pooling)."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertModel

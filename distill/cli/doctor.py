@@ -1,6 +1,6 @@
-"""`distill doctor`: does this machine have what the stages need? Each check is one function and one line.
+"""`distill doctor`: check that this machine has what the stages need. Each check is one function and prints one line.
 
-A check that fails says what to do. Nothing here changes the machine.
+A failed check says what to do. Nothing here changes the machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import typer
 from packaging.version import Version
+
+from distill.run.hub import status_of
 
 GIB = 1 << 30
 
@@ -97,19 +100,20 @@ def _ray() -> Finding:
         "ray",
         f"{version}; RAY_ADDRESS={address}"
         if address
-        else f"{version}; no RAY_ADDRESS: jobs start a Ray of their own on this machine",
+        else f"{version}; no RAY_ADDRESS: jobs start their own Ray on this machine",
     )
 
 
 def _compiler() -> Finding:
-    found = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
-    if found is None:
+    compiler = next((name for name in ("c++", "g++", "clang++") if shutil.which(name)), None)
+    if compiler is None:
         return Finding(
             "warn",
             "compiler",
-            "no C++ compiler: the portable CPU head is used, and DeepSpeed cannot build its CPU optimizer (offload)",
+            "no C++ compiler: the portable CPU head is used, and DeepSpeed cannot build its CPU optimizer (offload); "
+            "install g++ or clang++",
         )
-    return Finding("ok", "compiler", found)
+    return Finding("ok", "compiler", compiler)
 
 
 def _memory() -> Finding:
@@ -127,7 +131,7 @@ def _shared_memory() -> Finding:
             "warn",
             "shared memory",
             f"{free / GIB:.2f} GiB free in /dev/shm: Ray's object store falls back "
-            "to disk; mount it larger (docker: --shm-size=2g)",
+            "to disk; enlarge it (docker: --shm-size=2g)",
         )
     return Finding("ok", "shared memory", f"{free / GIB:.1f} GiB free in /dev/shm")
 
@@ -135,7 +139,7 @@ def _shared_memory() -> Finding:
 def _disk(run_folder: Path) -> Finding:
     nearest = next(parent for parent in [run_folder.absolute(), *run_folder.absolute().parents] if parent.exists())
     with tempfile.TemporaryFile(dir=nearest):
-        pass  # it is writable
+        pass  # the folder is writable
     free = shutil.disk_usage(nearest).free
     level: Literal["ok", "warn"] = "ok" if free > 5 * GIB else "warn"
     return Finding(level, "disk", f"{free / GIB:.1f} GiB free under {nearest}")
@@ -155,27 +159,27 @@ def _ports() -> Finding:
         return Finding(
             "warn",
             "ports",
-            f"loopback works, but this host's own name {host!r} does not resolve: "
+            f"loopback works, but this machine's host name {host!r} does not resolve: "
             "add it to /etc/hosts before multi-process runs",
         )
     return Finding("ok", "ports", "loopback works; host name resolves")
 
 
 def _hub() -> Finding:
-    from huggingface_hub import constants, get_session
+    from huggingface_hub import constants
     from huggingface_hub.errors import HTTPError
 
-    without = "models must be paths, cached, or package:<module>/<folder>"
+    offline = "models must be paths, cached, or package:<module>/<folder>"
     if constants.HF_HUB_OFFLINE:
-        return Finding("ok", "model hub", f"HF_HUB_OFFLINE is set: {without}")
+        return Finding("ok", "model hub", f"HF_HUB_OFFLINE is set: {offline}")
     try:
-        status = get_session().head(constants.ENDPOINT, timeout=5).status_code  # a mirror and proxies included
+        status = status_of(constants.ENDPOINT, 5.0)
     except HTTPError as error:
         return Finding(
             "warn",
             "model hub",
-            f"{constants.ENDPOINT} cannot be reached ({error}): {without}; a mirror is "
-            "named by HF_ENDPOINT, a proxy by HTTPS_PROXY",
+            f"{constants.ENDPOINT} cannot be reached ({error}): {offline}; set HF_ENDPOINT to use a mirror, "
+            "HTTPS_PROXY to use a proxy",
         )
     return Finding("ok", "model hub", f"{constants.ENDPOINT} answers, with status {status}")
 
@@ -189,3 +193,15 @@ def print_findings(findings: list[Finding]) -> None:
     for finding in findings:
         level = f"[{colour[finding.level]}]{finding.level:>4}[/]"
         console.print(f"{level}  {finding.what:<14} {escape(finding.detail)}", highlight=False, soft_wrap=True)
+
+
+def add_commands(app: typer.Typer) -> None:
+    app.command()(doctor)
+
+
+def doctor() -> None:
+    """Check torch and CUDA, DeepSpeed, Ray, memory, shared memory, disk, ports and the model hub."""
+    findings = examine()
+    print_findings(findings)
+    if any(finding.level == "fail" for finding in findings):
+        raise typer.Exit(1)

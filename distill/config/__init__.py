@@ -1,13 +1,12 @@
-"""The recipe: one tree of frozen, strict models, which one YAML file holds (`distill.recipe_file` reads and writes it).
+"""Schema of the recipe: a tree of immutable models without room for unknown fields, one file per section.
 
-Every stage takes the `Recipe` (or its own section of it) and nothing else from the outside, so a run is
-described by this file alone. Unknown fields are refused, with the nearest valid name. What a stage's
-output depends on is what its fingerprint holds (`distill.data.fingerprint`), not the whole recipe.
-A file a section.
+`distill.recipe.load` reads and writes recipes as YAML. Stages take the `Recipe`, or their section of it, and no other
+settings, so a recipe describes a run completely. A stage's fingerprint (`distill.run.fingerprint`) holds only the
+fields that its output depends on. `distill.config.reference` writes docs/recipe-fields.md from the fields' docstrings.
 """
 
-from distill.config.base import Dtype, Fraction, Positive, Section, Split, missing_folder, resolve_model
-from distill.config.cluster import Cluster, Slurm, SlurmJob, Stage
+from distill.config.base import AUTO, Dtype, Fraction, Positive, Section, Split, dump_set, meaning_of
+from distill.config.cluster import Cluster, Slurm, SlurmJob, StageName
 from distill.config.data import (
     Beir,
     Data,
@@ -19,6 +18,7 @@ from distill.config.data import (
     MsMarco,
     NaverScores,
     PythonDocs,
+    QueryLog,
     Sizes,
     Source,
 )
@@ -37,8 +37,8 @@ from distill.config.losses import (
     Loss,
     MarginMseLoss,
     RankNetLoss,
-    Reconstruction,
     Regularizer,
+    SparsityRegularizer,
     TripletLoss,
 )
 from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
@@ -51,14 +51,18 @@ from distill.config.student import (
     CsrStudent,
     CustomStudent,
     IdfQuery,
+    LexicalStart,
     ModelQuery,
     Prompts,
     Query,
+    Reconstruction,
     Student,
+    max_length,
 )
-from distill.config.train import OWN, Checkpoints, Dataset, Mixing, Sampling, TopK, Train
+from distill.config.train import OWN, Checkpoints, Dataset, Mixing, QueryWeights, Sampling, TopK, Train
 
 __all__ = [
+    "AUTO",
     "OWN",
     "AdrMseLoss",
     "AnyRegularizer",
@@ -91,6 +95,7 @@ __all__ = [
     "Jsonl",
     "KlLoss",
     "Label",
+    "LexicalStart",
     "Loss",
     "MarginMseLoss",
     "Mine",
@@ -104,6 +109,8 @@ __all__ = [
     "Prompts",
     "PythonDocs",
     "Query",
+    "QueryLog",
+    "QueryWeights",
     "RankNetLoss",
     "Recipe",
     "Reconstruction",
@@ -116,8 +123,9 @@ __all__ = [
     "Slurm",
     "SlurmJob",
     "Source",
+    "SparsityRegularizer",
     "Split",
-    "Stage",
+    "StageName",
     "Student",
     "Teacher",
     "TopK",
@@ -125,6 +133,7 @@ __all__ = [
     "Train",
     "TripletLoss",
     "Wandb",
-    "missing_folder",
-    "resolve_model",
+    "dump_set",
+    "max_length",
+    "meaning_of",
 ]

@@ -1,4 +1,4 @@
-"""`cluster` and `slurm`: the machines that a run gets."""
+"""`cluster` and `slurm`: the machines of a run."""
 
 from __future__ import annotations
 
@@ -10,56 +10,72 @@ from distill.config.base import Positive, Section
 
 
 class Cluster(Section):
-    """Ray: one that is started on this machine (address None), or one that runs.
-
-    `auto` is the one that RAY_ADDRESS names, or that runs on this machine; its machines must have this program
-    installed. Those of any other address are sent its code.
-    """
+    """The Ray cluster that scoring and sharded mining use: a new one on this machine, or a running one."""
 
     address: str | None = None
-    nodes: Positive | None = None  # with an address: machines to wait for; fewer are an error
-    cpus: Positive | None = None  # without an address: None is all of this machine's
-    object_store_gib: Annotated[float, Field(gt=0)] = 0.5  # per machine, where we start Ray
+    """Running cluster to join, e.g. 10.0.0.5:6379; its workers receive this program's code. `auto`: the cluster named
+    by RAY_ADDRESS or running on this machine, where the program must be installed. null: start Ray on this machine."""
+    nodes: Positive | None = None
+    """With an address: the number of machines to wait for; fewer are an error. null: do not wait."""
+    cpus: Positive | None = None
+    """Without an address: the number of CPU cores that Ray uses. null: all cores of this machine."""
+    object_store_gib: Annotated[float, Field(gt=0)] = 0.5
+    """Ray's object store in GiB per machine, where this program starts Ray."""
 
 
 class SlurmJob(Section):
-    """What a job asks Slurm for; None leaves it to the cluster's own default."""
+    """Resources requested from Slurm; null leaves a resource to the cluster's default."""
 
     partition: str | None = None
+    """Partition (`--partition`)."""
     account: str | None = None
-    time: str | None = None  # as sbatch takes it: minutes, HH:MM:SS, D-HH:MM:SS
-    nodes: Positive | None = None  # more than one for `score` (Ray) and `train`
-    gpus: Positive | None = None  # per machine; training runs a process on each
-    cpus: Positive | None = None  # per process
-    memory: str | None = None  # per machine, e.g. 64G
-    warn: Positive | None = None  # seconds from the signal to stop to the time limit; None: as the script says
-    options: tuple[Annotated[str, Field(pattern=r"^-")], ...] = ()  # more options of sbatch, e.g. --constraint=h100
+    """Account to charge (`--account`)."""
+    time: str | None = None
+    """Time limit in sbatch's notation: minutes, HH:MM:SS or D-HH:MM:SS."""
+    nodes: Positive | None = None
+    """Number of machines; more than one for `score` (with Ray) and `train` only."""
+    gpus: Positive | None = None
+    """GPUs per machine; training runs one process on each."""
+    cpus: Positive | None = None
+    """CPU cores per process."""
+    memory: str | None = None
+    """Memory per machine, e.g. 64G."""
+    warn: Positive | None = None
+    """Seconds before the time limit at which Slurm signals the job to stop. null: as the job script says."""
+    options: tuple[Annotated[str, Field(pattern=r"^-")], ...] = ()
+    """Further options of sbatch, e.g. --constraint=h100."""
 
 
-Stage = Literal["import", "mine", "teach", "score", "label", "train", "evaluate"]
+# the names in `distill.pipeline.registry`, for the recipe's schema; a test holds them equal
+StageName = Literal["import", "mine", "teach", "score", "label", "train", "evaluate"]
 
 
 class Slurm(SlurmJob):
-    """`distill submit`: what its jobs ask for, and how they find this program."""
+    """What `distill submit` requests for its jobs, and how the jobs start this program."""
 
-    stages: dict[Stage, SlurmJob] = {}  # what the job of a stage asks for instead; null (not to ask) and [] count
-    array: Positive | None = None  # score in so many tasks of a job array; None: in one job, with Ray on its machines
-    at_once: Positive | None = None  # tasks of the array that may run together
-    setup: tuple[str, ...] = ()  # shell lines that every job begins with: modules, environments, variables
-    python: tuple[str, ...] = ()  # what runs Python, e.g. in a container; (): the interpreter that submits
+    stages: dict[StageName, SlurmJob] = {}
+    """Requests per stage, which override those above; an explicit null (do not request) or [] overrides as well."""
+    array: Positive | None = None
+    """Number of tasks of the job array that scores. null: one job, with Ray on its machines."""
+    max_parallel: Positive | None = None
+    """Number of array tasks that may run at the same time. null: no limit."""
+    setup: tuple[str, ...] = ()
+    """Shell lines at the start of every job: modules, environments, variables."""
+    python: tuple[str, ...] = ()
+    """Command that runs Python, e.g. in a container. []: the interpreter that submits."""
 
     @model_validator(mode="after")
-    def _tasks_are_of_an_array(self) -> Slurm:
-        if self.at_once is not None and self.array is None:
-            raise ValueError("at_once has no effect without array")
+    def _max_parallel_needs_an_array(self) -> Slurm:
+        if self.max_parallel is not None and self.array is None:
+            raise ValueError("max_parallel has no effect without array")
         return self
 
     @model_validator(mode="after")
-    def _machines_are_of_use(self) -> Slurm:
+    def _stages_use_their_nodes(self) -> Slurm:
         for stage, job in self.stages.items():
             if (job.nodes or 1) > 1 and (stage not in ("score", "train") or (stage == "score" and self.array)):
                 why = (
-                    "with `array` each task has one machine"
+                    "each task of an `array` runs on one machine"
                     if stage == "score"
                     else "only score (without `array`) and train run on several machines"
                 )
@@ -67,6 +83,6 @@ class Slurm(SlurmJob):
         return self
 
     @field_serializer("stages")
-    def _only_what_is_given(self, stages: dict[Stage, SlurmJob]) -> dict[str, Any]:
-        """Without what a stage doesn't say: a null that is written out would count."""
+    def _only_set_fields(self, stages: dict[StageName, SlurmJob]) -> dict[str, Any]:
+        """Leave out fields that a stage does not set: a written null would override."""
         return {stage: job.model_dump(mode="json", exclude_unset=True) for stage, job in stages.items()}

@@ -1,4 +1,4 @@
-"""`evaluate` and `tracking`: what is measured, and who is told."""
+"""`evaluate` and `tracking`: metrics, baselines and experiment trackers."""
 
 from __future__ import annotations
 
@@ -6,35 +6,57 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distill.config.base import Dtype, Fraction, Positive, Section, Split
+from distill.config.base import Dtype, ExecutionOnly, Fraction, Positive, Section, Split
 from distill.config.evaluators import Evaluator
 
 
 class Seismic(Section):
-    """Approximate search in clustered posting lists (Bruch et al., SIGIR 2024), by the names of pyseismic-lsr."""
+    """Approximate search in clustered posting lists (Bruch et al., SIGIR 2024); named as in pyseismic-lsr."""
 
-    n_postings: Positive = 3500  # kept a term, on average
-    centroid_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1  # clusters, per posting of a list
-    min_cluster_size: Positive = 2  # postings
-    summary_energy: Fraction = 0.4  # of a cluster's weights, kept in its summary
-    query_cut: Positive = 10  # the strongest terms of a query, whose lists are looked through
-    heap_factor: Annotated[float, Field(gt=0, le=1)] = 0.7  # 1: skip only clusters that cannot reach the best k
+    n_postings: Positive = 3500
+    """Mean number of postings kept per term."""
+    centroid_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Number of clusters of a posting list, per posting."""
+    min_cluster_size: Positive = 2
+    """Minimum number of postings per cluster."""
+    summary_energy: Fraction = 0.4
+    """Share of a cluster's weights that its summary keeps."""
+    query_cut: Positive = 10
+    """Number of query terms, the strongest first, whose posting lists are searched."""
+    heap_factor: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """How readily clusters are skipped; 1: only those that cannot reach the best k. Lower is faster."""
 
 
 class Evaluate(Section):
+    """What is measured, on which queries, against which baselines."""
+
     split: Split = "test"
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("nDCG@10", "RR@10", "R@100")  # names of ir-measures
-    depth: Positive = 1000  # of the ranking
-    dev_passages: Positive = 20_000  # searched in during training: judged ones, then candidates by rank
-    batch_tokens: Positive | None = None  # padded tokens a batch; None: what suits the device
-    precision: Dtype = "auto"  # of the encoder's products; auto: bfloat16 where this machine has it and it is faster
-    baselines: bool = True  # BM25, the student's start, each teacher and the ensemble reranking
-    start: bool = True  # among the baselines; false spares a large collection's encoding, with a start far from sparse
-    search: Literal["exact", "seismic"] = "exact"  # for the student and its start; seismic: large collections
+    """Split whose judged queries are evaluated."""
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("nDCG@10", "RR@10", "R@100")
+    """Metrics, by their names in ir-measures; the first selects the best step during training."""
+    depth: Positive = 1000
+    """Number of passages per ranking."""
+    dev_passages: Positive = 20_000
+    """Number of passages searched during training: judged ones first, then candidates by rank."""
+    batch_tokens: ExecutionOnly[Positive | None] = None
+    """Padded tokens per batch. null: 4,096 on processor cores, 65,536 on a GPU."""
+    precision: ExecutionOnly[Dtype] = "auto"
+    """Precision of the encoder's matrix products. `auto`: 16 bits where this machine computes faster with them."""
+    baselines: bool = True
+    """Also measure BM25, the untrained student, and each teacher and the ensemble as rerankers."""
+    start: bool = True
+    """Include the untrained student in the baselines. It has many active terms, so a large collection takes long to
+    encode and search."""
+    search: Literal["exact", "seismic"] = "exact"
+    """Search of the student and the untrained student. `seismic`: approximate, for large collections."""
     seismic: Seismic = Seismic()
-    top_ks: tuple[Positive, ...] = ()  # measure the student once more with each cap on the active terms of a text
-    top_ks_of: Literal["both", "passages", "queries"] = "both"  # whose terms are capped
-    evaluators: tuple[Evaluator, ...] = ()  # sentence-transformers' own, run on the saved student
+    """Settings of Seismic."""
+    top_ks: tuple[Positive, ...] = ()
+    """Caps on the number of active terms per text; the student is measured once more with each."""
+    top_ks_of: Literal["both", "passages", "queries"] = "both"
+    """Side that `top_ks` caps."""
+    evaluators: tuple[Evaluator, ...] = ()
+    """Evaluators of sentence-transformers, run on the saved student."""
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Evaluate:
@@ -49,27 +71,40 @@ class Evaluate(Section):
     @model_validator(mode="after")
     def _evaluators_fit(self) -> Evaluate:
         names = [entry.name or entry.kind for entry in self.evaluators]
-        double = next((name for name in names if names.count(name) > 1), None)
-        if double is not None:
-            raise ValueError(f"two evaluators are called {double!r}: give one of them a `name`")
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"two evaluators are called {repeated!r}: give one of them a `name`")
         deepest = max((entry.depth for entry in self.evaluators if entry.kind == "reciprocal-rank-fusion"), default=0)
         if deepest > self.depth:
             raise ValueError(
-                f"reciprocal-rank-fusion looks at the best {deepest}, but rankings have a `depth` of {self.depth}"
+                f"reciprocal-rank-fusion reads the best {deepest} of rankings that have a `depth` of {self.depth}; "
+                "lower its depth, or raise evaluate.depth"
             )
         return self
 
 
 class Wandb(Section):
+    """Weights & Biases."""
+
     project: str
+    """Project that the run is logged to."""
     entity: str | None = None
+    """User or team. null: the account's default."""
     group: str | None = None
+    """Group of runs. null: none."""
     tags: tuple[str, ...] = ()
+    """Tags of the run."""
 
 
 class Tracking(Section):
+    """Experiment trackers, besides the JSON logs that every run writes."""
+
     wandb: Wandb | None = None
-    tensorboard: bool = False  # event files in the run folder, logs/tensorboard
-    # whose electricity it is, as FRA (ISO 3166): each stage's energy and CO2 are estimated by CodeCarbon
+    """Log to Weights & Biases. null: do not."""
+    tensorboard: bool = False
+    """Write TensorBoard event files to logs/tensorboard in the run folder."""
     codecarbon: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] | None = None
-    log_every: Positive = 10  # optimizer steps
+    """Estimate each stage's energy and CO2 with CodeCarbon, for the electricity of this country (ISO 3166, e.g. FRA).
+    null: do not."""
+    log_every: Positive = 10
+    """Optimizer steps between lines of the training log."""

@@ -1,4 +1,4 @@
-"""`mine`, `teachers`, `score`, `label`: which passages are ranked, by whom, and what becomes of the scores."""
+"""`mine`, `teachers`, `score`, `label`: candidates, the teachers that score them, and labels made of the scores."""
 
 from __future__ import annotations
 
@@ -6,28 +6,66 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from distill.config.base import Dtype, Fraction, Positive, Section, refuse_unread
+from distill.config.base import (
+    AUTO,
+    Count,
+    Dtype,
+    ExecutionOnly,
+    FilePath,
+    Fraction,
+    Name,
+    Positive,
+    Section,
+    refuse_unread,
+)
+from distill.errors import RecipeError
+
+_RANKS = {"kind", "top", "sample", "depth", "skip"}
+_MINER_READS = {
+    "bm25": _RANKS,
+    "dense": _RANKS | {"model", "revision"},
+    "splade": _RANKS | {"model", "revision"},
+    "run": _RANKS | {"path", "systems"},
+}
 
 
 class Miner(Section):
-    """Where hard negatives come from: the `top` best, and `sample` more drawn at random from the best `depth`."""
+    """A source of hard negatives: the `top` best passages, and `sample` more drawn at random from the best `depth`."""
 
-    kind: Literal["bm25", "dense", "splade"]
-    model: str | None = None  # dense and splade: hub name, path, or package:<module>/<folder>
+    kind: Literal["bm25", "dense", "splade", "run"]
+    """`bm25`; `dense`: a SentenceTransformer; `splade`: a SparseEncoder; `run`: rankings that are given in a file."""
+    model: str | None = None
+    """Model of `dense` and `splade`: hub name, path, or package:<module>/<folder>."""
     revision: str | None = None
-    top: Annotated[int, Field(ge=0)] = 50
-    sample: Annotated[int, Field(ge=0)] = 0
-    depth: Positive = 1000  # the ranking's depth that `sample` draws from
-    skip: Annotated[int, Field(ge=0)] = 0  # leave out the best ranks, where unlabelled positives sit
+    """Commit, branch or tag on the hub. null: the default branch."""
+    path: FilePath | None = None
+    """Of `run`: the file of rankings, or a folder of such files: TREC runs; `{qid: [did]}` or `{qid: {did: score}}` in
+    JSON, JSONL or a pickle; sentence-transformers' `{qid, pos, neg: {system: [did]}}` in JSONL; Parquet of ids."""
+    systems: tuple[str, ...] = ()
+    """Of `run`, for files that list the ids of several systems: those to read. []: all of them."""
+    top: Count = 50
+    """Number of negatives taken from the top of the ranking."""
+    sample: Count = 0
+    """Number of further negatives drawn at random; 0: none."""
+    depth: Positive = 1000
+    """Depth of the ranking that `sample` draws from."""
+    skip: Count = 0
+    """Number of best ranks to skip, where unlabelled positives are likely. Not for queries without a positive."""
+
+    @property
+    def encodes(self) -> bool:
+        """Whether it encodes the collection with a model."""
+        return self.kind in ("dense", "splade")
 
     @model_validator(mode="after")
-    def _model_where_needed(self) -> Miner:
-        if self.kind != "bm25" and self.model is None:
+    def _every_field_has_an_effect(self) -> Miner:
+        if self.encodes and self.model is None:
             raise ValueError(f"a {self.kind} miner needs a model")
-        if self.kind == "bm25":
-            refuse_unread(self, self.kind, {"kind", "top", "sample", "depth", "skip"})
+        if self.kind == "run" and self.path is None:
+            raise ValueError("a run miner needs a path: the file of rankings, or a folder of them")
+        refuse_unread(self, self.kind, _MINER_READS[self.kind])
         if not self.sample and self.depth != type(self).model_fields["depth"].default:
-            raise ValueError("`depth` has no effect without `sample`: it is the ranking that is drawn from")
+            raise ValueError("`depth` has no effect without `sample`, which draws from that many ranks")
         if self.sample and self.depth <= self.skip + self.top:
             raise ValueError(
                 f"`sample` draws from ranks {self.skip + self.top + 1} to `depth`, which is {self.depth}: "
@@ -37,22 +75,32 @@ class Miner(Section):
 
 
 class Workers(Section):
-    """The Ray workers of a job. `actors`: how many at once (None: one per GPU, or per `cpus` cores)."""
+    """Fields of jobs that run on Ray workers."""
 
-    actors: Positive | None = None
-    cpus: Annotated[float, Field(gt=0)] = 1.0  # per actor
-    gpus: Annotated[float, Field(ge=0)] | None = None  # per actor; None: 1 where there are GPUs
-    max_tries: Positive = 3  # of a task whose worker dies
+    actors: ExecutionOnly[Positive | None] = None
+    """Number of workers. null: one per GPU, or one per `cpus` cores, as nodes join and leave the cluster."""
+    cpus: ExecutionOnly[Annotated[float, Field(gt=0)]] = 1.0
+    """CPU cores per worker."""
+    gpus: ExecutionOnly[Annotated[float, Field(ge=0)] | None] = None
+    """GPUs per worker; a fraction puts several workers on one GPU. null: 1 if the cluster has GPUs, else 0."""
+    max_tries: ExecutionOnly[Positive] = 3
+    """Number of attempts at a task whose worker dies before the job stops."""
 
 
 class Mine(Workers):
-    """The candidates. A collection of more than `shard_passages` is encoded and searched by Ray workers."""
+    """Candidates. A collection of more than `shard_passages` is encoded and searched by Ray workers."""
 
-    miners: dict[str, Miner] = {"bm25": Miner(kind="bm25")}
-    shard_queries: Positive = 1000  # queries a candidate shard
-    shard_passages: Positive = 32_768  # passages a chunk of vectors (dense and splade)
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"  # of the encoders' products
-    rerank_depth: Positive = 100  # candidates a dev or test query, from the first miner's top
+    miners: dict[Name, Miner] = {"bm25": Miner(kind="bm25")}
+    """Name -> miner."""
+    shard_queries: Positive = 1000
+    """Queries per candidate shard."""
+    shard_passages: ExecutionOnly[Positive] = 32_768
+    """Passages per chunk of vectors (dense and splade)."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the encoders' matrix products."""
+    rerank_depth: Positive = 100
+    """Number of candidates per development or test query, the best of the first miner. If that one is of kind `run`,
+    its files must rank the evaluated queries."""
 
     @model_validator(mode="after")
     def _some_miner(self) -> Mine:
@@ -62,24 +110,33 @@ class Mine(Workers):
 
 
 class FineTune(Section):
-    """Fine-tuning a cross-encoder to put labelled positives above mined negatives (listwise, CrossEncoderTrainer).
+    """Fine-tuning of a cross-encoder to rank labelled positives above mined negatives (listwise, CrossEncoderTrainer).
 
     With `folds` > 1, each model trains on the queries outside its fold, and scores only those inside it.
     """
 
     folds: Positive = 2
-    negatives: Positive = 3  # per positive, from the mined candidates
-    random_negatives: Annotated[int, Field(ge=0)] = 0  # per positive, from the whole collection
-    layers: Positive | None = None  # keep only the lower layers
+    """Number of folds, and of models; 1: one model, which scores the queries it was trained on."""
+    negatives: Positive = 3
+    """Negatives per positive, from the mined candidates."""
+    random_negatives: Count = 0
+    """Negatives per positive, from the whole collection."""
+    layers: Positive | None = None
+    """Number of layers to keep, from the lowest. null: all."""
     epochs: float = 1.0
-    batch_size: Positive = 32  # pairs
+    """Passes over the labelled pairs."""
+    batch_size: Positive = 32
+    """Pairs per batch."""
     lr: Annotated[float, Field(gt=0)] = 5e-5
-    head_lr: Annotated[float, Field(gt=0)] | None = None  # of the pooler and the classifier, if fresh; None: lr
+    """Peak learning rate."""
+    head_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the pooler and the classifier. null: `lr`."""
     warmup_ratio: Fraction = 0.1
+    """Share of the steps in which the learning rate grows linearly from 0."""
 
 
 _MODEL = {"model", "revision", "dtype", "max_length", "batch_tokens"}
-_READ_BY = {
+_READ_BY: dict[str, set[str]] = {
     "cross-encoder": _MODEL | {"fine_tune"},
     "llm": _MODEL | {"template", "options"},
     "bm25": set(),
@@ -89,22 +146,55 @@ _READ_BY = {
 
 
 class Teacher(Section):
-    """Who scores; kind `imported`: the source's own scores, nothing runs.
-
-    `model`: hub name, path, or package:<module>/<folder>; `cls`: import path of an own class.
-    """
+    """A model that scores the candidates, or scores that the source brings."""
 
     kind: Literal["cross-encoder", "llm", "bi-encoder", "splade", "bm25", "imported", "custom"]
+    """`cross-encoder`: AutoModelForSequenceClassification, raw logits; `llm`: a causal language model, logit of "yes"
+    minus logit of "no"; `bi-encoder`: a SentenceTransformer; `splade`: a SparseEncoder; `bm25`; `imported`: scores of
+    the source; `custom`: a user-defined class."""
     model: str | None = None
+    """Hub name, path, or package:<module>/<folder>; of `imported`, a note of the model that made the scores."""
     revision: str | None = None
-    dtype: Dtype = "auto"
-    max_length: Positive = 256  # tokens of a pair (cross-encoder, llm) or of a text (the others)
-    batch_tokens: Positive | None = None  # padded tokens a batch; None: what suits the device
-    weight: Annotated[float, Field(ge=0)] = 1.0  # in the ensemble; 0: only in the evaluation's table
-    template: str | None = None  # llm: prompt with {query} and {passage}
-    cls: str | None = None  # custom: package.module:Class
-    options: dict[str, Any] = {}  # custom: keyword arguments of the class; llm: its answers, `yes` and `no`
+    """Commit, branch or tag on the hub. null: the default branch."""
+    dtype: ExecutionOnly[Dtype] = "auto"
+    """Precision. `auto`: the fastest on the device that keeps the ranking; recorded in every shard."""
+    max_length: Positive = 256
+    """Maximum number of tokens per pair (cross-encoder, llm) or per text (the others)."""
+    batch_tokens: ExecutionOnly[Positive | None] = None
+    """Padded tokens per batch. null: 4,096 on processor cores, 65,536 on a GPU."""
+    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = 1.0
+    """Weight in the ensemble; 0: evaluated, but not part of the labels. `auto`: fitted on judged development queries,
+    with 0 for a teacher that makes the ensemble worse; without such queries, 1."""
+    template: str | None = None
+    """Of `llm`: prompt with {query} and {passage}. null: "Judge whether the passage answers the query. Reply yes or
+    no.", the two texts, and "Reply:"."""
+    cls: str | None = None
+    """Of `custom`: import path of the class, package.module:Class."""
+    options: dict[str, Any] = {}
+    """Of `custom`: keyword arguments of the class; of `llm`: the answers that mean relevant and not relevant,
+    by default {yes: yes, no: no}."""
     fine_tune: FineTune | None = None
+    """Of `cross-encoder`: fine-tune it on the labelled pairs first. null: do not."""
+
+    @property
+    def known_weight(self) -> float:
+        """The weight. Raises `RecipeError` if it is `auto`, and no value has been chosen yet."""
+        if self.weight == AUTO:
+            raise RecipeError(
+                "teachers: a weight is auto, which is chosen when the development queries are scored; run "
+                "`distill score` first, or give it a number"
+            )
+        return self.weight
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether it reads query and passage together, once per pair."""
+        return self.kind in ("cross-encoder", "llm", "custom")
+
+    @property
+    def stores_vectors(self) -> bool:
+        """Whether it encodes texts one by one, into vectors that are stored."""
+        return self.kind in ("bi-encoder", "splade")
 
     @model_validator(mode="after")
     def _fields_fit_kind(self) -> Teacher:
@@ -119,20 +209,32 @@ class Teacher(Section):
 class Score(Workers):
     """The scoring job."""
 
-    rerank: bool = True  # also score the test candidates, for the table
+    rerank: bool = True
+    """Also score the candidates of the evaluated queries, for the table of results."""
 
 
 class Label(Section):
-    """From raw teacher scores to training labels (SPLADE-v3, arXiv 2403.06789)."""
+    """From raw teacher scores to training labels (SPLADE-v3, arXiv 2403.06789).
 
-    normalise: Literal["min-max", "z-score", "none"] = "min-max"  # per query and teacher
-    map_to: str | None = None  # teacher whose global mean and standard deviation the labels take
-    scale: Annotated[float, Field(gt=0)] = 1.0  # without map_to: a label of 1 in the student's dot products
-    # negatives that are left out, in label units; a list's best positive counts
-    drop_false_negatives: float | None = None  # those above the positive by more than this; below 0: that are too near
-    relative_margin: Annotated[float, Field(ge=0)] | None = None  # above positive - margin * |positive|
-    max_score: float | None = None  # above this
-    min_score: float | None = None  # below this: too easy
+    `drop_false_negatives`, `relative_margin`, `max_score` and `min_score` drop negatives by their labels; "the
+    positive" is the list's best one. Of a list without a positive only `min_score` drops passages.
+    """
+
+    normalise: Literal["min-max", "z-score", "none"] = "min-max"
+    """Normalisation of scores per query and teacher, before the weighted mean."""
+    map_to: str | None = None
+    """Teacher whose global mean and standard deviation of raw scores the labels take. null: no mapping."""
+    scale: Annotated[float, Field(gt=0)] = 1.0
+    """Without `map_to`: factor of the labels, which the losses compare with dot products of the student."""
+    drop_false_negatives: float | None = None
+    """Drop negatives whose label exceeds the positive's by more than this; a value below 0 also drops negatives close
+    below the positive. null: keep all."""
+    relative_margin: Annotated[float, Field(ge=0)] | None = None
+    """Drop negatives whose label exceeds positive - relative_margin * |positive|. null: keep all."""
+    max_score: float | None = None
+    """Drop negatives with a label above this. null: keep all."""
+    min_score: float | None = None
+    """Drop negatives with a label below this, which are too easy. null: keep all."""
 
     @model_validator(mode="after")
     def _one_scale(self) -> Label:
@@ -142,6 +244,6 @@ class Label(Section):
 
     @model_validator(mode="after")
     def _some_negative_fits(self) -> Label:
-        if None not in (self.min_score, self.max_score) and self.min_score > self.max_score:
+        if self.min_score is not None and self.max_score is not None and self.min_score > self.max_score:
             raise ValueError(f"min_score {self.min_score} is above max_score {self.max_score}: no negative is left")
         return self

@@ -1,8 +1,8 @@
 """`rounds`: mining, scoring, labelling and training again, from the last round's student.
 
-The recipe as it stands is the first round. Each entry of `rounds` is one more, and says what differs from the recipe:
-a JSON merge patch (RFC 7396), so a section is merged field by field, a list is replaced whole, and null removes what
-was there. A model called `round:previous` is the checkpoint that the round before has saved.
+The recipe as it stands is the first round. Each entry of `rounds` adds a round and lists its differences from the
+recipe as a JSON merge patch (RFC 7396): sections are merged field by field, lists are replaced, and null removes a
+field. The model `round:previous` is the checkpoint of the round before.
 """
 
 from __future__ import annotations
@@ -13,19 +13,22 @@ from typing import Any
 from distill.config.base import Section
 
 PREVIOUS = "round:previous"
-SHARED = ("name", "run_dir", "data", "rounds", "follows")  # what no round can have of its own
+SHARED = ("name", "run_dir", "data", "rounds", "follows")  # fields that a round cannot change
 
 
 class Follows(Section):
-    """Which run a recipe is a further round of. Written by the program, into the recipe of each such round."""
+    """The run that a recipe is a further round of. The program writes it into the recipe of each further round."""
 
-    run: Path  # the first round's folder, whose data and fine-tuned teachers serve all
-    checkpoint: Path  # the student that the round before has saved
-    model: str | None = None  # whose weights that student once started from: it has the same shape
+    run: Path
+    """Folder of the first round, whose data and fine-tuned teachers all rounds use."""
+    checkpoint: Path
+    """Student saved by the round before."""
+    model: str | None = None
+    """Model from which that student was started, and whose shape it has."""
 
 
 def merged(tree: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-    """`tree` with a JSON merge patch applied; neither is changed."""
+    """Return `tree` with a JSON merge patch applied; neither argument is changed."""
     result = dict(tree)
     for key, value in patch.items():
         if value is None:
@@ -39,8 +42,8 @@ def merged(tree: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_previous(tree: Any, checkpoint: str) -> Any:
-    """`tree` with the path of the last checkpoint wherever a `model` is called `round:previous`."""
+    """Return `tree` with `round:previous` replaced, wherever it names a `model`, by the path of a checkpoint."""
     if isinstance(tree, dict):
-        here = {"model": checkpoint, "revision": None} if tree.get("model") == PREVIOUS else {}
-        return {key: with_previous(value, checkpoint) for key, value in tree.items()} | here
+        replaced = {"model": checkpoint, "revision": None} if tree.get("model") == PREVIOUS else {}
+        return {key: with_previous(value, checkpoint) for key, value in tree.items()} | replaced
     return [with_previous(value, checkpoint) for value in tree] if isinstance(tree, list) else tree

@@ -1,4 +1,4 @@
-"""`student`: which model is trained, and how it encodes."""
+"""`student`: the model that is trained, and how it encodes."""
 
 from __future__ import annotations
 
@@ -6,100 +6,185 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from distill.config.base import Positive, Section
+from distill.config.base import AUTO, IfSet, Positive, Section
+from distill.errors import RecipeError
+
+Length = Positive | Literal["auto"]
 
 
 class CalibratedStart(Section):
     """An MLM head for a backbone without one, set so that the untrained student is already a fair retriever."""
 
-    passages: Positive = 1000  # measured on these
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0  # of a term's maximum logit over texts without the term
-    margin: Annotated[float, Field(gt=0)] = 1.5  # mean logit, above that percentile, of the words in a text
-    idf_scale: Annotated[float, Field(ge=0)] = 0.5  # highest mean logit of a text's own word, per unit of its IDF
+    passages: Positive = 1000
+    """Number of passages to measure."""
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 99.0
+    """A term is inactive below this percentile of its maximum logits over texts without the term."""
+    margin: Annotated[float, Field(gt=0)] = 1.5
+    """Mean logit of a text's own words, above that percentile."""
+    idf_scale: Annotated[float, Field(ge=0)] = 0.5
+    """Highest mean logit of a text's own word, per unit of its IDF; common words are lowered to it."""
+
+
+class LexicalStart(Section):
+    """Learning BM25's vectors of the passages before the distillation: how often a word occurs, how long the text is,
+    which word forms are one word. It needs no queries, judgements or teachers."""
+
+    passages: Positive = 4000
+    """Number of passages that are learnt from, drawn at random, each with an excerpt that is encoded as a query."""
+    epochs: Positive = 1
+    """Passes over these passages."""
+    batch_size: Positive = 16
+    """Passages per optimizer step."""
+    head_share: Annotated[float, Field(ge=0)] = 0.5
+    """Share of its own weights at the outset, such as those of expansion terms, that a text's target keeps."""
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    """Peak learning rate of the encoder."""
+    head_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of the MLM head."""
+    bias_lr: Annotated[float, Field(gt=0)] = 5e-3
+    """Peak learning rate of the MLM head's biases, one number per term."""
 
 
 class ModelQuery(Section):
-    kind: Literal["model", "lexical"]  # SPLADE; lexical: the model's weights, but of the query's own tokens only
+    """Queries encoded by the model."""
+
+    kind: Literal["model", "lexical"]
+    """`model`: with expansion (SPLADE); `lexical`: the model's weights of the query's own tokens only."""
 
 
 class BinaryQuery(Section):
-    kind: Literal["binary"]  # SPLADE-doc: each distinct token of a query weighs one
+    """Queries without a model or weights (SPLADE-doc)."""
+
+    kind: Literal["binary"]
+    """Each distinct token of the query has the weight 1."""
 
 
 class IdfQuery(Section):
-    """A weight a term: its IDF among the passages at the start, frozen (`idf`) or trained (`learned`, Li-LSR)."""
+    """Queries weighted by a table with one weight per term, which starts at the IDF among the passages."""
 
     kind: Literal["idf", "learned"]
-    file: str | None = None  # other weights instead: an idf.json as OpenSearch ships, or a hub model that has one
+    """`idf`: the table is frozen; `learned`: it is trained (Li-LSR)."""
+    file: str | None = None
+    """Initial weights: an idf.json as OpenSearch ships it, or a hub model that has one. null: the IDF."""
 
 
 Query = Annotated[ModelQuery | BinaryQuery | IdfQuery, Field(discriminator="kind")]
 
 
 class Prompts(Section):
-    """What is put before every text of a kind, in training as in encoding; saved with the model."""
+    """Prefixes of all texts, in training and encoding; saved with the model."""
 
     query: str = ""
-    document: str = ""  # passages
+    """Prefix of queries."""
+    document: str = ""
+    """Prefix of passages."""
 
 
 class Student(Section):
+    """A SPLADE model: a masked language model whose MLM logits are pooled into term weights."""
+
     kind: Literal["splade"] = "splade"
+    """A SPLADE model."""
     model: str
+    """Model to start from: hub name, path, or package:<module>/<folder>."""
     revision: str | None = None
-    layers: Positive | None = None  # keep only the lower layers
-    start: Literal["auto", "mlm", "calibrated"] = "auto"  # auto: calibrated where the checkpoint has no MLM head
+    """Commit, branch or tag on the hub. null: the default branch."""
+    layers: Positive | None = None
+    """Number of layers to keep, from the lowest. null: all."""
+    start: Literal["auto", "mlm", "calibrated"] = "auto"
+    """MLM head at the start: the checkpoint's (`mlm`) or a calibrated one. `auto`: calibrated if the checkpoint has no
+    MLM head."""
     calibration: CalibratedStart = CalibratedStart()
-    query: Query = ModelQuery(kind="model")  # how queries are weighted; passages are always the model's
+    """Settings of a calibrated start."""
+    lexical_start: IfSet[LexicalStart | None] = None
+    """Learn BM25's vectors of the passages before the distillation (with words separated by blanks, in English).
+    null: do not."""
+    query: Query = ModelQuery(kind="model")
+    """How queries are weighted; passages are always encoded by the model."""
     pooling: Literal["max", "sum"] = "max"
-    activation: Literal["relu", "log1p_relu"] = "relu"  # log1p(relu(x)), or log1p(log1p(relu(x)))
-    query_max_length: Positive = 64
-    passage_max_length: Positive = 128
-    top_k: Positive | None = None  # keep only the strongest terms of a text when encoding (saved: max_active_dims)
-    lower_case: bool = False  # for tokenizers that keep case
+    """Pooling of a term's logits over the tokens of a text."""
+    activation: Literal["relu", "log1p_relu"] = "relu"
+    """Term weight of a pooled logit x: log1p(relu(x)), or log1p(log1p(relu(x))) for `log1p_relu`."""
+    query_max_length: Length = 64
+    """Maximum number of tokens per query, special tokens included. `auto`: chosen after the import so that at most 1 %
+    of the queries of any split are cut, within what the model takes."""
+    passage_max_length: Length = 128
+    """Maximum number of tokens per passage, special tokens included. `auto`: chosen after the import so that at most
+    5 % of the passages are cut, but no more than 256 tokens and what the model takes."""
+    top_k: Positive | None = None
+    """Number of terms kept per text when encoding, the strongest (saved as `max_active_dims`). null: all."""
+    lower_case: bool = False
+    """Lower-case texts, for a tokenizer that preserves case."""
     prompts: Prompts = Prompts()
+    """Prefixes of texts."""
 
     @model_validator(mode="after")
-    def _no_prompt_in_a_table(self) -> Student:
+    def _no_prompt_for_lexical_queries(self) -> Student:
         if self.prompts.query and self.query.kind != "model":
             raise ValueError(
-                f"prompts.query: with `query: {{kind: {self.query.kind}}}` its words would be terms of "
-                "every query; leave it out"
+                f"prompts.query cannot be used with `query: {{kind: {self.query.kind}}}`: its tokens would be terms of "
+                "every query; remove it"
             )
         return self
 
 
 class OtherStudent(Section):
-    """What students that are no masked language models have in common. `model`: what it starts from."""
+    """Fields of students that are not masked language models."""
 
     model: str
+    """Model to start from: hub name, path, or package:<module>/<folder>."""
     revision: str | None = None
-    query_max_length: Positive = 64
-    passage_max_length: Positive = 128
+    """Commit, branch or tag on the hub. null: the default branch."""
+    query_max_length: Length = 64
+    """Maximum number of tokens per query, special tokens included. `auto`: chosen after the import so that at most 1 %
+    of the queries of any split are cut, within what the model takes."""
+    passage_max_length: Length = 128
+    """Maximum number of tokens per passage, special tokens included. `auto`: chosen after the import so that at most
+    5 % of the passages are cut, but no more than 256 tokens and what the model takes."""
     prompts: Prompts = Prompts()
+    """Prefixes of texts."""
 
     query: ClassVar[ModelQuery] = ModelQuery(kind="model")
     layers: ClassVar[None] = None
     top_k: ClassVar[None] = None
 
 
+class Reconstruction(Section):
+    """Loss on the reconstruction of the dense vectors by the autoencoder (`CSRReconstructionLoss`)."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Factor of this loss in the sum."""
+    beta: Annotated[float, Field(ge=0)] = 0.1
+    """Factor of the part in which dead latents reconstruct the remainder."""
+
+
 class CsrStudent(OtherStudent):
-    """A dense model, and an autoencoder that makes its vectors sparse (CSR, arXiv 2503.01776). `model`: of
-    sentence-transformers, or an earlier CSR checkpoint."""
+    """A dense model of sentence-transformers, or an earlier CSR checkpoint, and an autoencoder that makes its vectors
+    sparse (CSR, arXiv 2503.01776)."""
 
     kind: Literal["csr"]
-    latents: Positive | None = None  # terms there are; None: four times the dense vector's dimensions
-    k: Positive = 64  # terms a text keeps
-    dead_after: Positive = 30  # updates in a row without a latent, after which it is put to use (`reconstruction`)
-    frozen: bool = False  # the dense model stays as it is, as in the paper
+    """A dense model with a sparse autoencoder."""
+    latents: Positive | None = None
+    """Number of terms. null: four times the dense vector's dimensions."""
+    k: Positive = 64
+    """Number of terms kept per text."""
+    dead_after: Positive = 30
+    """Optimizer steps without use after which a latent is dead, and serves `reconstruction` instead."""
+    frozen: bool = False
+    """Train the autoencoder only, as in the paper."""
+    reconstruction: Reconstruction | None = None
+    """Reconstruction loss, added to the losses of `train`. null: none."""
 
 
 class CustomStudent(OtherStudent):
-    """`cls`: import path of a class derived from `distill.student.base.Student`; its `start` gets this section."""
+    """A user-defined class derived from `distill.Student`; its `start` receives this section."""
 
     kind: Literal["custom"]
+    """A user-defined class."""
     cls: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")]
+    """Import path of the class, package.module:Class."""
     options: dict[str, Any] = {}
+    """Options of the class."""
 
 
 def _kind(student: Any) -> Any:
@@ -110,3 +195,14 @@ AnyStudent = Annotated[
     Annotated[Student, Tag("splade")] | Annotated[CsrStudent, Tag("csr")] | Annotated[CustomStudent, Tag("custom")],
     Discriminator(_kind, custom_error_type="kind", custom_error_message="kind is splade, csr or custom"),
 ]
+
+
+def max_length(student: Student | OtherStudent, side: Literal["query", "passage"]) -> int:
+    """Return the maximum number of tokens of a query or a passage. Raises `RecipeError` if it is not chosen yet."""
+    length = student.query_max_length if side == "query" else student.passage_max_length
+    if length == AUTO:
+        raise RecipeError(
+            f"student.{side}_max_length is auto, but no value has been chosen: run `distill import` first, or set a "
+            "number"
+        )
+    return length

@@ -1,4 +1,4 @@
-"""`train`: batches, optimizer, the cached step, checkpoints."""
+"""`train`: batches, losses, optimizer, the cached step, checkpoints."""
 
 from __future__ import annotations
 
@@ -8,34 +8,48 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from distill.config.base import FilePath, Fraction, Positive, Section
-from distill.config.losses import AnyRegularizer, DfFlopsRegularizer, KlLoss, Loss, Reconstruction
+from distill.config.base import ExecutionOnly, FilePath, Fraction, IfSet, Positive, Section
+from distill.config.losses import AnyRegularizer, DfFlopsRegularizer, KlLoss, Loss, Regularizer
 from distill.config.student import Prompts
 
 
 class Checkpoints(Section):
-    every: Positive = 500  # optimizer steps
+    """Training states from which an interrupted training resumes."""
+
+    every: Positive = 500
+    """Optimizer steps between checkpoints."""
     keep_last: Positive = 2
+    """Number of checkpoints kept."""
 
 
 class TopK(Section):
-    k: Positive | None  # strongest terms kept of each query and passage; None: all
-    weight: Annotated[float, Field(gt=0)] = 1.0  # relative to the others
+    """A cap on the number of active terms, with its share in the loss."""
+
+    k: Positive | None
+    """Number of terms kept of each query and passage, the strongest. null: all."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight in the mean over the caps."""
+
+
+QueryWeights = Literal["equal", "root", "count"]
 
 
 class Sampling(Section):
     """How a step draws a query's negatives from its pool, without replacement."""
 
-    by: Literal["uniform", "label", "hardest"] = "uniform"  # label: the chance grows as exp(label / temperature)
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of `label`, in label units
-    ranks: tuple[Positive, Positive] | None = None  # only negatives at these places, the highest label first
+    by: Literal["uniform", "label", "hardest"] = "uniform"
+    """`uniform`; `label`: with a probability that grows as exp(label / temperature); `hardest`: highest labels."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of `by: label`, in label units."""
+    ranks: tuple[Positive, Positive] | None = None
+    """First and last rank of the negatives drawn from; rank 1 has the highest label. null: all."""
 
     @model_validator(mode="after")
-    def _every_field_counts(self) -> Sampling:
+    def _every_field_has_an_effect(self) -> Sampling:
         if self.temperature != 1.0 and self.by != "label":
             raise ValueError("temperature belongs to by: label")
         if self.ranks is not None and self.ranks[0] > self.ranks[1]:
-            raise ValueError(f"ranks go from the first to the last place: {self.ranks[0]} is after {self.ranks[1]}")
+            raise ValueError(f"ranks are the first and the last rank: {self.ranks[0]} is after {self.ranks[1]}")
         return self
 
 
@@ -43,69 +57,115 @@ OWN = "own"  # the name of the run's own labels among the datasets
 
 
 class Dataset(Section):
-    """Another run's labels to train on: its recipe has prepared them up to `distill label`, with teachers and miners
-    of its own."""
+    """Labels of another run to train on: its own recipe, teachers and miners prepared them, up to `distill label`."""
 
-    run: FilePath  # its run folder
-    losses: tuple[Loss, ...] | None = None  # None: those of `train`
-    prompts: Prompts | None = None  # of its texts in training; None: the student's
+    run: FilePath
+    """Run folder."""
+    losses: tuple[Loss, ...] | None = None
+    """Losses on this dataset. null: those of `train`."""
+    prompts: Prompts | None = None
+    """Prefixes of its texts in training. null: the student's."""
 
 
 class Mixing(Section):
     """Which dataset the next batch comes from."""
 
-    by: Literal["proportional", "round-robin"] = "proportional"  # drawn by size, or in turn
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # drawn by size^(1 / temperature); large: all alike
+    by: Literal["proportional", "round-robin"] = "proportional"
+    """`proportional`: drawn by size; `round-robin`: in turn."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of `by: proportional`: drawn by size^(1 / temperature); large values draw all datasets equally often."""
 
     @model_validator(mode="after")
-    def _every_field_counts(self) -> Mixing:
+    def _every_field_has_an_effect(self) -> Mixing:
         if self.temperature != 1.0 and self.by != "proportional":
             raise ValueError("temperature belongs to by: proportional")
         return self
 
 
 class Train(Section):
-    batch_size: Positive = 32  # queries, over all processes
-    negatives: Positive = 7  # passages a query besides its positive
+    """Batches, losses, optimizer, cached step and checkpoints."""
+
+    batch_size: Positive = 32
+    """Queries per optimizer step, over all processes."""
+    negatives: Positive = 7
+    """Negatives per query, besides its positive. A list without a positive gives one passage more."""
     sampling: Sampling = Sampling()
-    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Dataset] = {}  # beside the run's own
+    """How negatives are drawn."""
+    datasets: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")], Dataset] = {}
+    """Name -> labels of another run, in addition to the run's own."""
     mixing: Mixing = Mixing()
+    """How batches are drawn from several datasets."""
+    query_weights: IfSet[QueryWeights] = "equal"
+    """How often an epoch draws a query of `data.query_log`: each once (`equal`), in proportion to the root of its count
+    (`root`), or to its count (`count`). The log's queries have as many draws in all as there are of them."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    steps: Positive | None = None  # overrides epochs
+    """Passes over the training queries."""
+    steps: Positive | Literal["auto"] | None = None
+    """Number of optimizer steps. `auto`: chosen after the import, one pass over the training queries, but at least 100
+    and at most 1,500 steps. null: from `epochs`."""
     lr: Annotated[float, Field(gt=0)] = 2e-5
-    head_lr: Annotated[float, Field(gt=0)] | None = None  # the MLM head's own; None: lr
-    table_lr: Annotated[float, Field(gt=0)] | None = None  # the learned query table's own; None: lr
+    """Peak learning rate."""
+    head_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the MLM head. null: `lr`."""
+    table_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of a learned query table. null: `lr`."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning rate after the warm-up: decays to 0 (`linear`, `cosine`), or stays `constant`."""
     warmup_ratio: Fraction = 0.01
+    """Share of the steps in which the learning rate grows linearly from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Weight decay of matrices; biases, norms and query tables have none."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0  # 0: no clipping
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """AdamW, or SGD without momentum."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Norm to which gradients are clipped; 0: no clipping."""
+    precision: ExecutionOnly[Literal["auto", "fp32", "bf16", "fp16"]] = "auto"
+    """Precision of matrix products. `auto`: bf16 on a GPU that has it, else fp16; on a CPU bf16 if it is faster, else
+    fp32."""
     losses: tuple[Loss, ...] = (KlLoss(kind="kl"),)
-    top_ks: tuple[TopK, ...] = ()  # the losses are averaged over these caps, so that one student serves all of them
-    reconstruction: Reconstruction | None = None  # beside the losses, for students of kind csr
+    """Losses, summed with their weights."""
+    top_ks: tuple[TopK, ...] = ()
+    """Caps on the active terms over which the losses are averaged, so that one student serves all of them. []: none."""
     query_regularizers: tuple[AnyRegularizer, ...] = ()
+    """Regularisers of the queries' representations."""
     passage_regularizers: tuple[AnyRegularizer, ...] = ()
-    chunk_tokens: Positive = 8192  # padded tokens encoded at a time
-    activation_budget: Annotated[float, Field(ge=0)] = 0.0  # GiB of graphs kept instead of recomputed
-    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None  # None: the model's own
-    processes: Positive | None = None  # on this machine; None: one per GPU, else 1
-    checkpoints: Checkpoints = Checkpoints()
-    evaluate_every: Positive | None = None  # optimizer steps between evaluations on the development set
-    max_bad_steps: Positive = 10  # steps with a non-finite loss or gradient before the run stops
-    activation_checkpointing: bool = False
-    # passed through, as a section or the path of a JSON file; what contradicts the recipe is refused
-    deepspeed: dict[str, Any] = {}
+    """Regularisers of the passages' representations."""
+    chunk_tokens: ExecutionOnly[Positive] = 8192
+    """Padded tokens encoded at a time by each process; bounds the memory and does not change the gradients."""
+    activation_budget: ExecutionOnly[Annotated[float, Field(ge=0)]] = 0.0
+    """Memory in GiB per process for autograd graphs that are kept instead of recomputed; 0: none is kept."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Dropout probability. null: the model's own."""
+    processes: ExecutionOnly[Positive | None] = None
+    """Number of processes on this machine. null: one per GPU, else 1."""
+    checkpoints: ExecutionOnly[Checkpoints] = Checkpoints()
+    """Checkpoints to resume from."""
+    evaluate_every: Positive | None = None
+    """Optimizer steps between evaluations on the development set; the best parameters become the model, those of the
+    untrained student if no step is better. null: no evaluation, and the last parameters become the model."""
+    max_bad_steps: ExecutionOnly[Positive] = 10
+    """Number of steps with a non-finite loss or gradient at which training stops."""
+    activation_checkpointing: ExecutionOnly[bool] = False
+    """Recompute each layer's activations in the backward pass."""
+    deepspeed: ExecutionOnly[dict[str, Any]] = {}
+    """Settings for DeepSpeed, as a section or as the path of a JSON file; settings that contradict the recipe are
+    refused."""
 
     @property
     def losses_by_field(self) -> dict[str, tuple[Loss, ...]]:
-        """The run's own losses, and those that datasets have instead."""
+        """Field -> losses: those of the run, and those of datasets that replace them."""
         return {
             "losses": self.losses,
-            **{f"datasets.{name}.losses": other.losses for name, other in self.datasets.items() if other.losses},
+            **{f"datasets.{name}.losses": data.losses for name, data in self.datasets.items() if data.losses},
         }
 
-    @field_validator("deepspeed", mode="before")
+    @property
+    def targets(self) -> dict[str, Regularizer | DfFlopsRegularizer]:
+        """Side -> its regulariser with `target_terms`; sides without one are left out."""
+        sides = {"query": self.query_regularizers, "passage": self.passage_regularizers}
+        return {side: term for side, terms in sides.items() for term in _with_target(terms)}
+
+    @field_validator("deepspeed", mode="before", json_schema_input_type=dict[str, Any] | str)
     @classmethod
     def _from_file(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -118,32 +178,48 @@ class Train(Section):
             raise ValueError(f"{value} is not valid JSON: {error}") from None
 
     @model_validator(mode="after")
-    def _some_loss(self) -> Train:
+    def _losses_and_datasets(self) -> Train:
         if not self.losses:
             raise ValueError("needs at least one loss")
         if OWN in self.datasets:
-            raise ValueError(f"datasets.{OWN}: the name belongs to the run's own labels; choose another")
+            raise ValueError(f"datasets.{OWN}: this name denotes the run's own labels; choose another")
         for name, dataset in self.datasets.items():
             if dataset.losses == ():
                 raise ValueError(f"datasets.{name}.losses: needs at least one loss")
         if self.mixing != Mixing() and not self.datasets:
             raise ValueError("mixing has no effect without datasets")
         if len({cap.k for cap in self.top_ks}) < len(self.top_ks):
-            raise ValueError("top_ks has a cap twice")
+            raise ValueError("top_ks contains a cap twice; remove one")
         return self
 
     @model_validator(mode="after")
-    def _batch_tells_common_terms_apart(self) -> Train:
-        """In fewer texts, one alone would make a term common: every term would count, as in plain FLOPS."""
-        for side, texts, terms in (
+    def _batches_are_large_enough_for_df_flops(self) -> Train:
+        """In a smaller batch one text would make a term common: every term would count fully, as in plain FLOPS."""
+        for side, texts, regularizers in (
             ("query", self.batch_size, self.query_regularizers),
             ("passage", self.batch_size * (1 + self.negatives), self.passage_regularizers),
         ):
-            for term in terms:
-                if isinstance(term, DfFlopsRegularizer) and term.alpha * texts <= 1:
+            for regularizer in regularizers:
+                if isinstance(regularizer, DfFlopsRegularizer) and regularizer.alpha * texts <= 1:
                     raise ValueError(
-                        f"{side}_regularizers: df-flops tells terms apart by their frequency in the "
-                        f"{texts} texts of a batch, where alpha {term.alpha:g} is no more than one text; "
-                        "raise alpha, batch_size or negatives"
+                        f"{side}_regularizers: df-flops measures document frequencies in the {texts} texts of a batch, "
+                        f"where alpha {regularizer.alpha:g} is at most one text; raise alpha, batch_size or negatives"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _one_target_per_side(self) -> Train:
+        for side, terms in (("query", self.query_regularizers), ("passage", self.passage_regularizers)):
+            if len(_with_target(terms)) > 1:
+                raise ValueError(
+                    f"{side}_regularizers: only one regulariser of a side can hold a target; remove target_terms from "
+                    "the others"
+                )
+        return self
+
+
+def _with_target(terms: tuple[AnyRegularizer, ...]) -> list[Regularizer | DfFlopsRegularizer]:
+    """Return the regularisers that hold a target."""
+    return [
+        term for term in terms if isinstance(term, Regularizer | DfFlopsRegularizer) and term.target_terms is not None
+    ]

@@ -1,1 +1,1 @@
-"""How good a student is, beside BM25, its teachers and its own start, and what it costs."""
+"""Effectiveness and cost of a student, compared with BM25, its teachers and the untrained student."""

@@ -1,6 +1,6 @@
-"""What a split is evaluated on: the searchable passages, the judged queries, and the grades.
+"""The data of an evaluation: searchable passages, judged queries and grades.
 
-Judgements of passage variants stand at the collection rows that the variants were cut from.
+Judgements of passage variants count for the collection rows that the variants were cut from.
 """
 
 from __future__ import annotations
@@ -9,28 +9,44 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.data.judgements import load_judgements
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
 from distill.errors import RecipeError
+from distill.run.layout import RunFolder
+from distill.store.identity import load_own_documents
+from distill.store.judgements import load_judgements
+from distill.store.texts import TextStore
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The stores and judgements of a split; `open_collection` opens one."""
+    """Stores and judgements of a split; made by `open_collection`."""
 
     passages: TextStore
     queries: TextStore
     split: str
-    grades: dict[int, dict[int, int]]  # query row -> passage row -> grade; queries with a positive only
+    grades: dict[int, dict[int, int]]  # query row -> passage row -> grade; only queries with a positive
+    own: dict[int, int]  # query row -> the passage that is the query itself, left out of its rankings
 
     @property
     def query_rows(self) -> np.ndarray:
         return np.fromiter(self.grades, np.int64, len(self.grades))
 
+    def search_depth(self, depth: int) -> int:
+        """How deep to search for rankings of `depth` passages."""
+        return depth + bool(self.own)
+
+    def rankings(self, rows: np.ndarray, depth: int) -> dict[int, np.ndarray]:
+        """Query row -> its best `depth` passages, without the query's own document.
+
+        `rows`: passage rows int64 [judged queries, depth], best first; -1 after the last hit.
+        """
+        return {
+            query: hits[(hits >= 0) & (hits != self.own.get(query, -1))][:depth]
+            for query, hits in zip(self.grades, rows, strict=True)
+        }
+
 
 def open_collection(folder: RunFolder, split: str) -> Collection:
-    """The stores and judgements of a split. Raises `RecipeError` where it has no judged query."""
+    """Open the stores and judgements of a split. Raises `RecipeError` if it has no judged query."""
     grades: dict[int, dict[int, int]] = {}
     if folder.judgements(split).exists():
         judgements = load_judgements(folder, split)
@@ -38,10 +54,11 @@ def open_collection(folder: RunFolder, split: str) -> Collection:
         origins = passages.origin(judgements.passages)
         rows = np.where(origins >= 0, origins, judgements.passages)
         for i, query in enumerate(judgements.queries.tolist()):
-            at = slice(judgements.offsets[i], judgements.offsets[i + 1])
-            graded = dict(zip(rows[at].tolist(), judgements.grades[at].tolist(), strict=True))
+            span = slice(judgements.offsets[i], judgements.offsets[i + 1])
+            graded = dict(zip(rows[span].tolist(), judgements.grades[span].tolist(), strict=True))
             if any(grade > 0 for grade in graded.values()):
                 grades[query] = graded
     if not grades:
         raise RecipeError(f"evaluate.split is {split!r}, but the data in {folder.data} has no judged {split} queries")
-    return Collection(passages, TextStore.open(folder.queries(split)), split, grades)
+    own = load_own_documents(folder, split)
+    return Collection(passages, TextStore.open(folder.queries(split)), split, grades, own)

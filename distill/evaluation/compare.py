@@ -1,6 +1,6 @@
-"""Is one run better than another? Both on the same judged queries, with paired tests over the queries' values.
+"""Test whether one run is better than another: paired tests over the same judged queries.
 
-A run is a run folder (its student) or a TREC run file; judgements are the folder's, or those of a qrels file.
+A run is a run folder (its student) or a TREC run file. Judgements come from the run folder or from a qrels file.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from distill.data.files import read_json
-from distill.data.layout import run_at
-from distill.data.readers.naver import run_lines
-from distill.data.readers.qrels import read_qrels
 from distill.errors import DataError
 from distill.evaluation import metrics
 from distill.evaluation.collection import Collection, open_collection
+from distill.importing.readers.naver import run_lines
+from distill.importing.readers.qrels import read_qrels
+from distill.run.files import read_json
+from distill.run.layout import run_at
 
-Judgements = dict[str, dict[str, int]]  # query id -> passage id -> grade; queries with a positive only
+Judgements = dict[str, dict[str, int]]  # query id -> passage id -> grade; only queries with a positive
 
 
 @dataclass(frozen=True)
@@ -28,34 +28,34 @@ class _Run:
     path: Path
     ranking: dict[str, list[str]]  # query id -> passage ids, best first
     judgements: Judgements | None
-    texts: dict[str, str]  # of the judged queries, where the run lies in a run folder
+    texts: dict[str, str]  # query id -> text of the judged queries; empty outside run folders
 
 
 def compare(
     a: Path, b: Path, names: Sequence[str] = ("nDCG@10",), *, qrels: Path | None = None, most: int = 10
 ) -> dict[str, Any]:
-    """Two runs under each measure, a query counting 0 where a run has nothing for it.
+    """Compare two runs under each measure; a query that a run has no ranking for counts as 0.
 
     Each of `comparisons` has `metric`, the means `a` and `b`, their `difference` (a - b), `t_test` and
-    `randomisation_test` (p, two-sided), and for how many queries a is better (`wins`), worse or equal. `differ_most`:
-    the queries with the largest differences under the first measure. Raises `DataError` for runs that cannot be
-    compared: without judgements, or judged differently.
+    `randomisation_test` (p, two-sided), and the number of queries for which a is better (`wins`), worse (`losses`) or
+    equal (`ties`). `differ_most` lists the `most` queries with the largest differences under the first measure. Raises
+    `DataError` for runs without judgements or with different ones.
     """
     metrics.parse_measures(names, "--metric")
-    given = None if qrels is None else _read_judgements(qrels)
+    qrels_judgements = None if qrels is None else _read_judgements(qrels)
     runs = [_open_run(path, with_judgements=qrels is None) for path in (a, b)]
-    judgements = given if given is not None else _common_judgements(runs)
+    judgements = _common_judgements(runs) if qrels_judgements is None else qrels_judgements
     for run in runs:
         if not judgements.keys() & run.ranking.keys():
-            raise DataError("has none of the judged queries: it is a run of other queries", path=run.path)
-    one, other = (metrics.per_query(names, judgements, run.ranking) for run in runs)
+            raise DataError("has a ranking for none of the judged queries: it is a run of other queries", path=run.path)
+    values_a, values_b = (metrics.per_query(names, judgements, run.ranking) for run in runs)
     texts = {**runs[1].texts, **runs[0].texts}
     return {
         "a": str(a),
         "b": str(b),
         "queries": len(judgements),
-        "comparisons": [_comparison(name, one[name], other[name]) for name in names],
-        "differ_most": _differ_most(list(judgements), one[names[0]], other[names[0]], texts, most),
+        "comparisons": [_comparison(name, values_a[name], values_b[name]) for name in names],
+        "differ_most": _differ_most(list(judgements), values_a[names[0]], values_b[names[0]], texts, most),
     }
 
 
@@ -86,19 +86,19 @@ def _differ_most(
 
 
 def _open_run(path: Path, with_judgements: bool) -> _Run:
-    """A run folder's student, or a run file; a file in a run folder's metrics/ has that folder's judgements."""
+    """Read a run folder's student or a run file. A file in a run folder's metrics/ gets that folder's judgements."""
     folder = run_at(path if path.is_dir() else path.resolve().parent.parent)
     file = folder.trec_run("student") if path.is_dir() else path
     if not file.is_file():
         raise DataError(
-            "no such run folder or TREC run"
-            if not path.is_dir()
-            else "a run folder that is not evaluated yet: it has no metrics/student.run",
+            "the run has not been evaluated yet (it has no metrics/student.run); run `distill evaluate` first"
+            if path.is_dir()
+            else "no such run folder or TREC run file",
             path=path,
         )
     ranking = _read_ranking(file)
-    inside = folder.evaluation.is_file() and file.resolve().parent == folder.metrics.resolve()
-    if not inside or not with_judgements:
+    in_run_folder = folder.evaluation.is_file() and file.resolve().parent == folder.metrics.resolve()
+    if not in_run_folder or not with_judgements:
         return _Run(path, ranking, None, {})
     collection = open_collection(folder, read_json(folder.evaluation)["split"])
     names = collection.queries.ids(collection.query_rows)
@@ -122,50 +122,51 @@ def _read_judgements(path: Path) -> Judgements:
             judgements.setdefault(query, {})[passage] = grade
     judged = {query: graded for query, graded in judgements.items() if max(graded.values()) > 0}
     if not judged:
-        raise DataError("no query with a relevant passage", path=path)
+        raise DataError("no query has a relevant passage (a grade above 0)", path=path)
     return judged
 
 
 def _read_ranking(path: Path) -> dict[str, list[str]]:
-    """Passages by descending score; equal scores by descending id, as trec_eval ranks them."""
+    """Rank passages by descending score; equal scores by descending id, as trec_eval does."""
     scores: dict[str, dict[str, float]] = {}
     for query, passage, score, line in run_lines(path):
         if passage in scores.setdefault(query, {}):
             raise DataError(f"query {query!r} has passage {passage!r} twice", path=path, line=line)
         scores[query][passage] = score
     return {
-        query: [passage for passage, _ in sorted(found.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)]
-        for query, found in scores.items()
+        query: [passage for passage, _ in sorted(scored.items(), key=lambda hit: (hit[1], hit[0]), reverse=True)]
+        for query, scored in scores.items()
     }
 
 
 def _common_judgements(runs: Sequence[_Run]) -> Judgements:
-    judged = [run for run in runs if run.judgements is not None]
+    judged = [(run.path, run.judgements) for run in runs if run.judgements is not None]
     if not judged:
         raise DataError(
-            "neither run lies in a run folder, so nothing says what is relevant: give the judgements with --qrels FILE",
+            "no judgements: neither run lies in a run folder; give them with --qrels FILE",
             path=runs[0].path,
         )
-    if len(judged) == 2 and (difference := _difference(*(run.judgements for run in judged))) is not None:
+    (path_a, judgements_a), (path_b, judgements_b) = judged[0], judged[-1]
+    if (difference := _difference(judgements_a, judgements_b)) is not None:
         raise DataError(
-            f"judged differently from {judged[1].path}, so their figures cannot be compared: {difference}; "
-            "evaluate both on the same data and split, or give the judgements with --qrels FILE",
-            path=judged[0].path,
+            f"judged differently from {path_b}, so the figures are not comparable: {difference}; "
+            "evaluate both runs on the same data and split, or give the judgements with --qrels FILE",
+            path=path_a,
         )
-    return judged[0].judgements
+    return judgements_a
 
 
-def _difference(one: Judgements, other: Judgements) -> str | None:
-    """Where two sets of judgements differ first, in words; None where they are equal."""
-    if one.keys() != other.keys():
-        query = min(one.keys() ^ other.keys())
+def _difference(a: Judgements, b: Judgements) -> str | None:
+    """Describe the first difference between two sets of judgements; None if they are equal."""
+    if a.keys() != b.keys():
+        query = min(a.keys() ^ b.keys())
         return (
-            f"{len(one)} and {len(other)} judged queries, {len(one.keys() & other.keys())} of them the same "
-            f"({query!r} is judged in one only)"
+            f"{len(a)} and {len(b)} judged queries, {len(a.keys() & b.keys())} in common "
+            f"({query!r} is judged in only one of them)"
         )
-    for query, graded in one.items():
-        for passage in sorted(graded.keys() | other[query].keys()):
-            grades = [side[query].get(passage) for side in (one, other)]
+    for query in a:
+        for passage in sorted(a[query].keys() | b[query].keys()):
+            grades = [judgements[query].get(passage) for judgements in (a, b)]
             if grades[0] != grades[1]:
                 shown = " and ".join("no judgement" if grade is None else f"grade {grade}" for grade in grades)
                 return f"query {query!r}, passage {passage!r}: {shown}"

@@ -1,6 +1,6 @@
-"""Why a SPLADE checkpoint finds what it finds: the terms of a text, and the terms that a query and a passage share.
+"""Explain a SPLADE checkpoint's retrieval: the terms of a text, and the terms that a query and a passage share.
 
-Plain functions that return data; showing it is the caller's.
+Plain functions that return data; the caller displays it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
-from distill.mining.encode import encode_store, encode_texts, token_store
-from distill.mining.search import search_sparse
+from distill.retrieval.encode import encode_store, encode_texts, token_store
+from distill.retrieval.exact import search_sparse
+from distill.run.layout import RunFolder
+from distill.store.texts import TextStore
 from distill.student.base import Side, Student
-from distill.student.checkpoint import load_checkpoint
+from distill.student.checkpoint import load_student
 
 
 @dataclass(frozen=True)
 class Term:
-    """A term of the vocabulary, as the tokenizer writes it, and its weight (or what it adds to a score)."""
+    """A vocabulary term as the tokenizer writes it, with its weight in a text or its contribution to a score."""
 
     text: str
     weight: float
@@ -31,25 +31,29 @@ class Term:
 
 @dataclass(frozen=True)
 class Hit:
-    """A passage found for a query. `matches`: shared terms by contribution, which sum to `score`."""
+    """A passage retrieved for a query. `matches`: shared terms by contribution, which sum to `score`."""
 
     row: int
     score: float
     matches: tuple[Term, ...]
 
 
-def open_model(checkpoint: str | Path) -> Student:
-    """A checkpoint as `load_checkpoint` takes it, ready to encode, on the GPU where there is one."""
-    return load_checkpoint(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu").eval()
+def open_model(checkpoint: str | Path, *, trust_remote_code: bool = False) -> Student:
+    """Load a checkpoint as `load_student` does, ready to encode; on the GPU if there is one."""
+    return (
+        load_student(checkpoint, trust_remote_code=trust_remote_code)
+        .to("cuda" if torch.cuda.is_available() else "cpu")
+        .eval()
+    )
 
 
 def explain(model: Student, text: str, side: Side = "passage") -> list[Term]:
-    """All active terms of a text, strongest first."""
+    """Return all active terms of a text, strongest first."""
     return _terms(model, encode_texts(model, [text], side))
 
 
 def encode_collection(model: Student, passages: RunFolder | Sequence[str]) -> sparse.csr_matrix:
-    """Vectors of a run folder's searchable passages, or of texts at hand: float32 [n, vocabulary]."""
+    """Encode a run folder's searchable passages, or a list of texts: float32 [n, vocabulary]."""
     if not isinstance(passages, RunFolder):
         return encode_texts(model, passages, "passage", "encode passages")
     store = TextStore.open(passages.passages)
@@ -58,7 +62,7 @@ def encode_collection(model: Student, passages: RunFolder | Sequence[str]) -> sp
 
 
 def search_and_explain(model: Student, vectors: sparse.csr_matrix, query: str, k: int = 5) -> list[Hit]:
-    """The `k` best of the encoded passages (`encode_collection`) for a query, and why each was found."""
+    """Return the `k` best passages for a query among `encode_collection`'s vectors, with the terms that matched."""
     query_vector = encode_texts(model, [query], "query")
     rows, scores = search_sparse(query_vector, vectors, k)
     return [

@@ -1,6 +1,6 @@
 """Effectiveness by ir-measures, cost by FLOPS and active dimensions, and paired tests between two systems.
 
-FLOPS is the expected number of products a query-passage pair costs, Σ_v p_q(v) p_d(v), with p the share of queries
+FLOPS is the expected number of products per query-passage pair, Σ_v p_q(v) p_d(v), with p the share of queries
 (passages) in which term v is active (Paria et al., ICLR 2020; Formal et al., SIGIR 2021).
 """
 
@@ -15,12 +15,12 @@ from scipy import sparse, stats
 
 from distill.errors import RecipeError
 
-Id = TypeVar("Id", int, str)  # of a query or passage: its row in a store, or its name
-_PERMUTED_VALUES = 1 << 22  # held at a time
+Id = TypeVar("Id", int, str)  # of a query or passage: its row in a store, or its string id
+_PERMUTED_VALUES = 1 << 22  # held in memory at once
 
 
 def parse_measures(names: Iterable[str], where: str = "evaluate.metrics") -> list[ir_measures.Measure]:
-    """ir-measures objects for names such as `nDCG@10`; `MRR@10` is taken for `RR@10`. Raises `RecipeError`."""
+    """Parse names such as `nDCG@10` into ir-measures objects; `MRR@10` means `RR@10`. Raises `RecipeError`."""
     measures = []
     for name in names:
         try:
@@ -31,7 +31,7 @@ def parse_measures(names: Iterable[str], where: str = "evaluate.metrics") -> lis
         if not supported:
             raise RecipeError(
                 f"{where}: {name!r} is not a measure that ir-measures can compute; "
-                "names are like nDCG@10, RR@10, R@100, AP, P@5, Success@10"
+                "valid names are nDCG@10, RR@10, R@100, AP, P@5, Success@10 and the like"
             )
         measures.append(measure)
     return measures
@@ -40,7 +40,7 @@ def parse_measures(names: Iterable[str], where: str = "evaluate.metrics") -> lis
 def per_query(
     names: Sequence[str], judgements: Mapping[Id, Mapping[Id, int]], ranking: Mapping[Id, Sequence[Id]]
 ) -> dict[str, np.ndarray]:
-    """Each measure's value for each judged query, in the order of `judgements`; a query without a ranking gets 0.
+    """Compute each measure per judged query, in the order of `judgements`; a query without a ranking gets 0.
 
     `judgements`: query -> passage -> grade (the gain of nDCG). `ranking`: query -> passages, best first.
     Returns one float64 [queries] per name.
@@ -51,7 +51,7 @@ def per_query(
         for query, graded in judgements.items()
         for passage, grade in graded.items()
     ]
-    # Scores made from ranks: trec_eval would break ties of real scores by passage id, not in the order found.
+    # Scores are derived from ranks: trec_eval would break ties of real scores by passage id, not by retrieval order.
     run = [
         ir_measures.ScoredDoc(str(query), str(passage), float(-rank))
         for query, passages in ranking.items()
@@ -66,18 +66,20 @@ def per_query(
 
 
 def check_depth(names: Sequence[str], depth: int) -> None:
-    """`RecipeError` for a measure with a cutoff below which a ranking of `depth` ends."""
+    """Raise `RecipeError` for a measure whose cutoff is beyond a ranking of `depth` passages."""
     for name, measure in zip(names, parse_measures(names), strict=True):
         cutoff = measure.params.get("cutoff")
+        if cutoff is not None and cutoff < 1:
+            raise RecipeError(f"evaluate.metrics: {name} looks at no passage; the number after @ is at least 1")
         if cutoff is not None and cutoff > depth:
             raise RecipeError(
                 f"evaluate.metrics: {name} looks at {cutoff} passages, but rankings have an "
-                f"evaluate.depth of {depth}; raise it"
+                f"evaluate.depth of {depth}; raise evaluate.depth"
             )
 
 
 def depth_needed(names: Sequence[str], depth: int) -> int:
-    """How deep a ranking has to be for these measures: the largest cutoff, or `depth` where one has none."""
+    """Ranking depth that these measures need: the largest cutoff, or `depth` if one has no cutoff."""
     cutoffs = []
     for measure in parse_measures(names):
         try:
@@ -88,14 +90,13 @@ def depth_needed(names: Sequence[str], depth: int) -> int:
 
 
 def activation_rates(vectors: sparse.csr_matrix) -> np.ndarray:
-    """The share of rows in which each term is active: float64 [vocabulary]."""
+    """Share of rows in which each term is active: float64 [vocabulary]."""
     active = vectors.indices[vectors.data != 0]
     return np.bincount(active, minlength=vectors.shape[1]) / max(vectors.shape[0], 1)
 
 
 def costs(query_rates: np.ndarray, passage_rates: np.ndarray) -> dict[str, float]:
-    """Mean active terms of each side, and FLOPS (the expected products per query-passage pair), by the names that they
-    have in evaluation.json; of each side's `activation_rates`."""
+    """Mean active terms of each side and FLOPS, from each side's `activation_rates`; keys as in evaluation.json."""
     return {
         "query_terms": float(query_rates.sum()),
         "passage_terms": float(passage_rates.sum()),
@@ -106,8 +107,8 @@ def costs(query_rates: np.ndarray, passage_rates: np.ndarray) -> dict[str, float
 def paired_test(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | int]:
     """Two-sided paired t-test on per-query values.
 
-    Returns `difference` (mean of ours - theirs), `p`, `wins`, `losses` and `queries`. Equal values everywhere, or
-    fewer than two queries, give p = 1.
+    Returns `difference` (mean of ours - theirs), `p`, `wins`, `losses` and `queries`. Identical values, or fewer than
+    two queries, give p = 1.
     """
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     if len(difference) < 2 or not difference.any():
@@ -126,9 +127,9 @@ def paired_test(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float | int]:
 
 
 def randomisation_test(ours: np.ndarray, theirs: np.ndarray, resamples: int = 9999) -> float:
-    """p of the two-sided paired randomisation test: each query's two values swapped at random (Fisher).
+    """Two-sided p of the paired randomisation test: each query's two values are swapped at random (Fisher).
 
-    Exact where there are at most `resamples` ways to swap, else of that many drawn with a fixed seed.
+    Exact if there are at most `resamples` ways to swap; otherwise that many are drawn with a fixed seed.
     """
     if len(ours) < 2 or np.array_equal(ours, theirs):
         return 1.0

@@ -1,7 +1,7 @@
-"""Export: a run's scores or labels, joined with texts and the source's own ids, in the layouts that others read.
+"""Export a run's scores or labels, joined with texts and the source's own ids, in the layouts that other tools read.
 
-The format says what a row is (`layouts`), the ending of the output's name what the rows lie in (`files`). What is
-written here, the import reads back to the same scores, bit for bit.
+The format defines a row (`layouts`), the output's file extension the kind of file (`files`). The import reads every
+format back to the same scores, bit for bit.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from distill.config import Recipe
-from distill.data.export import layouts
-from distill.data.export.files import check_output, write_rows
-from distill.data.export.layouts import Layout
-from distill.data.export.scored_lists import ScoredList, Source, Tally, negatives_range, scored_lists, source_of
-from distill.data.layout import RunFolder
 from distill.errors import DataError, RecipeError
+from distill.export import layouts
+from distill.export.files import check_output, write_rows
+from distill.export.layouts import Layout
+from distill.export.scored_lists import ScoredList, Source, Tally, negatives_range, scored_lists, source_of
+from distill.run.run import Run
 
 log = logging.getLogger(__name__)
 
 
 def export_scores(
-    recipe: Recipe,
+    run: Run,
     output: Path,
     *,
     format: str = "lists",
@@ -33,14 +32,14 @@ def export_scores(
     ids: bool = False,
     force: bool = False,
 ) -> str:
-    """Write a teacher's scores of a split, or without a teacher the labels, to `output`; returns a line that says what.
+    """Write a teacher's scores of a split, or the labels if `teacher` is None, to `output`; returns a summary line.
 
-    `negatives`: only the first so many of each query, and no query with fewer. `ids`: columns of ids in the layouts of
-    sentence-transformers, too, which otherwise hold nothing but what is trained on. An output that exists is refused
-    unless `force`; it appears whole or not at all. Raises `RecipeError` (no such format or teacher), `DataError` (the
-    output's name), `StorageError` (nothing scored yet), `FingerprintError` (labels of other scores).
+    `negatives`: export only the first N of each query, and leave out queries with fewer. `ids`: add columns of ids to
+    the sentence-transformers layouts, which otherwise hold only what is trained on. An existing output is refused
+    unless `force`; the new one appears whole or not at all. Raises `RecipeError` (no such format or teacher),
+    `DataError` (the output's name), `StorageError` (not scored yet), `FingerprintError` (labels of other scores).
     """
-    output, source = Path(output), source_of(recipe, RunFolder.of(recipe), teacher, split)
+    output, source = Path(output), source_of(run, teacher, split)
     layout = _layout(format, source, negatives, ids)
     check_output(output, layout.endings, force)
     tally = Tally()
@@ -48,11 +47,14 @@ def export_scores(
     write_rows(output, layout.schema, pages)
     for number, message in (
         (tally.short, f"queries have fewer than {negatives} negatives and are left out"),
-        (tally.unusable, f"queries have nothing that the format {format} could hold and are left out"),
+        (
+            tally.unusable,
+            f"queries have nothing that the format {format} can hold and are left out",
+        ),
         (tally.unscored, f"pairs have no score: {'null' if layout.texts else 'left out'} in the output"),
         (
             tally.variants if not layout.texts else 0,
-            "pairs are with variants of passages, whose ids only this run knows; a format with texts takes them along",
+            "pairs have variants of passages, whose ids only this run knows; use a format with texts to keep them",
         ),
     ):
         if number:
@@ -62,7 +64,7 @@ def export_scores(
 
 
 def _layout(format: str, source: Source, negatives: int | None, ids: bool) -> Layout:
-    made = {
+    makers = {
         "lists": layouts.lists,
         "triplet": lambda: layouts.triplet(ids),
         "n-tuple": lambda: layouts.n_tuple(negatives or _most_negatives(source), ids),
@@ -71,17 +73,17 @@ def _layout(format: str, source: Source, negatives: int | None, ids: bool) -> La
         "naver": layouts.naver,
         "trec": lambda: layouts.trec(source.teacher or "labels"),
     }
-    if format not in made:
-        raise RecipeError(f"--format {format!r}: there are {', '.join(made)}")
-    return made[format]()
+    if format not in makers:
+        raise RecipeError(f"--format {format!r} is not known; choose one of {', '.join(makers)}")
+    return makers[format]()
 
 
 def _most_negatives(source: Source) -> int:
     fewest, most = negatives_range(source)
     if fewest < most:
         log.warning(
-            "the lists have %d to %d negatives; the last columns of a shorter one are null, which "
-            "sentence-transformers can't train on: --negatives %d makes them equal",
+            "the lists have %d to %d negatives; shorter lists end with null columns, which sentence-transformers "
+            "cannot train on: use --negatives %d",
             fewest,
             most,
             fewest,
@@ -89,9 +91,9 @@ def _most_negatives(source: Source) -> int:
     return most
 
 
-def _pages(found: Iterable[ScoredList], layout: Layout, tally: Tally, output: Path) -> Iterator[list[Any]]:
-    """The rows of each query, where it has any; an error where none has."""
-    for scored in found:
+def _pages(lists: Iterable[ScoredList], layout: Layout, tally: Tally, output: Path) -> Iterator[list[Any]]:
+    """The rows of each query that has any. Raises `DataError` if no query has."""
+    for scored in lists:
         page = list(layout.rows(scored))
         if not page:
             tally.unusable += 1
@@ -101,4 +103,4 @@ def _pages(found: Iterable[ScoredList], layout: Layout, tally: Tally, output: Pa
         tally.unscored += scored.scores.count(None)
         yield page
     if not tally.queries:
-        raise DataError("nothing to export: no query has a list that this format could hold", path=output)
+        raise DataError("nothing to export: no query has a list that this format can hold", path=output)

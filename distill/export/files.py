@@ -1,4 +1,4 @@
-"""Rows into files, a query's at a time; the ending of the name says which kind. A file appears whole or not at all.
+"""Write rows to files, one query's at a time; the file extension decides the kind. Files appear whole or not at all.
 
 Scores are float32: JSON and TREC runs hold them as the decimal numbers that Python prints for the same float64, which
 read back to the same bits.
@@ -20,29 +20,29 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distill.data.files import storage_errors, sync, write_atomic
 from distill.errors import DataError
+from distill.run.files import storage_errors, sync, write_atomic
 
 Pages = Iterator[list[Any]]  # the rows of each query
 
-_BATCH_PAGES = 256  # queries a record batch
+_BATCH_PAGES = 256  # queries per record batch
 
 
 def check_output(output: Path, endings: tuple[str, ...], force: bool) -> None:
-    """`DataError` for a name whose ending the format doesn't fit, and for an output that is there."""
+    """Raise `DataError` if the format does not allow the file extension, or the output exists."""
     if _ending(output) not in endings:
-        told = ", ".join(ending or "none (for a dataset's folder)" for ending in endings)
-        raise DataError(f"an output of this format has one of the endings {told}", path=output)
+        allowed = ", ".join(ending or "none (a dataset's folder)" for ending in endings)
+        raise DataError(f"wrong file extension for this format; use one of {allowed}", path=output)
     if not output.exists():
         return
     if not force:
-        raise DataError("is there already; choose another name, or add --force", path=output)
+        raise DataError("exists already; choose another name, or add --force", path=output)
     if output.is_dir() != (not _ending(output)) or (output.is_dir() and not (output / "state.json").is_file()):
-        raise DataError("is there already, and is no earlier export: it is not overwritten", path=output)
+        raise DataError("exists already and is not an earlier export; choose another name, or remove it", path=output)
 
 
 def write_rows(output: Path, schema: pa.Schema | None, pages: Pages) -> None:
-    """Write all pages; `schema` is needed for rows with columns. What `pages` raises leaves nothing behind."""
+    """Write all pages; `schema` is needed for rows with columns. An exception from `pages` leaves nothing behind."""
     write: Callable[..., None] = {
         ".jsonl": _write_jsonl,
         ".json": _write_object,
@@ -53,7 +53,7 @@ def write_rows(output: Path, schema: pa.Schema | None, pages: Pages) -> None:
 
 
 def _ending(path: Path) -> str:
-    """.jsonl, .json.gz, ...; "" where the name has none."""
+    """The file extension: .jsonl, .json.gz, ..., or "" for none."""
     return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
@@ -70,7 +70,7 @@ def _write_lines(output: Path, schema: None, pages: Pages) -> None:
 
 
 def _write_object(output: Path, schema: None, pages: Pages) -> None:
-    """Entries (key, value) as one JSON object, a line each."""
+    """Write (key, value) entries as one JSON object, one entry per line."""
     with _text_file(output) as file:
         separator = "{"
         for key, value in itertools.chain.from_iterable(pages):
@@ -86,7 +86,7 @@ def _write_parquet(output: Path, schema: pa.Schema, pages: Pages) -> None:
 
 
 def _write_dataset(output: Path, schema: pa.Schema, pages: Pages) -> None:
-    """A folder for `datasets.load_from_disk`."""
+    """Write a folder for `datasets.load_from_disk`."""
     import datasets
 
     with storage_errors(output):
@@ -112,7 +112,7 @@ def _batches(schema: pa.Schema, pages: Pages) -> Iterator[pa.RecordBatch]:
 
 @contextmanager
 def _text_file(output: Path) -> Iterator[io.TextIOBase]:
-    """UTF-8, gzipped where the name ends so; without a time in the header, equal rows are equal bytes."""
+    """A UTF-8 file, gzipped if the name ends in .gz; the header holds no time, so equal rows give equal bytes."""
     with write_atomic(output) as temporary, open(temporary, "wb") as raw:
         packed = gzip.GzipFile("", "wb", 6, raw, mtime=0) if output.suffix == ".gz" else raw
         with io.TextIOWrapper(packed, encoding="utf-8", newline="\n") as file:

@@ -1,7 +1,6 @@
-"""`distill export-index`: a collection's vectors under a checkpoint, in the format of a search engine.
+"""`distill export-index`: a collection's vectors under a checkpoint, in a search engine's format.
 
-The collection streams through: what is held is one slab of texts and their vectors. The folder appears when it is
-whole.
+The collection is streamed: memory holds one slab of texts and their vectors. The folder appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -18,58 +17,68 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distill.data.files import new_folder, write_json
-from distill.data.layout import SPLITS, run_at
-from distill.data.texts import TextStore, passage_text
 from distill.errors import DataError
 from distill.evaluation.explain import open_model
-from distill.evaluation.index_formats import FORMATS, SCALE, Format, Text, term_names
-from distill.mining.encode import encode_texts
+from distill.export.index_formats import FORMATS, SCALE, Format, Text, term_names
+from distill.importing.readers import open_source
+from distill.importing.sniff import sniff
+from distill.retrieval.encode import encode_texts
+from distill.run.files import new_folder, write_json
+from distill.run.layout import SPLITS, run_at
+from distill.store.texts import TextStore, passage_text
 from distill.student.base import Side, Student
 
 log = logging.getLogger(__name__)
-_SLAB = 16_384  # texts encoded together
-
 Stream = Iterable[tuple[list[str], list[str]]]  # ids and texts
 
 
-def export_index(checkpoint: str | Path, data: Path, output: Path, *, format: str, split: str | None = None) -> str:
-    """Write the passages of a run folder, or of data that `distill init` knows; returns a sentence on it.
+def export_index(
+    checkpoint: str | Path,
+    data: Path,
+    output: Path,
+    *,
+    format: str,
+    split: str | None = None,
+    slab: int = 16_384,
+    trust_remote_code: bool = False,
+) -> str:
+    """Write the passages of a run folder, or of data that `distill init` recognises; returns a summary line.
 
-    `split`: whose queries are written, too. Raises `DataError` for an output that is there.
+    `split`: also write the queries of this split; `slab`: number of texts encoded together. Raises `DataError` for an
+    output that exists.
     """
     if format not in FORMATS:
-        raise DataError(f"no format is called {format!r}; there are {', '.join(FORMATS)}")
+        raise DataError(f"format {format!r} is not known; choose one of {', '.join(FORMATS)}")
     if output.exists():
-        raise DataError("is there already; choose another name, or remove it", path=output)
+        raise DataError("exists already; choose another name, or remove it", path=output)
     if split is not None and split not in SPLITS:
-        raise DataError(f"no split is called {split!r}; there are {', '.join(SPLITS)}")
-    student, chosen = open_model(checkpoint), FORMATS[format]
-    names = term_names(student.term_names(), chosen.refused)
+        raise DataError(f"split {split!r} is not known; choose one of {', '.join(SPLITS)}")
+    student, engine = open_model(checkpoint, trust_remote_code=trust_remote_code), FORMATS[format]
+    names = term_names(student.term_names(), engine.refused)
     with tempfile.TemporaryDirectory() as spool:
         passages, queries = _streams(data, split, Path(spool))
         with new_folder(output) as folder:
-            if chosen.setup is not None:
-                write_json(folder / chosen.setup[0], chosen.setup[1])
-            written = _write_passages(folder, chosen, names, _vectors(student, passages, "passage"))
+            if engine.setup is not None:
+                write_json(folder / engine.setup[0], engine.setup[1])
+            written = _write_passages(folder, engine, names, _vectors(student, passages, "passage", slab))
             if queries is not None:
-                with _open(folder / chosen.queries.format(split=split)) as file:
-                    for text in _vectors(student, queries, "query"):
-                        file.write(chosen.query(text, names))
+                with _open(folder / engine.queries.format(split=split)) as file:
+                    for text in _vectors(student, queries, "query", slab):
+                        file.write(engine.query(text, names))
             _write_facts(folder, format, checkpoint, written, names, student.term_names())
     return f"{output}: {written:,} passages" + (f", the {split} queries" if split else "")
 
 
-def _write_passages(folder: Path, chosen: Format, names: list[str], texts: Iterator[Text]) -> int:
-    """In files of `per_file` passages; returns how many passages there were."""
+def _write_passages(folder: Path, engine: Format, names: list[str], texts: Iterator[Text]) -> int:
+    """Write files of `per_file` passages each; returns the number of passages."""
     written = 0
     with ExitStack() as stack:
         for text in texts:
-            if written == 0 or (chosen.per_file and written % chosen.per_file == 0):
+            if written == 0 or (engine.per_file and written % engine.per_file == 0):
                 stack.close()
-                part = written // chosen.per_file if chosen.per_file else 0
-                file = stack.enter_context(_open(folder / chosen.passages.format(part=part)))
-            file.write(chosen.passage(text, names))
+                part = written // engine.per_file if engine.per_file else 0
+                file = stack.enter_context(_open(folder / engine.passages.format(part=part)))
+            file.write(engine.passage(text, names))
             written += 1
     return written
 
@@ -77,7 +86,7 @@ def _write_passages(folder: Path, chosen: Format, names: list[str], texts: Itera
 def _write_facts(
     folder: Path, format: str, checkpoint: str | Path, passages: int, names: list[str], tokens: list[str | None]
 ) -> None:
-    """What was exported, and the tokens that have another name there."""
+    """Write export.json: what was exported, and the tokens that were renamed."""
     facts: dict[str, Any] = {
         "format": format,
         "model": Path(checkpoint).resolve().name,
@@ -91,9 +100,9 @@ def _write_facts(
     write_json(folder / "export.json", facts)
 
 
-def _vectors(student: Student, stream: Stream, side: Side) -> Iterator[Text]:
+def _vectors(student: Student, stream: Stream, side: Side, slab: int) -> Iterator[Text]:
     row = 0
-    for ids, texts in _slabs(stream):
+    for ids, texts in _slabs(stream, slab):
         vectors = encode_texts(student, texts, side)
         for i, (name, text) in enumerate(zip(ids, texts, strict=True)):
             at = slice(*vectors.indptr[i : i + 2])
@@ -102,28 +111,27 @@ def _vectors(student: Student, stream: Stream, side: Side) -> Iterator[Text]:
         log.info("%s %s encoded", f"{row:,}", "passages" if side == "passage" else "queries")
 
 
-def _slabs(stream: Stream) -> Stream:
+def _slabs(stream: Stream, size: int) -> Stream:
+    """Regroup a stream into slabs of `size` texts."""
     ids: list[str] = []
     texts: list[str] = []
     for more_ids, more_texts in stream:
         ids += more_ids
         texts += more_texts
-        while len(ids) >= _SLAB:
-            yield ids[:_SLAB], texts[:_SLAB]
-            ids, texts = ids[_SLAB:], texts[_SLAB:]
+        while len(ids) >= size:
+            yield ids[:size], texts[:size]
+            ids, texts = ids[size:], texts[size:]
     if ids:
         yield ids, texts
 
 
 def _streams(data: Path, split: str | None, spool: Path) -> tuple[Stream, Stream | None]:
-    """Passages, and the queries of a split, from the stores of a run or from a source's own files."""
+    """The passages, and the queries of a split, from a run's stores or from a source's own files."""
     folder = run_at(data)
     if folder.passages.is_file():
         if split is not None and not folder.queries(split).is_file():
             raise DataError(f"has no {split} queries", path=data)
         return _stored(folder.passages), None if split is None else _stored(folder.queries(split))
-    from distill.data.inspect import sniff
-    from distill.data.readers import open_source
 
     source = open_source(sniff(data).data, 0, spool)
     if split is not None and split not in source.queries:

@@ -1,8 +1,8 @@
-"""Sparse vectors as other engines read them: one frozen `Format` each, with lines for passages and for queries.
+"""Sparse vectors in the formats of search engines: one `Format` each, with lines for passages and for queries.
 
-Weights are kept as they are but for Anserini, whose impact index holds integers: round(100 · weight), as naver's and
-Anserini's own SPLADE indexes have them, and a query is each of its terms that many times. Terms go by their token;
-one that an engine refuses is called `term-<its number>` there, in passages and queries alike.
+Weights are written as they are, except for Anserini, whose impact index holds integers: round(100 · weight), as in
+naver's and Anserini's own SPLADE indexes; a query repeats each term that many times. Terms are named by their token; a
+token that an engine does not accept becomes `term-<its number>`, in passages and queries alike.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-SCALE = 100  # of Anserini's integer weights
+SCALE = 100  # factor of Anserini's integer weights
 
 
 @dataclass(frozen=True)
 class Text:
-    """A passage or query to write: `terms` and `weights` [n], terms by their number in the vocabulary."""
+    """A passage or query to write; `terms` [n] are numbers in the vocabulary, `weights` [n] their weights."""
 
     row: int
     id: str
@@ -29,30 +29,30 @@ class Text:
     weights: np.ndarray
 
 
-Lines = Callable[[Text, Sequence[str]], str]  # with the terms' names; ends with a line break
+Lines = Callable[[Text, Sequence[str]], str]  # takes a text and the terms' names; ends with a line break
 
 
 @dataclass(frozen=True)
 class Format:
-    """`per_file`: passages a file, None for all in one; `setup`: a file that the engine is set up with."""
+    """`per_file`: passages per file, None for all in one; `setup`: name and content of a configuration file."""
 
-    passages: str  # name of a file of passages, "{part:05d}" for its number; gzipped where it ends in .gz
-    queries: str  # with "{split}"
+    passages: str  # file name with "{part:05d}" for its number; gzipped if it ends in .gz
+    queries: str  # file name with "{split}"
     passage: Lines
     query: Lines
     per_file: int | None
-    refused: re.Pattern[str] | None = None  # what the name of a term may not hold
+    refused: re.Pattern[str] | None = None  # pattern that the name of a term must not match
     setup: tuple[str, dict[str, Any]] | None = None
 
 
 def term_names(tokens: Sequence[str | None], refused: re.Pattern[str] | None) -> list[str]:
-    """A name a term, each its own; `tokens`: a student's own names for them."""
-    own = set(tokens)
+    """One unique name per term; `tokens`: the student's names, None for a term without one."""
+    taken = set(tokens)
     names = []
     for i, token in enumerate(tokens):
         if token is None or not token or (refused is not None and refused.search(token)):
             token = f"term-{i}"
-            while token in own:
+            while token in taken:
                 token += "-"
         names.append(token)
     return names
@@ -67,12 +67,12 @@ def _vector(text: Text, names: Sequence[str]) -> dict[str, float]:
 
 
 def _floats(weights: np.ndarray) -> list[float]:
-    """float32 as the shortest decimal numbers that read back to them."""
+    """The shortest decimal numbers that read back to the same float32."""
     return [float(str(weight)) for weight in weights.astype(np.float32)]
 
 
 def _quantised(text: Text, names: Sequence[str]) -> dict[str, int]:
-    """Terms whose weight rounds to zero are left out."""
+    """Integer weights; terms whose weight rounds to zero are left out."""
     weights = np.rint(text.weights * SCALE).astype(np.int64)
     return {names[term]: weight for term, weight in zip(text.terms.tolist(), weights.tolist(), strict=True) if weight}
 
@@ -103,7 +103,7 @@ def _qdrant_vector(text: Text) -> dict[str, list]:
 
 
 def _qdrant_passage(text: Text, names: Sequence[str]) -> str:
-    """A point's own id must be a number: it is the row, and the passage's id stands in the payload."""
+    """A point's id must be a number, so it is the row; the passage's id is in the payload."""
     return _json(
         {"id": text.row, "vector": {"splade": _qdrant_vector(text)}, "payload": {"id": text.id, "text": text.text}}
     )
@@ -126,7 +126,7 @@ FORMATS = {
         per_file=250_000,
         refused=re.compile(r"\s"),
     ),
-    # a bulk request may have 100 MiB
+    # a bulk request may have up to 100 MiB
     "opensearch": Format(
         "bulk-{part:05d}.ndjson.gz",
         "queries.{split}.jsonl",
@@ -147,7 +147,7 @@ FORMATS = {
         per_file=250_000,
         setup=("collection.json", {"sparse_vectors": {"splade": {}}}),
     ),
-    # its reader takes one plain file, and its searches cut the name of a term at 100 characters
+    # reads one plain file, and truncates the name of a term to 100 characters when searching
     "seismic": Format(
         "passages.jsonl",
         "queries.{split}.jsonl",

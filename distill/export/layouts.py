@@ -1,8 +1,9 @@
-"""What a row of each format holds, one function a format.
+"""The row layout of each format, one function per format.
 
-`triplet`, `n-tuple` and `labeled-list` are what sentence-transformers' `mine_hard_negatives` writes with its scores: a
-row a positive, the scores in the order of the passages. Its trainer takes every other column for a text, so ids are
-there only when asked for. FlagEmbedding leaves columns alone that it doesn't know.
+`triplet`, `n-tuple` and `labeled-list` are what sentence-transformers' `mine_hard_negatives` writes with its scores:
+one row per positive, the scores in the order of the passages. Its trainer takes every other column for a text, so ids
+are optional there. FlagEmbedding ignores columns that it does not know. A list without a positive has no row in these
+four; `lists`, `naver` and `trec` hold it.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from distill.data.export.scored_lists import ScoredList
-from distill.errors import DataError
+from distill.export.scored_lists import ScoredList
 
 ROW_ENDINGS = (".jsonl", ".jsonl.gz", ".parquet", "")  # "": a folder of Hugging Face `datasets`
 
@@ -26,7 +26,7 @@ _IDS = {"query_id": _TEXT, "passage_ids": _TEXTS}
 
 @dataclass(frozen=True)
 class Layout:
-    """`rows`: what a list becomes, nothing where the format can't hold it; `endings`: of files that it fits in."""
+    """`rows`: a list's rows, none if the format cannot hold it; `endings`: the allowed file extensions."""
 
     rows: Callable[[ScoredList], Iterator[Any]]
     schema: pa.Schema | None = None
@@ -35,7 +35,7 @@ class Layout:
 
 
 def lists() -> Layout:
-    """A row a query: everything that is known. `labels`: 1 for a positive."""
+    """One row per query, with everything that is known. `labels`: 1 for a positive."""
 
     def rows(scored: ScoredList) -> Iterator[dict[str, Any]]:
         labels = [int(i < scored.positives) for i in range(len(scored.scores))]
@@ -53,7 +53,7 @@ def lists() -> Layout:
 
 
 def triplet(ids: bool) -> Layout:
-    """A row for each positive with each negative, and the scores of both."""
+    """One row per pair of a positive and a negative, with the scores of both."""
 
     def rows(scored: ScoredList) -> Iterator[dict[str, Any]]:
         for positive, negatives in _by_positive(scored):
@@ -72,20 +72,20 @@ def triplet(ids: bool) -> Layout:
 
 
 def n_tuple(negatives: int, ids: bool) -> Layout:
-    """A row a positive, with a column for each of so many negatives; the last are null where a list has fewer."""
+    """One row per positive, with one column per negative; missing negatives of a shorter list are null."""
     names = [f"negative_{i + 1}" for i in range(negatives)]
 
     def rows(scored: ScoredList) -> Iterator[dict[str, Any]]:
         for positive, others in _by_positive(scored):
             texts = [scored.passages[i] for i in others]
             columns = dict(zip(names, texts + [None] * (negatives - len(texts)), strict=True))
-            chosen = (positive, *others)
+            positions = (positive, *others)
             yield {
                 "query": scored.query,
                 "positive": scored.passages[positive],
                 **columns,
-                "scores": [scored.scores[i] for i in chosen],
-                **(_ids(scored, chosen) if ids else {}),
+                "scores": [scored.scores[i] for i in positions],
+                **(_ids(scored, positions) if ids else {}),
             }
 
     columns = dict.fromkeys(("query", "positive", *names), _TEXT)
@@ -93,23 +93,23 @@ def n_tuple(negatives: int, ids: bool) -> Layout:
 
 
 def labeled_list(ids: bool) -> Layout:
-    """A row a positive: the passages, of which the first is the positive, and their scores."""
+    """One row per positive: the passages, the positive first, and their scores."""
 
     def rows(scored: ScoredList) -> Iterator[dict[str, Any]]:
         for positive, negatives in _by_positive(scored):
-            chosen = (positive, *negatives)
+            positions = (positive, *negatives)
             yield {
                 "query": scored.query,
-                "passages": [scored.passages[i] for i in chosen],
-                "scores": [scored.scores[i] for i in chosen],
-                **(_ids(scored, chosen) if ids else {}),
+                "passages": [scored.passages[i] for i in positions],
+                "scores": [scored.scores[i] for i in positions],
+                **(_ids(scored, positions) if ids else {}),
             }
 
     return Layout(rows, pa.schema({"query": _TEXT, "passages": _TEXTS, "scores": _SCORES, **(_IDS if ids else {})}))
 
 
 def flagembedding() -> Layout:
-    """A row a query, its positives and negatives apart."""
+    """One row per query, with separate lists of positives and negatives."""
 
     def rows(scored: ScoredList) -> Iterator[dict[str, Any]]:
         if scored.positives:
@@ -140,7 +140,7 @@ def flagembedding() -> Layout:
 
 
 def naver() -> Layout:
-    """An entry a query: `qid: {did: score}`."""
+    """One entry per query: `qid: {did: score}`."""
 
     def rows(scored: ScoredList) -> Iterator[tuple[str, dict[str, float]]]:
         scores = {
@@ -155,16 +155,14 @@ def naver() -> Layout:
 
 
 def trec(tag: str) -> Layout:
-    """A line a pair, by score: `qid Q0 did rank score tag`."""
+    """One line per pair, sorted by score: `qid Q0 did rank score tag`."""
 
     def rows(scored: ScoredList) -> Iterator[str]:
-        for name in (scored.query_id, *scored.passage_ids):
-            if len(name.split()) != 1:
-                raise DataError(
-                    f"the id {name!r} has blanks in it, which separate the columns of a TREC run; the "
-                    "format naver has ids without texts, too"
-                )
-        pairs = [pair for pair in zip(scored.passage_ids, scored.scores, strict=True) if pair[1] is not None]
+        pairs = [
+            (passage, score)
+            for passage, score in zip(scored.passage_ids, scored.scores, strict=True)
+            if score is not None
+        ]
         pairs.sort(key=lambda pair: -pair[1])
         for rank, (passage, score) in enumerate(pairs, start=1):
             yield f"{scored.query_id} Q0 {passage} {rank} {score!r} {tag}"
@@ -173,7 +171,7 @@ def trec(tag: str) -> Layout:
 
 
 def _by_positive(scored: ScoredList) -> Iterator[tuple[int, range]]:
-    """Positions of each positive, and of the negatives; nothing where there are none of either."""
+    """Position of each positive, with the positions of the negatives; nothing if the list lacks either."""
     negatives = range(scored.positives, len(scored.scores))
     for positive in range(scored.positives if negatives else 0):
         yield positive, negatives

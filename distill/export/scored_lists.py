@@ -1,4 +1,4 @@
-"""What is exported: for each query its passages with texts and ids, positives first, and their scores or labels."""
+"""The exported lists: each query with its passages, positives first, and their scores or labels."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.config import Recipe
-from distill.data.candidates import read_candidates
-from distill.data.fingerprint import check_same
-from distill.data.labels import Labels, label_fields, read_labels, teachers_of
-from distill.data.layout import SPLITS, RunFolder
-from distill.data.manifest import require_manifest
-from distill.data.scores import aligned_scores
-from distill.data.texts import TextStore
 from distill.errors import RecipeError
+from distill.labelling.labels import teachers_of
+from distill.labelling.stage import outputs as label_outputs
 from distill.progress import track
+from distill.run.layout import SPLITS, RunFolder
+from distill.run.manifest import require_manifest
+from distill.run.run import Run
+from distill.store.candidates import read_candidates
+from distill.store.labels import Labels, read_labels
+from distill.store.scores import aligned_scores
+from distill.store.texts import TextStore
 
-_QUERIES = 256  # whose texts are in memory at once
+_QUERIES = 256  # queries whose texts are in memory at once
 
 
 @dataclass(frozen=True)
 class ScoredList:
-    """One query; the first `positives` passages are its positives. A score is None where the source brought none."""
+    """One query; the first `positives` passages are its positives. A score is None if the source has none."""
 
     query_id: str
     query: str
@@ -37,11 +38,11 @@ class ScoredList:
 
 @dataclass
 class Tally:
-    """What went out, and what did not."""
+    """Number of queries and pairs exported, and of those left out."""
 
     queries: int = 0
     pairs: int = 0
-    unscored: int = 0  # of the pairs
+    unscored: int = 0  # pairs without a score
     short: int = 0  # queries with too few negatives
     unusable: int = 0  # queries that the format cannot hold
     variants: int = 0  # pairs with passages outside the source's collection
@@ -49,7 +50,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Source:
-    """Finished shards of a split: of a teacher, or of the labels."""
+    """The finished shards of a split, of a teacher's scores or (`teacher` None) of the labels."""
 
     folder: RunFolder
     teacher: str | None
@@ -57,7 +58,7 @@ class Source:
     shards: tuple[str, ...]
 
     def read(self, shard: str) -> Labels:
-        """Passages and scores of a shard; NaN for a score that isn't there."""
+        """Passages and scores of a shard; NaN for a missing score."""
         if self.teacher is None:
             return read_labels(self.folder.labels(self.split) / shard)
         candidates = read_candidates(self.folder.candidates(self.split) / shard)
@@ -65,32 +66,35 @@ class Source:
         return Labels(candidates.query, candidates.offsets, candidates.passages, candidates.positive, scores)
 
 
-def source_of(recipe: Recipe, folder: RunFolder, teacher: str | None, split: str) -> Source:
-    """What `distill export` was asked for; an error where there is no such thing, or it isn't finished."""
+def source_of(run: Run, teacher: str | None, split: str) -> Source:
+    """The shards to export. Raises `DistillError` if they do not exist or are not finished."""
     if split not in SPLITS:
-        raise RecipeError(f"--split {split!r}: there are {', '.join(SPLITS)}")
+        raise RecipeError(f"--split {split!r} is not known; choose one of {', '.join(SPLITS)}")
     path: Path
     if teacher is None:
         if split != "train":
             raise RecipeError(
                 f"--split {split}: labels are made for training only; name a teacher with --teacher "
-                f"({', '.join(recipe.teachers)})"
+                f"({', '.join(run.recipe.teachers)})"
             )
-        path, stage = folder.labels(), "label"
-    elif teacher not in recipe.teachers:
-        raise RecipeError(f"--teacher {teacher!r}: the recipe's teachers are {', '.join(recipe.teachers)}")
-    elif teacher not in teachers_of(recipe, split):
+        path, stage = run.folder.labels(), "label"
+    elif teacher not in run.recipe.teachers:
+        raise RecipeError(
+            f"--teacher {teacher!r} is not in the recipe; its teachers are {', '.join(run.recipe.teachers)}"
+        )
+    elif teacher not in teachers_of(run.recipe, split):
         raise RecipeError(f"--split {split}: teacher {teacher!r} is imported, and has scores for training only")
     else:
-        path, stage = folder.scores(teacher, split), "score"
+        path, stage = run.folder.scores(teacher, split), "score"
     manifest = require_manifest(path, stage)
     if teacher is None:
-        check_same(path, manifest.fields, label_fields(recipe, folder))
-    return Source(folder, teacher, split, tuple(shard.name for shard in manifest.shards))
+        for output in label_outputs(run):
+            output.finished()  # raises if the labels were made from other scores
+    return Source(run.folder, teacher, split, tuple(shard.name for shard in manifest.shards))
 
 
 def negatives_range(source: Source) -> tuple[int, int]:
-    """The fewest and the most negatives of a list that has a positive and a negative; (0, 0) where none has."""
+    """The smallest and largest number of negatives among lists with a positive and a negative; (0, 0) if none has."""
     counts = []
     for shard in source.shards:
         negatives, positives = _counts(source.read(shard))
@@ -100,36 +104,33 @@ def negatives_range(source: Source) -> tuple[int, int]:
 
 
 def scored_lists(source: Source, negatives: int | None, texts: bool, tally: Tally) -> Iterator[ScoredList]:
-    """Every list, in order, with its first `negatives` negatives (None: all); lists with fewer are left out."""
+    """All lists, in order, with their first `negatives` negatives (None: all); lists with fewer are left out."""
     queries = TextStore.open(source.folder.queries(source.split))
     passages = TextStore.open(source.folder.passages)
     for shard in track(source.shards, description="export", unit="shards"):
         labels = source.read(shard)
         starts = labels.offsets[:-1]
-        here, positives = _counts(labels)
+        available, positives = _counts(labels)
         stops = labels.offsets[1:] if negatives is None else starts + positives + negatives
-        kept = np.flatnonzero(here >= (negatives or 0))
-        tally.short += len(here) - len(kept)
-        for group in np.split(kept, range(_QUERIES, len(kept), _QUERIES)):
+        exported = np.flatnonzero(available >= (negatives or 0))
+        tally.short += len(available) - len(exported)
+        for group in np.split(exported, range(_QUERIES, len(exported), _QUERIES)):
             lengths = (stops - starts)[group]
             ends = np.cumsum(lengths)
             flat = np.repeat(starts[group] - (ends - lengths), lengths) + np.arange(lengths.sum())
             rows = labels.passages[flat]
             tally.variants += int((rows >= passages.collection_size).sum())
-            columns = [
-                passages.ids(rows),
-                passages.texts(rows) if texts else [],
-                [None if math.isnan(score) else score for score in labels.labels[flat].tolist()],
-            ]
-            asked = labels.query[group]
-            for i, (query_id, query) in enumerate(zip(queries.ids(asked), queries.texts(asked), strict=True)):
-                piece = slice(int(ends[i] - lengths[i]), int(ends[i]))
-                ids, found, scores = (column[piece] for column in columns)
-                yield ScoredList(query_id, query, ids, found, int(positives[group[i]]), scores)
+            passage_ids, passage_texts = passages.ids(rows), passages.texts(rows) if texts else []
+            scores = [None if math.isnan(score) else score for score in labels.labels[flat].tolist()]
+            query_ids, query_texts = queries.ids(labels.query[group]), queries.texts(labels.query[group])
+            for i, (query_id, query) in enumerate(zip(query_ids, query_texts, strict=True)):
+                part = slice(int(ends[i] - lengths[i]), int(ends[i]))
+                count = int(positives[group[i]])
+                yield ScoredList(query_id, query, passage_ids[part], passage_texts[part], count, scores[part])
 
 
 def _counts(labels: Labels) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [q] each: negatives and positives of each list."""
+    """Number of negatives and of positives of each list, int64 [q] each."""
     before = np.concatenate([[0], np.cumsum(labels.positive)])
     positives = np.diff(before[labels.offsets])
     return np.diff(labels.offsets) - positives, positives

@@ -1,17 +1,19 @@
-"""Temporary Arrow files that grow batch by batch: for what is found in one pass and needed in the next."""
+"""Temporary Arrow files that grow batch by batch: the results of one pass over a source, for the next pass."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 import pyarrow as pa
 
-from distill.data.arrow import BATCH_ROWS
-from distill.data.files import storage_errors
+from distill.run.files import storage_errors
+from distill.store.arrow import BATCH_ROWS
 
 
 class Spool:
-    """A context manager with `write(rows)`; after it the file can be opened with `RowReader`. A full disk raises."""
+    """A context manager that writes one file; `RowReader` can open it afterwards. A full disk is a `StorageError`."""
 
     def __init__(self, path: Path, schema: pa.Schema):
         self.path, self.schema = path, schema
@@ -26,22 +28,21 @@ class Spool:
             self._writer = pa.ipc.new_file(self._sink, self.schema)
         return self
 
-    def __exit__(self, kind, error, traceback) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         with storage_errors(self.path), self._sink:
             if kind is None:
                 self._flush()
             self._writer.close()
 
-    def write(self, rows: list[tuple]) -> None:
-        """Rows as tuples, in the schema's order of columns."""
+    def write(self, rows: Sequence[tuple]) -> None:
+        """Append rows: tuples in the order of the schema's columns."""
         if rows:
-            columns = [
-                pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), self.schema, strict=True)
-            ]
-            self.write_batch(pa.RecordBatch.from_arrays(columns, schema=self.schema))
+            self.write_batch(record_batch(rows, self.schema))
 
     def write_batch(self, batch: pa.RecordBatch) -> None:
-        """Small batches are gathered, so that the file is made of batches of at least `BATCH_ROWS` rows."""
+        """Append a batch. Small batches are joined: the file consists of batches of at least `BATCH_ROWS` rows."""
         self._pending.append(batch.select(self.schema.names).replace_schema_metadata(self.schema.metadata))
         self._pending_rows += batch.num_rows
         self.rows += batch.num_rows
@@ -55,3 +56,9 @@ class Spool:
             for batch in table.to_batches():
                 self._writer.write_batch(batch)
         self._pending, self._pending_rows = [], 0
+
+
+def record_batch(rows: Sequence[tuple], schema: pa.Schema) -> pa.RecordBatch:
+    """Make a record batch of at least one row, tuples in the order of the schema's columns."""
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), schema, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)

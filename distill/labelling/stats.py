@@ -1,4 +1,4 @@
-"""What the teachers' scores look like before they become labels: for `distill label --stats`."""
+"""Statistics of the teachers' raw scores, for `distill label --stats`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Console
+from rich.table import Table
 from scipy.stats import kendalltau
 
-from distill.config import Label, Recipe
-from distill.data.labels import Moments, keep_negatives, score_matrices
-from distill.data.layout import RunFolder
+from distill.config import Label
+from distill.labelling.labels import Moments, keep_negatives, score_matrices
+from distill.run.run import Run
 
 _SAMPLED_QUERIES = 2000  # for quantiles and rank correlations
 _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -25,7 +27,8 @@ class TeacherStats:
     mean: float
     std: float
     quantiles: dict[str, float]  # "0.05" -> score, over the sampled queries
-    negatives_above_positive: float  # share of negatives above their query's best positive
+    # share of negatives above their query's best positive, among queries with a positive
+    negatives_above_positive: float
 
 
 @dataclass(frozen=True)
@@ -35,20 +38,21 @@ class LabelStats:
     sampled_queries: int
 
 
-def label_stats(recipe: Recipe, folder: RunFolder) -> LabelStats:
-    """Each teacher's distribution, their agreement on the order of a query's candidates, and suspicious negatives."""
-    names = list(recipe.teachers)
+def label_stats(run: Run) -> LabelStats:
+    """Measure each teacher's distribution of scores, the agreement of teachers, and negatives above the positive."""
+    names = list(run.recipe.teachers)
     moments = {name: Moments() for name in names}
     missing, above, negatives = (dict.fromkeys(names, 0) for _ in range(3))
     sampled: list[np.ndarray] = []  # one [teachers, candidates] per query
-    for _, candidates, raw in score_matrices(recipe, folder, "train"):
+    for _, candidates, raw in score_matrices(run, "train"):
+        judged = np.repeat(candidates.has_positive, np.diff(candidates.offsets))
         for name, scores in zip(names, raw, strict=True):
             moments[name].add(scores)
             missing[name] += int(np.isnan(scores).sum())
-            true = keep_negatives(scores, candidates.positive, candidates.offsets, Label(drop_false_negatives=0.0))
-            above[name] += int((~true).sum())
-            negatives[name] += int((~candidates.positive & ~np.isnan(scores)).sum())
-        # the head of each shard: shards are cut from queries in no particular order
+            below = keep_negatives(scores, candidates.positive, candidates.offsets, Label(drop_false_negatives=0.0))
+            above[name] += int((~below).sum())
+            negatives[name] += int((judged & ~candidates.positive & ~np.isnan(scores)).sum())
+        # queries are in no particular order, so the first ones are a sample
         for i in range(min(len(candidates), _SAMPLED_QUERIES - len(sampled))):
             sampled.append(raw[:, candidates.offsets[i] : candidates.offsets[i + 1]])
     flat = np.concatenate(sampled, axis=1) if sampled else np.empty((len(names), 0))
@@ -74,10 +78,40 @@ def _quantiles(scores: np.ndarray) -> dict[str, float]:
 
 
 def _mean_tau(sampled: list[np.ndarray], a: int, b: int) -> float:
-    """NaN where no query has two candidates that both teachers scored, and tell apart."""
+    """Kendall's tau of two teachers, averaged over queries; NaN if there is no query that both can rank."""
     taus = []
     for scores in sampled:
         both = ~np.isnan(scores[[a, b]]).any(axis=0)
         if both.sum() > 1 and np.ptp(scores[a, both]) > 0 and np.ptp(scores[b, both]) > 0:
             taus.append(float(kendalltau(scores[a, both], scores[b, both]).statistic))
     return float(np.mean(taus)) if taus else float("nan")
+
+
+def print_label_stats(stats: LabelStats, console: Console | None = None) -> None:
+    """Print each teacher's score statistics, and Kendall's tau of each pair of teachers."""
+    console = console or Console()
+    table = Table(
+        title=f"raw scores; quantiles of {stats.sampled_queries:,} queries",
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+    )
+    columns = ("teacher", "scores", "missing", "mean", "std", "5 %", "median", "95 %", "negatives above positive")
+    for i, header in enumerate(columns):
+        table.add_column(header, justify="left" if i == 0 else "right")
+    for name, teacher in stats.teachers.items():
+        quantiles = [
+            "–" if (value := teacher.quantiles.get(q)) is None else f"{value:.3f}" for q in ("0.05", "0.5", "0.95")
+        ]
+        table.add_row(
+            name,
+            f"{teacher.scores:,}",
+            f"{teacher.missing:,}",
+            f"{teacher.mean:.3f}",
+            f"{teacher.std:.3f}",
+            *quantiles,
+            f"{teacher.negatives_above_positive:.1%}",
+        )
+    console.print(table)
+    for (first, second), tau in stats.kendall_tau.items():
+        console.print(f"Kendall's tau, {first} and {second}: {tau:.3f}", highlight=False)

@@ -1,8 +1,8 @@
-"""Losses on cosines, angles and distances of sparse representations, as sentence-transformers has them for pairs.
+"""Losses on cosines, angles and distances of sparse representations, as sentence-transformers defines them for pairs.
 
-There a row of data is one pair (or a triplet); here a query brings its list, and each of its passages is a pair with
-it: pairs are those of all lists, triplets the positive with each negative. Labels are similarities: give them with
-`label.normalise: min-max` and no `map_to`.
+There one row of data is one pair or triplet. Here a query has a list of passages: it forms a pair with each of them,
+and a triplet with its positive and each negative. Labels are similarities: use `label.normalise: min-max` without
+`map_to`.
 """
 
 from __future__ import annotations
@@ -13,32 +13,36 @@ import torch
 from torch import Tensor
 
 from distill.errors import RecipeError
-from distill.losses.collective import gather_values
-from distill.losses.sparse_products import list_scores
-from distill.student.head import SparseReps
+from distill.sparse.collective import gather_values
+from distill.sparse.products import list_scores
+from distill.sparse.reps import SparseReps
 
 
 def cosines(queries: SparseReps, passages: SparseReps) -> Tensor:
-    """Cosine of each query [b] with its own passages [b * m]: [b, m]; 0 where one is empty."""
+    """Cosine of each query [b] with its own passages [b * m]: [b, m]; 0 if either is empty."""
     scale = _norms(queries)[:, None] * _norms(passages).view(len(queries), -1)
     return list_scores(queries, passages) / scale.clamp(min=1e-8)
 
 
 def angles(queries: SparseReps, passages: SparseReps) -> Tensor:
-    """AnglE's similarity [b, m]: a vector's halves taken for real and imaginary parts (arXiv 2309.12871), with the
-    sign of the authors' code; `pairwise_angle_sim` of sentence-transformers. Refuses an odd vocabulary."""
+    """AnglE's similarity of each query [b] with its own passages [b * m] (arXiv 2309.12871): [b, m].
+
+    The halves of a vector are its real and imaginary parts. The sign is that of the authors' code, as in
+    sentence-transformers' `pairwise_angle_sim`. Raises `RecipeError` for an odd vocabulary size.
+    """
     half, odd = divmod(queries.vocab_size, 2)
     if odd:
         raise RecipeError(
-            f"train.losses: angle halves the vocabulary, and {queries.vocab_size} terms have no halves; use cosent"
+            f"train.losses: kind angle needs an even vocabulary size, but the student has {queries.vocab_size} terms; "
+            "use kind cosent"
         )
     first = passages.terms < half
-    turned = replace(
+    rotated = replace(  # by a right angle: the halves swapped, one with its sign changed
         passages,
         terms=torch.where(first, passages.terms + half, passages.terms - half),
         values=torch.where(first, passages.values, -passages.values),
     )
-    real, imaginary = list_scores(queries, passages), list_scores(queries, turned)
+    real, imaginary = list_scores(queries, passages), list_scores(queries, rotated)
     scale = _norms(queries)[:, None] * _norms(passages).view(len(queries), -1)
     return ((real + imaginary) / scale.clamp(min=1e-8)).abs()
 
@@ -62,18 +66,18 @@ def cosent(similarities: Tensor, labels: Tensor, scale: float = 20.0) -> Tensor:
     """log(1 + sum exp(scale * (s_k - s_i))) over all pairs i, k of the global batch with label i above label k
     (Huang et al. 2024; `SparseCoSENTLoss`, and `SparseAnglELoss` on angles). similarities, labels [b, m].
 
-    Every process holds the whole value.
+    Returns the value of the global batch on every process.
     """
     similarities = gather_values(similarities.reshape(-1)) * scale  # [N]
     labels, order = gather_values(labels.reshape(-1)).sort()
     similarities = similarities[order]
-    higher = torch.searchsorted(labels, labels, right=True)  # where the labels above one's own begin
+    higher = torch.searchsorted(labels, labels, right=True)  # [N]: index of the first label above each label
     sums = torch.logcumsumexp(-similarities.flip(0), dim=0).flip(0)
-    sums = torch.cat([sums, sums.new_full((1,), -torch.inf)])[higher]  # [N]: log sum exp(-s_i) over them
+    sums = torch.cat([sums, sums.new_full((1,), -torch.inf)])[higher]  # [N]: log sum exp(-s_i) over higher labels
     return torch.cat([similarities.new_zeros(1), similarities + sums]).logsumexp(0)
 
 
 def _norms(reps: SparseReps) -> Tensor:
-    """Euclidean norm of each text: [n]; its gradient is finite for empty ones, too."""
-    squares = reps.values.new_zeros(len(reps)).index_add(0, reps.texts, reps.values.square())
+    """Euclidean norm of each text: [n]; the gradient is finite also for empty texts."""
+    squares = reps.values.new_zeros(len(reps)).index_add(0, reps.row_ids, reps.values.square())
     return squares.clamp(min=1e-24).sqrt()

@@ -1,191 +1,239 @@
-"""The mine stage: candidate shards for training, and what the teachers rerank on the other splits.
+"""The mine stage: candidate shards for training, and the candidates that teachers rerank on the other splits.
 
 A training query gets its positives, then each miner's `top` best and a random `sample` of its best `depth`, without
-duplicates and without known positives. A development or test query gets the first miner's top, nothing added or
-removed, so that a reranker is measured on what a first stage would hand it.
+duplicates and known positives. Of a query without a positive no rank is skipped: its best hits are the passages most
+likely to be relevant. A development or test query gets exactly the first miner's top, so that a reranker is
+measured on the output of a real first stage.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from distill.config import Mine, Miner, Recipe
-from distill.data.arrow import RowReader
-from distill.data.candidates import (
+from distill.errors import DataError, StorageError
+from distill.mining.known import Known
+from distill.mining.rankings import RankingIndex, index_file, ranking_counts, ranking_indexes
+from distill.progress import progress
+from distill.retrieval.bm25 import build_index, open_index
+from distill.retrieval.chunks import Chunks
+from distill.retrieval.indexes import DenseIndex, SpladeIndex
+from distill.run.files import xxh128_file
+from distill.run.layout import RunFolder
+from distill.run.manifest import Shard
+from distill.run.output import Output
+from distill.run.run import Run
+from distill.store.arrow import RowReader
+from distill.store.candidates import (
     Candidates,
-    are_imported,
     from_lists,
     read_candidates,
     shard_name,
     write_candidates,
 )
-from distill.data.checkpoints import model_field
-from distill.data.files import xxh128_file
-from distill.data.fingerprint import check_same
-from distill.data.fingerprint import fingerprint as fingerprint_of
-from distill.data.judgements import Judgements, load_judgements
-from distill.data.layout import SPLITS, RunFolder
-from distill.data.manifest import FORMAT, Manifest, Shard, read_manifest, require_manifest, write_manifest
-from distill.data.texts import TextStore
-from distill.errors import DataError, StorageError
-from distill.mining.bm25 import build_index, open_index
-from distill.mining.chunks import Chunks
-from distill.mining.indexes import DenseIndex, SpladeIndex
-from distill.progress import progress
+from distill.store.identity import Copies, load_own_documents, positives_of_equal_queries
+from distill.store.judgements import Judgements, load_judgements
+from distill.store.scripts import unspaced_texts
+from distill.store.texts import TextStore
 
 log = logging.getLogger(__name__)
 
-Search = Callable[[str, Sequence[str], int], np.ndarray]  # miner, queries, k -> rows int64 [n, <= k]
+_SAMPLE = 1000  # queries looked at for their script
+
+Search = Callable[[str, int], np.ndarray]  # miner, k -> rows int64 [n, <= k] of the queries at hand
 
 
 class Searcher(Protocol):
     def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Rows int64 [n, <= k], best first, -1 where nothing more was found; scores float32 of the same shape."""
+        """Return rows int64 [n, <= k], best first, -1 after the last hit; scores float32 of the same shape."""
 
 
-def mine(recipe: Recipe, folder: RunFolder) -> Manifest:
-    """Write the candidates of every split that has judgements, in this process; the training split's manifest.
+def mine(run: Run, outputs: Sequence[Output]) -> None:
+    """Write the candidates of the splits of `outputs`, in this process.
 
-    Done work is left alone: whole splits by their manifest, single shards by the fingerprint in them. Raises
-    `FingerprintError` where a folder's candidates came from other inputs, `DataError` without training queries.
+    Committed shards are kept. Raises `DataError` if there are no training queries.
     """
-    miner = ShardMiner(recipe, folder)
-    pending = pending_shards(recipe, folder)
+    rankings = ranking_indexes(run, outputs)
+    pending = pending_shards(run, outputs)
+    miner = ShardMiner(run, rankings=rankings)
     with progress("mine", sum(shard.queries for shard in pending), "queries") as advance:
         for shard in pending:
-            miner.mine(shard.split, shard.index)
+            miner.mine(shard)
             advance(shard.queries, f"{shard.split}/{shard_name(shard.index)}")
-    return finish(recipe, folder)
+    finish(run, outputs)
 
 
 @dataclass(frozen=True)
 class PendingShard:
-    """A candidate shard that is to be mined."""
+    """A candidate shard that is still to be mined."""
 
     split: str
     index: int
     queries: int
+    fingerprint: str
 
 
-def pending_shards(recipe: Recipe, folder: RunFolder) -> list[PendingShard]:
-    """Planned and not committed, in order. Raises as `mine` does."""
-    train = folder.judgements("train")
+def pending_shards(run: Run, outputs: Sequence[Output]) -> list[PendingShard]:
+    """List the shards that are planned and not committed, in order. Raises what `mine` does."""
+    train = run.folder.queries("train")
     if not train.exists() or not len(RowReader(train)):
         raise DataError(
-            "there are no training queries to mine for: the source has no judgements of its train split "
-            "(data.source.splits); data.generate makes queries from the passages",
+            "there are no training queries to mine for: the source has no judgements for its train split. Name the "
+            "split in data.source.splits, let data.generate make queries from the passages, or take queries without "
+            "judgements by data.query_log",
             path=train,
         )
+    _warn_of_unspaced(run)
     pending = []
-    for split in _unfinished(recipe, folder):
-        plan = _Split(recipe, folder, split)
-        pending += [
-            PendingShard(split, index, len(rows)) for index, rows in enumerate(plan.shards) if not plan.committed(index)
-        ]
+    for output in outputs:
+        if output.finished() is None:
+            output.claim()
+            plan = _SplitPlan.of(run, output.key[0])
+            pending += [
+                PendingShard(plan.split, index, len(rows), output.fingerprint)
+                for index, rows in enumerate(plan.shards)
+                if not committed(plan.path(index), output.fingerprint)
+            ]
     return pending
 
 
+def _warn_of_unspaced(run: Run) -> None:
+    """Say what BM25 cannot do with queries whose words no blanks separate."""
+    if all(miner.kind != "bm25" for miner in run.recipe.mine.miners.values()):
+        return
+    queries = TextStore.open(run.folder.queries("train"))
+    texts = queries.texts(np.arange(min(len(queries), _SAMPLE)))
+    if 10 * (found := unspaced_texts(texts)) >= len(texts) > 0:
+        log.warning(
+            "%d of the first %d training queries are in a script without blanks between words (Chinese, Japanese, "
+            "Thai, ...), which BM25 needs: it finds little or nothing; add a dense or splade miner",
+            found,
+            len(texts),
+        )
+
+
 def miners_of(recipe: Recipe, split: str) -> dict[str, Miner]:
-    """All for training queries, the first one for the others."""
+    """Return the miners of a split: all of them for training, the first one for the other splits."""
     miners = recipe.mine.miners
     return miners if split == "train" else dict(list(miners.items())[:1])
 
 
-def mining_fields(recipe: Recipe, folder: RunFolder, split: str) -> dict[str, Any]:
-    """What the candidates of a split depend on: the hashed part of their manifest."""
-    miners = {
-        name: miner.model_dump(mode="json") | {"model": model_field(recipe, miner.model)}
-        for name, miner in recipe.mine.miners.items()
-    }
-    fields: dict[str, Any] = {
-        "stage": "mine",
-        "format": FORMAT,
-        "split": split,
-        "data": require_manifest(folder.data, "import").fingerprint,
-        "shard_queries": recipe.mine.shard_queries,
-    }
-    if recipe.mine.precision != "float32":
-        fields["precision"] = recipe.mine.precision
-    if split == "train":
-        return {**fields, "miners": miners, "order": list(miners), "seed": recipe.seed}
-    first = next(iter(miners))
-    used = {key: miners[first][key] for key in ("kind", "model", "revision")}
-    return {**fields, "miner": first, **used, "rerank_depth": recipe.mine.rerank_depth}
-
-
 class ShardMiner:
-    """Mines one shard after the other; what that takes (judgements, texts, indexes) is opened when first needed.
+    """Mines shards one by one. Judgements, texts and indexes are opened when first needed.
 
-    `device`: of the miners' models; `threads`: of a search. None is what this machine has.
+    `device`: of the miners' models; `threads`: of a search. None: what this machine has. `rankings`: the
+    `ranking_indexes`; None: look for them, which reads the files that they are made of.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, device: str | None = None, threads: int | None = None):
-        self._recipe, self._folder, self._device, self._threads = recipe, folder, device, threads
+    def __init__(
+        self,
+        run: Run,
+        device: str | None = None,
+        threads: int | None = None,
+        rankings: Mapping[str, Path] | None = None,
+    ):
+        self._run, self._device, self._threads = run, device, threads
+        self._rankings = ranking_indexes(run) if rankings is None else rankings
         self._searchers: dict[str, Searcher] = {}
-        self._splits: dict[str, _Split] = {}
-        self._passages = TextStore.open(folder.passages)
+        self._splits: dict[str, tuple[_SplitPlan, Known]] = {}
+        self._passages = TextStore.open(run.folder.passages)
+        self._copies = Copies.load(run.folder)
 
-    def mine(self, split: str, index: int) -> None:
-        """Mine and commit one shard of a split, unless it is there."""
+    def mine(self, shard: PendingShard) -> None:
+        """Mine and commit one shard, unless it is committed already."""
+        split = shard.split
         if split not in self._splits:
-            self._splits[split] = _Split(self._recipe, self._folder, split)
-        plan = self._splits[split]
-        path, rows = plan.path(index), plan.shards[index]
-        if plan.committed(index):
+            plan = _SplitPlan.of(self._run, split)
+            self._splits[split] = plan, self._known(split, plan.judgements)
+        plan, known = self._splits[split]
+        path, rows = plan.path(shard.index), plan.shards[shard.index]
+        if committed(path, shard.fingerprint):
             return
-        path.unlink(missing_ok=True)  # left by a run of another meaning; not later, when it may be another machine's
-        texts = TextStore.open(self._folder.queries(split)).texts(rows)
+        texts = TextStore.open(self._run.folder.queries(split)).texts(rows)
         choose = _training_candidates if split == "train" else _rerank_candidates
-        candidates = choose(self._recipe, rows, texts, plan.judgements, self._passages, self._search)
-        # where another machine was first, its copy counts: a teacher may be scoring it already
-        write_candidates(path, candidates, plan.fingerprint, exclusive=True)
+        candidates = choose(self._run.recipe, rows, known, partial(self._search, split, rows, texts))
+        # if another machine was first, its copy stays: a teacher may be scoring it already
+        write_candidates(path, candidates, shard.fingerprint, exclusive=True)
 
-    def _search(self, name: str, texts: Sequence[str], k: int) -> np.ndarray:
+    def _known(self, split: str, judgements: Judgements) -> Known:
+        folder = self._run.folder
+        equal = positives_of_equal_queries(TextStore.open(folder.queries(split)), judgements)
+        return Known(judgements, self._passages, self._copies, load_own_documents(folder, split), equal)
+
+    def _search(self, split: str, rows: np.ndarray, texts: Sequence[str], name: str, k: int) -> np.ndarray:
+        if name in self._rankings:
+            return RankingIndex(index_file(self._rankings[name], split)).search(rows, k)
         if name not in self._searchers:
+            mine = self._run.recipe.mine
             self._searchers[name] = open_searcher(
-                self._recipe.mine.miners[name], self._passages, self._folder, self._recipe.mine, self._device
+                mine.miners[name], self._passages, self._run.folder, mine, self._device
             )
         return self._searchers[name].search(texts, k, self._threads)[0]
 
 
-def finish(recipe: Recipe, folder: RunFolder) -> Manifest:
-    """Write the manifests of the splits whose shards are all there; returns the training split's."""
-    for split in _unfinished(recipe, folder):
-        plan, path = _Split(recipe, folder, split), folder.candidates(split)
+def finish(run: Run, outputs: Sequence[Output]) -> None:
+    """Write the manifests. Raises `StorageError` for a shard that has disappeared."""
+    homes = ranking_indexes(run)
+    for output in outputs:
+        if output.finished() is not None:
+            continue
+        plan = _SplitPlan.of(run, output.key[0])
         totals = {"queries": 0, "positives": 0, "negatives": 0, "queries_without_candidates": 0}
-        shards = []
+        shards, unjudged, useless = [], 0, 0
         for index, rows in enumerate(plan.shards):
             target = plan.path(index)
-            if not plan.committed(index):
-                raise StorageError(f"{target}: gone since it was mined; look at the disk, and start the command again")
-            _count(totals, read_candidates(target))
+            if not committed(target, output.fingerprint):
+                raise StorageError(
+                    f"{target}: disappeared after it was mined; check the disk, then run the command again"
+                )
+            candidates = read_candidates(target)
+            _count(totals, candidates)
+            unjudged += int((~candidates.has_positive).sum())
+            useless += int((~candidates.has_positive & (np.diff(candidates.offsets) < 2)).sum())
+            useless += _without_negatives(candidates)
             shards.append(Shard(target.name, len(rows), target.stat().st_size, xxh128_file(target)))
-        write_manifest(path, Manifest(plan.fields, tuple(shards), totals))
+        if plan.split == "train" and not totals["negatives"]:
+            found = "nothing but positives" if totals["positives"] else "no passages"
+            raise DataError(
+                f"no training query has a negative: {', '.join(run.recipe.mine.miners)} found {found}. "
+                "Use another miner in mine.miners, or a larger collection",
+                path=output.folder,
+            )
+        if plan.split == "train" and unjudged:
+            totals["queries_without_positives"] = unjudged
+        rankings = {name: homes[name] for name in miners_of(run.recipe, plan.split) if name in homes}
+        output.finish(shards, totals | ranking_counts(rankings, plan.split, plan.shards))
+        if plan.split == "train" and useless:
+            log.warning(
+                "%d of %d training queries cannot be learnt from: they have no negative or, without a positive, fewer "
+                "than two candidates",
+                useless,
+                totals["queries"],
+            )
+        without = [f"{n:,} {name.replace('_', ' ')}" for name, n in totals.items() if n and "without" in name]
         log.info(
             "%s: %d queries, %d positives, %d negatives%s",
-            path,
+            output.folder,
             totals["queries"],
             totals["positives"],
             totals["negatives"],
-            f"; {totals['queries_without_candidates']} queries found nothing"
-            if totals["queries_without_candidates"]
-            else "",
+            "".join(f"; {each}" for each in without),
         )
-    return require_manifest(folder.candidates("train"), "mine")
 
 
 def open_searcher(
     miner: Miner, passages: TextStore, folder: RunFolder, mine: Mine | None = None, device: str | None = None
 ) -> Searcher:
-    """The index that a miner searches, over the collection; what is not there of it is made first.
+    """Open the index that a miner searches; missing parts of it are built first.
 
-    `mine`: how its vectors are made; None is the default.
+    `mine`: precision and chunk size of its vectors; None: the defaults.
     """
     if miner.kind == "bm25":
         return open_index(passages, folder.index("bm25")) or build_index(passages)
@@ -193,119 +241,136 @@ def open_searcher(
     return DenseIndex(chunks) if miner.kind == "dense" else SpladeIndex(chunks)
 
 
-def _unfinished(recipe: Recipe, folder: RunFolder) -> list[str]:
-    """The splits that have judgements and no candidates yet; `FingerprintError` for candidates of other inputs."""
-    unfinished = []
-    for split in SPLITS:
-        path = folder.candidates(split)
-        if not folder.judgements(split).exists() or are_imported(path):
-            continue
-        if (done := read_manifest(path)) is None:
-            unfinished.append(split)
+@dataclass(frozen=True)
+class _SplitPlan:
+    """The division of a split's queries into shards: all training queries, and those with a positive elsewhere."""
+
+    split: str
+    home: Path
+    judgements: Judgements
+    shards: list[np.ndarray]  # query rows, int64, of each shard
+
+    @classmethod
+    def of(cls, run: Run, split: str) -> _SplitPlan:
+        judgements = load_judgements(run.folder, split)
+        if split == "train":
+            queries = np.arange(len(RowReader(run.folder.queries(split))), dtype=np.int64)
         else:
-            check_same(path, done.fields, mining_fields(recipe, folder, split))
-    return unfinished
-
-
-class _Split:
-    """The plan of a split's candidates."""
-
-    def __init__(self, recipe: Recipe, folder: RunFolder, split: str):
-        self._home = folder.candidates(split)
-        self.fields = mining_fields(recipe, folder, split)
-        self.fingerprint = fingerprint_of(self.fields)
-        self.judgements = load_judgements(folder, split)
-        chosen = np.array([q for q in self.judgements.queries if len(self.judgements.positives(q))], dtype=np.int64)
-        step = recipe.mine.shard_queries
-        self.shards = [chosen[start : start + step] for start in range(0, len(chosen), step)]  # query rows, int64
+            queries = judgements.with_positives
+        step = run.recipe.mine.shard_queries
+        shards = [queries[start : start + step] for start in range(0, len(queries), step)]
+        return cls(split, run.folder.candidates(split), judgements, shards)
 
     def path(self, index: int) -> Path:
-        return self._home / shard_name(index)
+        return self.home / shard_name(index)
 
-    def committed(self, index: int) -> bool:
-        """Whether a shard of this meaning is there."""
-        path = self.path(index)
-        return path.exists() and RowReader(path).metadata.get("fingerprint") == self.fingerprint
+
+def committed(path: Path, fingerprint: str) -> bool:
+    """Whether a shard with this fingerprint exists."""
+    return path.exists() and RowReader(path).metadata.get("fingerprint") == fingerprint
 
 
 def choose_negatives(
-    ranking: np.ndarray, excluded: np.ndarray, miner: Miner, rng: np.random.Generator
+    ranking: np.ndarray,
+    excluded: np.ndarray,
+    miner: Miner,
+    rng: np.random.Generator,
+    copies: Copies | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negatives from one ranking (passage rows int64, best first): the `top` best after `skip`, then the sample.
+    """Choose negatives from one ranking (passage rows int64, best first): `top` after the `skip` best, then `sample`.
 
-    `skip` counts ranks of the ranking itself; excluded passages (the positives) take no place among `top`.
+    `skip` counts all ranks; excluded passages (the positives) and later `copies` of a text do not count towards `top`.
     Returns passage rows int64 [m] and their ranks int32 [m], from 1.
     """
     ranks = np.arange(1, len(ranking) + 1, dtype=np.int32)
     usable = (ranks > miner.skip) & ~np.isin(ranking, excluded)
+    if copies is not None:
+        is_first = np.zeros(len(ranking), bool)
+        is_first[np.unique(copies.originals(ranking), return_index=True)[1]] = True
+        usable &= is_first
     best = np.flatnonzero(usable)[: miner.top]
     pool = np.flatnonzero(usable & (ranks <= miner.depth))
     pool = pool[~np.isin(pool, best)]
     drawn = rng.choice(pool, size=min(miner.sample, len(pool)), replace=False) if miner.sample else pool[:0]
-    at = np.concatenate([best, np.sort(drawn)])
-    return ranking[at], ranks[at]
+    positions = np.concatenate([best, np.sort(drawn)])
+    return ranking[positions], ranks[positions]
 
 
-def _training_candidates(
-    recipe: Recipe, rows: np.ndarray, texts: list[str], judgements: Judgements, passages: TextStore, search: Search
-) -> Candidates:
+def _training_candidates(recipe: Recipe, rows: np.ndarray, known: Known, search: Search) -> Candidates:
+    """The positives of each query, then the negatives of each miner that no earlier miner has chosen.
+
+    Of equal texts, the best ranked is chosen. The list of a query without positives has candidates only.
+    """
     miners = recipe.mine.miners
-    positives = [_positives(judgements, query) for query in rows]
-    excluded = [_with_origins(passages, found) for found in positives]
-    widest = max((len(found) for found in excluded), default=0)
+    positives = [known.positives(query) for query in rows]
+    excluded = [known.excluded(query) for query in rows]
+    most_excluded = max(map(len, excluded), default=0)
     rankings = {}
     for name, miner in miners.items():
-        deep_enough = miner.skip + miner.top + widest  # so that excluded passages leave `top` others
-        k = max(deep_enough, miner.depth) if miner.sample else deep_enough
-        rankings[name] = search(name, texts, k)
+        deep_enough = miner.skip + miner.top + most_excluded  # leaves `top` passages after exclusion
+        depth = max(deep_enough, miner.depth) if miner.sample else deep_enough
+        rankings[name] = search(name, depth)
+        while len(known.copies.rows) and _is_short(rankings[name], depth, miner, excluded, known.copies):
+            depth *= 2  # copies of other passages do not count, either
+            rankings[name] = search(name, depth)
     lists, sources, ranks = [], [], []
     for i, query in enumerate(rows):
-        found, source = [positives[i]], [np.zeros(len(positives[i]), np.uint8)]
-        rank = [np.zeros(len(positives[i]), np.int32)]
+        passage_rows = [positives[i]]
+        source, rank = [np.zeros(len(positives[i]), np.uint8)], [np.zeros(len(positives[i]), np.int32)]
         for code, (name, miner) in enumerate(miners.items(), start=1):
             ranking = rankings[name][i]
-            # by query and miner, so that a sample does not depend on how queries fall into shards
+            # seeded by query and miner, so that a sample does not depend on the division into shards
             rng = np.random.default_rng([recipe.seed, code, int(query)])
-            negatives, at = choose_negatives(ranking[ranking >= 0], excluded[i], miner, rng)
-            new = ~np.isin(negatives, np.concatenate(found))  # an earlier miner may have brought it
-            found.append(negatives[new])
+            if not len(positives[i]):
+                miner = miner.model_copy(update={"skip": 0})
+            negatives, negative_ranks = choose_negatives(ranking[ranking >= 0], excluded[i], miner, rng, known.copies)
+            new = ~np.isin(known.copies.originals(negatives), known.copies.originals(np.concatenate(passage_rows)))
+            passage_rows.append(negatives[new])
             source.append(np.full(int(new.sum()), code, np.uint8))
-            rank.append(at[new])
-        lists.append(np.concatenate(found))
-        sources.append(np.concatenate(source))
-        ranks.append(np.concatenate(rank))
-    return from_lists(rows, lists, [len(found) for found in positives], ("judgement", *miners), sources, ranks)
+            rank.append(negative_ranks[new])
+        lists.append(np.concatenate(passage_rows).tolist())
+        sources.append(np.concatenate(source).tolist())
+        ranks.append(np.concatenate(rank).tolist())
+    return from_lists(rows.tolist(), lists, list(map(len, positives)), ("judgement", *miners), sources, ranks)
 
 
-def _rerank_candidates(
-    recipe: Recipe, rows: np.ndarray, texts: list[str], judgements: Judgements, passages: TextStore, search: Search
-) -> Candidates:
-    """The first miner's top and nothing else; as in every shard the positives come first, `rank` keeps the order."""
+def _is_short(ranking: np.ndarray, depth: int, miner: Miner, excluded: list[np.ndarray], copies: Copies) -> bool:
+    """Whether a deeper search could give a query more of its `top` negatives."""
+    if ranking.shape[1] < depth:  # the whole collection
+        return False
+    for hits, others in zip(ranking, excluded, strict=True):
+        if hits[-1] >= 0:
+            usable = hits[miner.skip :]
+            if len(np.unique(copies.originals(usable[~np.isin(usable, others)]))) < miner.top:
+                return True
+    return False
+
+
+def _rerank_candidates(recipe: Recipe, rows: np.ndarray, known: Known, search: Search) -> Candidates:
+    """The first miner's top, without the query's own document.
+
+    As in every shard the positives come first; `rank` keeps the order of the ranking.
+    """
     name = next(iter(recipe.mine.miners))
-    ranking = search(name, texts, recipe.mine.rerank_depth)
+    depth = recipe.mine.rerank_depth
+    rankings = search(name, depth + bool(known.own))
     lists, ranks, positives = [], [], []
-    for query, row in zip(rows, ranking, strict=True):
-        found = row[row >= 0]
-        positive = np.isin(found, _with_origins(passages, _positives(judgements, query)))
+    for query, ranking in zip(rows, rankings, strict=True):
+        hits = ranking[(ranking >= 0) & (ranking != known.own.get(int(query), -1))][:depth]
+        positive = np.isin(hits, known.judged(query))
         order = np.argsort(~positive, kind="stable")
-        lists.append(found[order])
-        ranks.append(order + 1)
+        lists.append(hits[order].tolist())
+        ranks.append((order + 1).tolist())
         positives.append(int(positive.sum()))
-    sources = [np.ones(len(found), np.uint8) for found in lists]
-    return from_lists(rows, lists, positives, ("judgement", name), sources, ranks)
+    sources = [[1] * len(hits) for hits in lists]
+    return from_lists(rows.tolist(), lists, positives, ("judgement", name), sources, ranks)
 
 
-def _positives(judgements: Judgements, query: int) -> np.ndarray:
-    """Positives of a query, best grade first, then by row."""
-    found, grades = judgements.of(query)
-    found, grades = found[grades > 0], grades[grades > 0]
-    return found[np.lexsort((found, -grades))]
-
-
-def _with_origins(passages: TextStore, rows: np.ndarray) -> np.ndarray:
-    """`rows`, and the collection rows that the training variants among them were cut from."""
-    origins = passages.origin(rows)
-    return np.concatenate([rows, origins[origins >= 0]])
+def _without_negatives(candidates: Candidates) -> int:
+    """Count the lists of positives only."""
+    before = np.concatenate([[0], np.cumsum(~candidates.positive)])
+    only_positives = before[candidates.offsets[1:]] == before[candidates.offsets[:-1]]
+    return int((candidates.has_positive & only_positives).sum())
 
 
 def _count(totals: dict[str, int], candidates: Candidates) -> None:

@@ -1,1 +1,1 @@
-"""What a run shows for itself: the final table, an HTML report, the checkpoint's model card, trackers, the hub."""
+"""Results of a run: the final table, HTML report, model card, trackers, upload to the hub."""

@@ -1,4 +1,4 @@
-"""Two runs beside each other on the terminal: a row a measure, and the queries that differ most."""
+"""Comparison of two runs on the terminal: one row per measure, and the queries that differ most."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TEXT_WIDTH = 60
 
 
 def print_comparison(comparison: Mapping[str, Any], console: Console | None = None) -> None:
-    """Show what `distill.evaluation.compare.compare` found."""
+    """Print the result of `distill.evaluation.compare.compare`."""
     console = console or Console()
     console.print(
         f"A: {comparison['a']}\nB: {comparison['b']}\n{comparison['queries']:,} judged queries",
@@ -44,7 +44,7 @@ def print_comparison(comparison: Mapping[str, Any], console: Console | None = No
             name = f"{row['query']}  {text if len(text) <= _TEXT_WIDTH else text[: _TEXT_WIDTH - 1] + '…'}".rstrip()
             table.add_row(name, f"{row['a']:.3f}", f"{row['b']:.3f}", f"{row['a'] - row['b']:+.3f}")
         metric = metric_title(comparison["comparisons"][0]["metric"])
-        console.print(f"\nthe queries that differ most under {metric}:", highlight=False)
+        console.print(f"\nqueries that differ most in {metric}:", highlight=False)
         console.print(table, markup=False)
 
 

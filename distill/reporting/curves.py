@@ -1,7 +1,7 @@
-"""Small SVG charts: training, one a logged number, and effectiveness against cost.
+"""Small SVG charts: one training curve per logged number, and effectiveness against cost.
 
-They are drawn without any global state of matplotlib. Colours are mid-tones on a transparent ground, so that a chart
-reads on light and dark pages alike.
+They are drawn without matplotlib's global state. Colours are mid-tones on a transparent background, so that charts are
+legible on light and dark pages.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LINE, _FAINT, _TEXT = "#3b82c4", "#3b82c455", "#8a8f98"
 
 
 def training_curves(log: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(name, data URI of an SVG) for every number that the log gives at two steps or more, in order of appearance."""
+    """Draw every number that is logged at two steps or more: (name, data URI of an SVG), in order of appearance."""
     series: dict[str, list[tuple[float, float]]] = {}
     for line in log:
         if "step" not in line:
@@ -33,7 +33,7 @@ def training_curves(log: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
 
 
 def cost_charts(curve: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
-    """(what it costs, data URI of an SVG): the metric of each cap in evaluation.json's `curve` against each cost."""
+    """Draw the metric of each cap in evaluation.json's `curve` against each cost: (name of the cost, data URI)."""
     rows = curve["rows"]
     names = [str(row["top_k"] or "no cap") for row in rows]
     costs = {
@@ -47,20 +47,20 @@ def cost_charts(curve: Mapping[str, Any], metric: str) -> list[tuple[str, str]]:
 
 
 def _chart(points: np.ndarray, names: Sequence[str] = ()) -> str:
-    """`points` [n, 2] of step and value; many points get a running mean over the raw line. `names` stand at points."""
+    """Draw `points` [n, 2] of (x, y), labelled with `names`; many points get a running mean over the raw line."""
     figure = Figure(figsize=(3.4, 2.0), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
-    steps, values = points.T
+    x, y = points.T
     for name, point in zip(names, points, strict=False):
         axes.annotate(name, point, xytext=(3, 3), textcoords="offset points", color=_TEXT, fontsize=7)
-    if len(values) >= 30:
-        window = max(2, len(values) // 20)
-        axes.plot(steps, values, color=_FAINT, linewidth=0.8)
-        axes.plot(steps, _running_mean(values, window), color=_LINE, linewidth=1.6)
+    if len(y) >= 30:
+        window = max(2, len(y) // 20)
+        axes.plot(x, y, color=_FAINT, linewidth=0.8)
+        axes.plot(x, _running_mean(y, window), color=_LINE, linewidth=1.6)
     else:
-        axes.plot(steps, values, color=_LINE, linewidth=1.6, marker="o", markersize=3)
+        axes.plot(x, y, color=_LINE, linewidth=1.6, marker="o", markersize=3)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_TEXT)
     axes.tick_params(colors=_TEXT, labelsize=8, length=3)
@@ -73,7 +73,7 @@ def _chart(points: np.ndarray, names: Sequence[str] = ()) -> str:
 
 
 def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean of each value and the up to `window - 1` before it."""
+    """Mean of each value and up to `window - 1` values before it."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     starts = np.maximum(ends - window, 0)

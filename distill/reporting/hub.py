@@ -1,4 +1,4 @@
-"""`distill push`: a finished run's model on the Hugging Face hub, with its card, its recipe and its evaluation."""
+"""Upload a finished run's model to the Hugging Face hub, with its card, recipe and evaluation (`distill push`)."""
 
 from __future__ import annotations
 
@@ -8,23 +8,24 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from distill.config import Recipe
-from distill.data.layout import RunFolder
-from distill.data.manifest import read_manifest
 from distill.errors import HubError
 from distill.reporting.model_card import write_model_card
 from distill.reporting.run_facts import recipe_yaml
+from distill.run.layout import RunFolder
+from distill.run.manifest import read_manifest
+from distill.run.resolved import with_recorded
+from distill.run.run import Run
 
 
 def require_finished(folder: RunFolder) -> None:
-    """Raises `HubError` where training or evaluation is not done."""
+    """Raise `HubError` if training or evaluation is not finished."""
     for stage, path in (("train", folder.model), ("evaluate", folder.metrics)):
         if read_manifest(path) is None:
-            raise HubError(f"{path}: not finished, so there is nothing to share yet; run `distill {stage}` first")
+            raise HubError(f"{path}: not finished, so it cannot be pushed yet; run `distill {stage}` first")
 
 
 def files_to_push(folder: RunFolder) -> dict[str, Path]:
-    """Name on the hub -> file, of a finished run: the saved model with its card, the recipe, the evaluation."""
+    """Files of a finished run by their name on the hub: the saved model with its card, the recipe, the evaluation."""
     files = {
         path.relative_to(folder.model).as_posix(): path
         for path in sorted(folder.model.rglob("*"))
@@ -34,47 +35,48 @@ def files_to_push(folder: RunFolder) -> dict[str, Path]:
 
 
 def push(
-    recipe: Recipe,
-    folder: RunFolder,
+    run: Run,
     repo: str,
     *,
     private: bool = False,
     revision: str | None = None,
     dry_run: bool = False,
 ) -> str:
-    """Upload the run's model to `repo` (made if missing) in one commit, on the branch `revision`; returns its address.
+    """Upload the run's model to `repo` (created if missing) in one commit on the branch `revision`; return its URL.
 
-    With `dry_run` nothing is sent, and the files are returned, a line each. Raises `HubError` for a run that is not
-    finished, without a token, and for what the hub answers.
+    With `dry_run` nothing is sent; the list of files is returned instead, one per line. Raises `HubError` for an
+    unfinished run, a missing token, and errors of the hub.
     """
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise HubError(f"--repo {repo!r}: {error}") from None
-    require_finished(folder)
-    write_model_card(recipe, folder)
-    files = files_to_push(folder)
+    if run.recipe.student is None:
+        raise HubError(f"recipe {run.recipe.name!r} trains no student, so there is no model to push")
+    require_finished(run.folder)
+    write_model_card(with_recorded(run))
+    files = files_to_push(run.folder)
     if dry_run:
         return "\n".join(f"{path.stat().st_size:>14,}  {name}" for name, path in files.items())
     if get_token() is None:
         raise HubError(
-            "the hub needs to know who you are: run `hf auth login`, or set HF_TOKEN to a token that may "
-            "write (https://huggingface.co/settings/tokens)"
+            "not logged in to the hub: run `hf auth login`, or set HF_TOKEN to a token with write access "
+            "(https://huggingface.co/settings/tokens)"
         )
     api = HfApi()
     try:
-        address = api.create_repo(repo, private=private, exist_ok=True)
+        url = api.create_repo(repo, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo, branch=revision, exist_ok=True)
         api.create_commit(
             repo,
             [
-                CommitOperationAdd(name, recipe_yaml(recipe).encode() if path == folder.recipe else str(path))
+                CommitOperationAdd(name, recipe_yaml(run.recipe).encode() if path == run.folder.recipe else str(path))
                 for name, path in files.items()
             ],
-            commit_message=f"{recipe.name}, distilled with splade-distill",
+            commit_message=f"{run.recipe.name}, distilled with splade-distill",
             revision=revision,
         )
     except (HTTPError, HfHubHTTPError, OfflineModeIsEnabled) as error:
         raise HubError(f"{repo} could not be pushed to {constants.ENDPOINT}: {error}") from None
-    return str(address)
+    return str(url)

@@ -1,6 +1,6 @@
-"""The model card: the README.md of a checkpoint, filled from its run, with the hub's metadata in front.
+"""The model card: the README.md of a checkpoint, generated from its run, with the hub's metadata at the top.
 
-The metadata is written by `huggingface_hub`, so that what is uploaded validates there.
+`huggingface_hub` writes the metadata, so that the hub accepts it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from distill.config import HuggingFace, Recipe
-from distill.data.files import write_atomic
-from distill.data.layout import RunFolder
 from distill.reporting import run_facts, table
 from distill.reporting.emissions import emissions_of
+from distill.run.files import write_atomic
+from distill.run.run import Run
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 _NON_COMMERCIAL = "cc-by-nc-sa-4.0"  # of naver's SPLADE checkpoints
 
 
-def write_model_card(recipe: Recipe, folder: RunFolder) -> Path:
-    """Write the card of the run's model; returns its path. What the run does not have yet is left out."""
-    path = folder.model / "README.md"
+def write_model_card(run: Run) -> Path:
+    """Write the card of the run's model and return its path. Results that do not exist yet are left out."""
+    path = run.folder.model / "README.md"
     with write_atomic(path) as temporary:
-        temporary.write_text(model_card(recipe, folder), encoding="utf-8")
+        temporary.write_text(model_card(run), encoding="utf-8")
     return path
 
 
-def model_card(recipe: Recipe, folder: RunFolder) -> str:
-    """The card as text."""
-    evaluation, emissions = run_facts.evaluation_of(folder), emissions_of(folder)
+def model_card(run: Run) -> str:
+    """The text of the card."""
+    student = run.recipe.trained_student
+    evaluation, emissions = run_facts.evaluation_of(run.folder), emissions_of(run.folder)
+    verdict, reasons = table.verdict_lines(evaluation or {})
     environment = Environment(
         loader=PackageLoader("distill.reporting", ""),
         undefined=StrictUndefined,
@@ -42,31 +44,34 @@ def model_card(recipe: Recipe, folder: RunFolder) -> str:
         keep_trailing_newline=True,
     )
     return environment.get_template("model_card.md.jinja").render(
-        metadata=card_data(recipe, evaluation, emissions).to_yaml(),
-        name=recipe.name,
+        metadata=card_data(run.recipe, evaluation, emissions).to_yaml(),
+        name=run.recipe.name,
         version=run_facts.version(),
-        data=run_facts.data_sentence(recipe),
-        student=run_facts.student_sentence(recipe.student),
-        training=run_facts.training_rows(recipe),
-        teachers=run_facts.teacher_rows(recipe, folder),
+        data=run_facts.data_sentence(run.recipe),
+        student=run_facts.student_sentence(student),
+        training=run_facts.training_rows(run.recipe) + run_facts.chosen_rows(run),
+        teachers=run_facts.teacher_rows(run),
         table=table.markdown_table(evaluation) if evaluation else None,
         caption=table.caption(evaluation) if evaluation else None,
+        verdict=verdict,
+        reasons=reasons,
         sentences=table.test_sentences(evaluation) if evaluation else [],
-        start=run_facts.model_name(recipe.student.model),
-        non_commercial=_inherits_non_commercial(recipe),
-        recipe=run_facts.recipe_yaml(recipe),
+        truncated=run_facts.truncation_warnings(run.folder),
+        start=run_facts.model_name(student.model),
+        non_commercial=_inherits_non_commercial(run.recipe),
+        recipe=run_facts.recipe_yaml(run.recipe),
         emissions=emissions,
-        top_k=recipe.student.top_k,
+        top_k=student.top_k,
     )
 
 
 def card_data(
     recipe: Recipe, evaluation: dict[str, Any] | None, emissions: Sequence[dict[str, Any]] = ()
 ) -> ModelCardData:
-    """The metadata: what the hub's search and its results widget read."""
-    base = recipe.student.model
+    """Metadata of the card, which the hub's search and its results widget read."""
+    base = recipe.trained_student.model
     source = recipe.data.source
-    return ModelCardData(
+    card = ModelCardData(
         model_name=recipe.name,
         library_name="sentence-transformers",
         pipeline_tag="feature-extraction",
@@ -76,12 +81,14 @@ def card_data(
         license=_NON_COMMERCIAL if _inherits_non_commercial(recipe) else None,
         metrics=[_metric_type(name) for name in evaluation["metrics"]] if evaluation else None,
         eval_results=_eval_results(recipe, evaluation) if evaluation else None,
-        **({"co2_eq_emissions": _emissions(emissions)} if emissions else {}),
     )
+    if emissions:
+        card["co2_eq_emissions"] = _emissions(emissions)
+    return card
 
 
 def _emissions(stages: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All stages together, in grams and kWh, as the hub and sentence-transformers' cards have them."""
+    """Sum over all stages, in grams and kWh, in the layout of the hub and of sentence-transformers' cards."""
     data = {
         "emissions": 1000 * sum(stage["co2_kg"] for stage in stages),
         "energy_consumed": sum(stage["energy_kwh"] for stage in stages),
@@ -118,7 +125,7 @@ def _eval_results(recipe: Recipe, evaluation: dict[str, Any]) -> list[EvalResult
 
 
 def _metric_type(name: str) -> str:
-    """An identifier in the hub's manner: nDCG@10 -> ndcg_at_10."""
+    """The hub's identifier of a measure: nDCG@10 -> ndcg_at_10."""
     return re.sub(r"\W+", "_", table.metric_title(name).lower().replace("@", "_at_")).strip("_")
 
 
@@ -127,7 +134,8 @@ def _is_hub_name(name: str) -> bool:
 
 
 def _inherits_non_commercial(recipe: Recipe) -> bool:
-    card = Path(recipe.student.model) / "README.md"  # of an earlier student, which has inherited it itself
-    return recipe.student.model.startswith("naver/") or (
+    model = recipe.trained_student.model
+    card = Path(model) / "README.md"  # of an earlier student, which may have inherited the licence
+    return model.startswith("naver/") or (
         card.is_file() and f"license: {_NON_COMMERCIAL}" in card.read_text(encoding="utf-8")
     )

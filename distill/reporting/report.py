@@ -1,25 +1,25 @@
-"""The HTML report of a run: one file that needs nothing beside it.
+"""The HTML report of a run, in one self-contained file.
 
-The table, the tests, the training curves, the data, the teachers and the recipe, for whoever gets the file by mail.
+It holds the results table, the tests, training curves, data, teachers and the recipe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from distill.config import Recipe
-from distill.data.files import write_atomic
-from distill.data.layout import RunFolder
 from distill.reporting import run_facts, table
 from distill.reporting.curves import cost_charts, training_curves
+from distill.run.files import write_atomic
+from distill.run.run import Run
 
 
-def write_report(recipe: Recipe, folder: RunFolder) -> Path:
-    """Write report.html from what the run folder holds so far; returns its path."""
-    evaluation = run_facts.evaluation_of(folder)
+def write_report(run: Run, counts: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Write report.html from the run folder's content so far and the counts of each stage; return its path."""
+    evaluation = run_facts.evaluation_of(run.folder)
     environment = Environment(
         loader=PackageLoader("distill.reporting", ""),
         autoescape=True,
@@ -28,25 +28,28 @@ def write_report(recipe: Recipe, folder: RunFolder) -> Path:
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.jinja").render(
-        name=recipe.name,
+        name=run.recipe.name,
         version=run_facts.version(),
-        data=run_facts.data_sentence(recipe),
+        data=run_facts.data_sentence(run.recipe),
+        has_student=run.recipe.student is not None,
         results=_results(evaluation) if evaluation else None,
         costs=_costs(evaluation) if evaluation and "curve" in evaluation else None,
         evaluators=evaluation.get("evaluators", []) if evaluation else [],
-        curves=training_curves(run_facts.training_log(folder)),
-        counts=run_facts.counts(folder),
-        teachers=run_facts.teacher_rows(recipe, folder),
-        training=run_facts.training_rows(recipe),
-        recipe=run_facts.recipe_yaml(recipe),
+        curves=training_curves(run_facts.training_log(run.folder)),
+        counts={name: run_facts.flat(values) for name, values in counts.items()},
+        teachers=run_facts.teacher_rows(run),
+        training=run_facts.training_rows(run.recipe) + run_facts.chosen_rows(run),
+        truncation=run_facts.truncation_rows(run.folder),
+        truncated=run_facts.truncation_warnings(run.folder),
+        recipe=run_facts.recipe_yaml(run.recipe),
     )
-    with write_atomic(folder.report) as temporary:
+    with write_atomic(run.folder.report) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return folder.report
+    return run.folder.report
 
 
 def _results(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The table for the page: text cells, and for each metric the share of the best value as a bar's width."""
+    """The results table for the page: text cells, and per metric the share of the best value as a bar's width."""
     headers, cells = table.cells(evaluation)
     best = {name: max(row["metrics"][name] for row in evaluation["rows"]) for name in evaluation["metrics"]}
     rows = []
@@ -67,17 +70,20 @@ def _results(evaluation: dict[str, Any]) -> dict[str, Any]:
         for title, text in zip(headers, cells[evaluation["rows"].index(student)], strict=True)
         if title.endswith("terms")
     ]
+    sentences, reasons = table.verdict_lines(evaluation)
     return {
         "headers": headers,
         "rows": rows,
         "figures": figures,
         "caption": table.caption(evaluation),
         "sentences": table.test_sentences(evaluation),
+        "verdict": sentences,
+        "reasons": reasons,
     }
 
 
 def _costs(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """Effectiveness against cost: charts of the first metric, and all of it as a table."""
+    """Effectiveness against cost: charts of the first metric, and a table of all figures."""
     headers, rows = table.curve_cells(evaluation)
     metric = evaluation["metrics"][0]
     return {

@@ -1,19 +1,23 @@
-"""What the report and the model card both say about a run, gathered from its recipe and its manifests."""
+"""Facts about a run that the report and the model card share, read from its recipe and manifests."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distill import __version__
-from distill.config import AnyStudent, Loss, Recipe, Teacher, TopK
-from distill.data.files import read_json, read_json_lines
-from distill.data.layout import SPLITS, RunFolder, run_at
-from distill.data.manifest import read_manifest
-from distill.recipe_file import load_recipe
+from distill.config import AUTO, AnyRegularizer, AnyStudent, Loss, Recipe, Teacher, TopK
+from distill.recipe.load import load_recipe
+from distill.run.files import read_json, read_json_lines
+from distill.run.layout import RunFolder, run_at
+from distill.run.manifest import read_manifest
+from distill.run.resolved import read_record, value_of
+from distill.run.run import Run
+from distill.run.truncation import read_truncation
 
 _SOURCES = {
     "python-docs": "docstrings of the Python standard library (query: summary line, passage: name and body)",
@@ -27,12 +31,12 @@ _SOURCES = {
 
 
 def evaluation_of(folder: RunFolder) -> dict[str, Any] | None:
-    """What `evaluate` wrote, or None while there is nothing."""
+    """Content of metrics/evaluation.json; None before the evaluation."""
     return read_json(folder.evaluation) if folder.evaluation.exists() else None
 
 
 def dataset_name(recipe: Recipe) -> str:
-    """The source's name, without the path to it."""
+    """The source's name, without its path."""
     source = recipe.data.source
     if hasattr(source, "path"):
         return Path(source.path).name
@@ -40,37 +44,28 @@ def dataset_name(recipe: Recipe) -> str:
 
 
 def data_sentence(recipe: Recipe) -> str:
-    """The source in words."""
+    """Describe the data source."""
     kind, name = recipe.data.source.kind, dataset_name(recipe)
     sentence = _SOURCES[kind] + (f" (`{name}`)" if name != kind else "")
     if recipe.data.generate is not None:
         sentence += f"; training queries made from the passages ({', '.join(recipe.data.generate.kinds)})"
+    if recipe.data.query_log is not None:
+        sentence += "; training queries without judgements, from a query log"
     return sentence
 
 
-def counts(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    """What each finished stage counted, by stage, nested counts under dotted names."""
-    stages = {
-        "import": folder.data,
-        **{f"mine, {split}": folder.candidates(split) for split in SPLITS},
-        "label": folder.labels(),
-    }
-    found = {name: read_manifest(path) for name, path in stages.items()}
-    return {name: _flat(manifest.counts) for name, manifest in found.items() if manifest and manifest.counts}
-
-
-def teacher_rows(recipe: Recipe, folder: RunFolder) -> list[dict[str, str]]:
-    """One row a teacher: what it is, its weight, and how many training queries it scored."""
+def teacher_rows(run: Run) -> list[dict[str, str]]:
+    """One row per teacher: its kind and model, its weight, and the number of training queries that it scored."""
     rows = []
-    for name, teacher in recipe.teachers.items():
-        manifest = read_manifest(folder.scores(name, "train"))
+    for name, teacher in run.recipe.teachers.items():
+        manifest = read_manifest(run.folder.scores(name, "train"))
         rows.append(
             {
                 "teacher": name,
                 "kind": teacher.kind,
                 "model": model_name(teacher.model or teacher.cls or "–"),
                 "fine-tuned": _fine_tuning(teacher),
-                "weight": f"{teacher.weight:g}",
+                "weight": "auto" if teacher.weight == AUTO else f"{teacher.weight:g}",
                 "training queries scored": f"{manifest.rows:,}" if manifest else "–",
             }
         )
@@ -78,14 +73,16 @@ def teacher_rows(recipe: Recipe, folder: RunFolder) -> list[dict[str, str]]:
 
 
 def training_rows(recipe: Recipe) -> list[tuple[str, str]]:
-    """The training in a few lines of (what, value)."""
+    """Describe the training in rows of (name, value); none without a student."""
+    if recipe.student is None:
+        return []
     train = recipe.train
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
     return [
         ("losses", _losses(train.losses) + _top_ks(train.top_ks)),
         *(
-            (f"dataset {name}", _losses(train.losses if other.losses is None else other.losses))
-            for name, other in train.datasets.items()
+            (f"dataset {name}", _losses(train.losses if dataset.losses is None else dataset.losses))
+            for name, dataset in train.datasets.items()
         ),
         ("query regularisers", _regularizers(train.query_regularizers)),
         ("passage regularisers", _regularizers(train.passage_regularizers)),
@@ -101,19 +98,51 @@ def training_rows(recipe: Recipe) -> list[tuple[str, str]]:
     ]
 
 
+def chosen_rows(run: Run) -> list[tuple[str, str]]:
+    """Describe the values that the program chose for the recipe, in rows of (field, value and reason)."""
+    return [
+        (entry.field, f"{entry.value}, chosen from the data: {entry.reason}")
+        for entry in read_record(run.folder).values()
+        if value_of(run.recipe, entry.field) == entry.value
+    ]
+
+
+def truncation_rows(folder: RunFolder) -> list[dict[str, str]]:
+    """One row per model and kind of texts that it reads: the share that its maximum length cuts."""
+    record = read_truncation(folder)
+    return [
+        {
+            "model": figure.reader,
+            "texts": f"{figure.texts} ({figure.counted})",
+            "maximum length": f"{figure.max_length:,}",
+            "cut": f"{figure.cut:.1%}",
+            "length that cuts at most 1 %": f"{figure.sufficient:,}",
+        }
+        for figure in (record.figures if record else ())
+    ]
+
+
+def truncation_warnings(folder: RunFolder) -> list[str]:
+    """Sentences on models that do not read many texts to their end, or of which that is not known."""
+    record = read_truncation(folder)
+    if record is None:
+        return []
+    return record.warnings + [f"not known what the {name} cuts: {reason}" for name, reason in record.unknown.items()]
+
+
 def _losses(losses: Sequence[Loss]) -> str:
     return "; ".join(_term(loss.kind, loss.weight, loss.model_dump(exclude_defaults=True)) for loss in losses)
 
 
 def _top_ks(caps: tuple[TopK, ...]) -> str:
-    said = ", ".join(f"{cap.k or 'all'} (weight {cap.weight:g})" for cap in caps)
-    return f"; averaged over the strongest terms of a text: {said}" if caps else ""
+    weighted = ", ".join(f"{cap.k or 'all'} (weight {cap.weight:g})" for cap in caps)
+    return f"; averaged over caps on the terms per text: {weighted}" if caps else ""
 
 
 def student_sentence(student: AnyStudent) -> str:
     lengths = f"queries of at most {student.query_max_length} tokens, passages of {student.passage_max_length}"
     if student.kind == "csr":
-        return f"{model_name(student.model)}, its vectors as at most {student.k} latents (CSR); {lengths}"
+        return f"{model_name(student.model)}, its vectors as at most {student.k} latents each (CSR); {lengths}"
     if student.kind == "custom":
         return f"{student.cls} on {model_name(student.model)}; {lengths}"
     layers = f", its lower {student.layers} layers" if student.layers else ""
@@ -123,24 +152,39 @@ def student_sentence(student: AnyStudent) -> str:
 
 
 def model_name(name: str) -> str:
-    """A model as it may be shown: a hub name as it is, a path without the folders above."""
+    """A model's name without private paths: hub names unchanged, folders by their last part."""
     return Path(name).name if Path(name).is_absolute() or name.startswith(".") else name.removeprefix("package:")
 
 
 def recipe_yaml(recipe: Recipe) -> str:
-    """The resolved recipe with all its rounds, without where it was run: another machine makes the same of it."""
+    """The resolved recipe with all its rounds, as it may be published."""
     whole = recipe if recipe.follows is None else load_recipe(run_at(recipe.follows.run).recipe)
-    tree = whole.model_dump(mode="json", exclude={"run_dir", "follows", "slurm", "cluster"})
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(public_tree(whole), sort_keys=False, allow_unicode=True)
+
+
+def public_tree(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, without folders and machines of this run and without what looks like a secret."""
+    return _without_secrets(recipe.model_dump(mode="json", exclude={"run_dir", "follows", "slurm", "cluster"}))
+
+
+def _without_secrets(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _without_secrets(inner, str(key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(inner, name) for inner in value]
+    return "(left out)" if isinstance(value, str) and _SECRET.search(name) else value
+
+
+_SECRET = re.compile(r"(^|[_-])(token|key|secret|password|passwd|pwd|credentials?|auth|apikey)$", re.IGNORECASE)
 
 
 def training_log(folder: RunFolder) -> list[dict[str, Any]]:
-    """The finished lines of logs/train.jsonl."""
+    """Complete lines of logs/train.jsonl."""
     return list(read_json_lines(folder.train_log))
 
 
 def logged_numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of one line of the log but its step; those of an evaluation during training under `dev/`."""
+    """Numbers of one log line except its step; those of an evaluation during training get the prefix `dev/`."""
     prefix = "dev/" if line.get("event") == "evaluation" else ""
     return {
         prefix + name: float(value)
@@ -150,7 +194,7 @@ def logged_numbers(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def version() -> str:
-    return f"splade-distill {__version__}"
+    return f"splade-distill {metadata.version('splade-distill')}"
 
 
 def _fine_tuning(teacher: Teacher) -> str:
@@ -158,7 +202,7 @@ def _fine_tuning(teacher: Teacher) -> str:
     return "–" if cfg is None else f"{cfg.folds} folds, {cfg.epochs:g} epochs, {cfg.negatives} negatives"
 
 
-def _regularizers(regularizers: tuple) -> str:
+def _regularizers(regularizers: Sequence[AnyRegularizer]) -> str:
     return "; ".join(_term(r.kind, r.weight, r.model_dump(exclude_defaults=True)) for r in regularizers) or "none"
 
 
@@ -169,11 +213,12 @@ def _term(kind: str, weight: float, fields: dict[str, Any]) -> str:
     return f"{weight:g} × {kind}" + (f" ({options})" if options else "")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten a tree of counts to dotted names, without empty values."""
+    leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
+        if isinstance(value, Mapping):
+            leaves |= flat(value, f"{prefix}{key}.")
         elif value not in (None, [], ""):
-            flat[f"{prefix}{key}"] = value
-    return flat
+            leaves[f"{prefix}{key}"] = value
+    return leaves

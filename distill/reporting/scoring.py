@@ -1,4 +1,4 @@
-"""A scoring job on the terminal: a row a teacher, and a line a launch."""
+"""Progress of a scoring job on the terminal: one row per teacher and one line per launch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _COLUMNS = ("teacher", "shards", "in flight", "failed", "pairs/s", "tokens/s", "
 
 
 def print_scoring(job: Mapping[str, Any], console: Console | None = None) -> None:
-    """Show what `ray_jobs.job_status` found, as a dictionary."""
+    """Print the state of a scoring job, as `ray_jobs.job_status` returns it."""
     console = console or Console()
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for i, column in enumerate(_COLUMNS):
@@ -33,9 +33,9 @@ def print_scoring(job: Mapping[str, Any], console: Console | None = None) -> Non
         )
     console.print(table)
     for launch in job["launches"]:
-        deaths = f", {launch['deaths']} deaths of workers" if launch["deaths"] else ""
+        deaths = f", {launch['deaths']} worker deaths" if launch["deaths"] else ""
         console.print(
-            f"driver on {launch['host']} (process {launch['pid']}): {launch['state']}, last heard of "
+            f"driver on {launch['host']} (process {launch['pid']}): {launch['state']}, last event "
             f"{clock(launch['seconds_since_event'])} ago{deaths}",
             highlight=False,
             soft_wrap=True,

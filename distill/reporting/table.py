@@ -1,6 +1,6 @@
-"""The table a run ends with: one row a system, effectiveness and cost beside each other.
+"""The results table of a run: one row per system, with effectiveness and cost.
 
-It is made once as headers and cells of text (`cells`), and shown on the terminal, in Markdown and in the report.
+`cells` makes its headers and cells of text; the terminal, Markdown and the report show them.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distill.data.label_stats import LabelStats
-
 _COSTS = (("query_terms", "query terms", ".0f"), ("passage_terms", "passage terms", ".0f"), ("flops", "FLOPS", ".2f"))
 _MISSING = "–"
 
 
 def cells(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of text from what `evaluate` returned (metrics/evaluation.json)."""
+    """Headers and rows of text for an evaluation (metrics/evaluation.json)."""
     headers = ["system", *(metric_title(name) for name in evaluation["metrics"]), *(title for _, title, _ in _COSTS)]
     rows = []
     for row in evaluation["rows"]:
@@ -32,15 +30,21 @@ def test_sentences(evaluation: Mapping[str, Any]) -> list[str]:
     """The paired tests on the first metric, in words."""
     return [
         f"{test['ours']} − {test['theirs']}: {test['difference']:+.3f} {metric_title(test['metric'])}, "
-        f"p {_p_value(test['p'])} (paired t-test, {test['queries']} queries: {test['wins']} better, "
+        f"p {p_value(test['p'])} (paired t-test, {test['queries']} queries: {test['wins']} better, "
         f"{test['losses']} worse)"
         for test in evaluation["tests"]
         if test["metric"] == evaluation["metrics"][0]
     ]
 
 
+def verdict_lines(evaluation: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The sentences of the verdict, and the likely reasons why the student is not better; empty in old evaluations."""
+    verdict = evaluation.get("verdict", {})
+    return list(verdict.get("sentences", ())), list(verdict.get("reasons", ()))
+
+
 def caption(evaluation: Mapping[str, Any]) -> str:
-    """What was measured on, how it was searched where not exactly, and what teachers in the table reranked."""
+    """Describe the collection, the search if it was approximate, and the candidates that teachers reranked."""
     text = f"{evaluation['queries']:,} {evaluation['split']} queries, {evaluation['passages']:,} passages"
     if evaluation.get("search") == "seismic":
         text += ", searched through Seismic"
@@ -50,7 +54,7 @@ def caption(evaluation: Mapping[str, Any]) -> str:
 
 
 def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -> None:
-    """Show the table and the tests on the terminal."""
+    """Print the table, the tests, the cost curve and the evaluators' primary metrics."""
     console = console or Console()
     headers, rows = cells(evaluation)
     table = Table(
@@ -71,7 +75,7 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
         console.print(sentence, highlight=False)
     if "curve" in evaluation:
         headers, rows = curve_cells(evaluation)
-        brief = [i for i, header in enumerate(headers) if header not in ("postings", "Seismic MB", "p95 ms")]
+        columns = [i for i, header in enumerate(headers) if header not in ("postings", "Seismic MB", "p95 ms")]
         table = Table(
             title=curve_caption(evaluation["curve"]),
             title_justify="left",
@@ -80,10 +84,10 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
             padding=(0, 1, 0, 0),
             show_edge=False,
         )
-        for i in brief:
+        for i in columns:
             table.add_column(headers[i].replace(" ", "\n"), justify="right", vertical="bottom", no_wrap=True)
         for row in rows:
-            table.add_row(*(row[i] for i in brief))
+            table.add_row(*(row[i] for i in columns))
         console.print(table)
     for result in evaluation.get("evaluators", ()):
         console.print(
@@ -91,10 +95,22 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
             highlight=False,
             markup=False,
         )
+    print_verdict(evaluation, console)
+
+
+def print_verdict(evaluation: Mapping[str, Any], console: Console) -> None:
+    """Print the verdict and, if the student is not better, the reasons."""
+    sentences, reasons = verdict_lines(evaluation)
+    for sentence in sentences:
+        console.print(sentence, style="bold", highlight=False, markup=False)
+    if reasons:
+        console.print("likely reasons, seen in this run:", highlight=False)
+    for reason in reasons:
+        console.print(f"- {reason}", highlight=False, markup=False)
 
 
 def curve_cells(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of text from the `curve` of an evaluation."""
+    """Headers and rows of text for the cost curve of an evaluation."""
     headers = [
         "top-k",
         *(metric_title(name) for name in evaluation["metrics"]),
@@ -123,7 +139,7 @@ def curve_cells(evaluation: Mapping[str, Any]) -> tuple[list[str], list[list[str
 
 
 def curve_caption(curve: Mapping[str, Any]) -> str:
-    """What is capped, and how latency was measured."""
+    """Describe what is capped, and how latency was measured."""
     capped = {"both": "queries and passages", "passages": "passages", "queries": "queries"}[curve["of"]]
     return (
         f"{capped} capped at their k strongest terms; latency: {curve['search']} search of the {curve['depth']} "
@@ -132,13 +148,13 @@ def curve_caption(curve: Mapping[str, Any]) -> str:
 
 
 def print_rounds(evaluations: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
-    """Show the students of all rounds, each as its own evaluation measured it; "–" where it was of another kind."""
+    """Print the students of all rounds, each by its own evaluation; "–" for a round evaluated on another split."""
     last = evaluations[-1]
     rows = []
     for number, evaluation in enumerate(evaluations, start=1):
         student = next(row for row in evaluation["rows"] if row["name"] == "student")
-        same = evaluation["split"] == last["split"]
-        rows.append({**student, "title": f"round {number}", "metrics": student["metrics"] if same else {}})
+        same_split = evaluation["split"] == last["split"]
+        rows.append({**student, "title": f"round {number}", "metrics": student["metrics"] if same_split else {}})
     headers, values = cells({**last, "rows": rows})
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for i, header in enumerate(["student of", *headers[1:]]):
@@ -158,36 +174,8 @@ def markdown_table(evaluation: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def print_label_stats(stats: LabelStats, console: Console | None = None) -> None:
-    """Show each teacher's raw scores, and how far teachers agree on the order of a query's candidates."""
-    console = console or Console()
-    table = Table(
-        title=f"raw scores; quantiles of {stats.sampled_queries:,} queries",
-        title_justify="left",
-        title_style="bold",
-        header_style="bold",
-    )
-    columns = ("teacher", "scores", "missing", "mean", "std", "5 %", "median", "95 %", "negatives above positive")
-    for i, header in enumerate(columns):
-        table.add_column(header, justify="left" if i == 0 else "right")
-    for name, teacher in stats.teachers.items():
-        quantiles = [_number(teacher.quantiles.get(q), ".3f") for q in ("0.05", "0.5", "0.95")]
-        table.add_row(
-            name,
-            f"{teacher.scores:,}",
-            f"{teacher.missing:,}",
-            f"{teacher.mean:.3f}",
-            f"{teacher.std:.3f}",
-            *quantiles,
-            f"{teacher.negatives_above_positive:.1%}",
-        )
-    console.print(table)
-    for (one, other), tau in stats.kendall_tau.items():
-        console.print(f"Kendall's tau, {one} and {other}: {tau:.3f}", highlight=False)
-
-
 def metric_title(name: str) -> str:
-    """ir-measures' name as the field writes it: RR@10 -> MRR@10, R@100 -> recall@100."""
+    """The field's name for an ir-measures name: RR@10 -> MRR@10, R@100 -> recall@100."""
     if name == "RR" or name.startswith("RR@"):
         return "M" + name
     return name.replace("R@", "recall@", 1) if name.startswith("R@") else name
@@ -197,5 +185,6 @@ def _number(value: float | None, form: str) -> str:
     return _MISSING if value is None else format(value, form)
 
 
-def _p_value(p: float) -> str:
+def p_value(p: float) -> str:
+    """Format a p-value with its relation, such as "= 0.03"."""
     return "< 0.0001" if p < 0.0001 else f"= {p:.2g}"

@@ -1,7 +1,7 @@
-"""Trackers that the recipe asks for follow the run's own metrics log, so training knows nothing of them.
+"""Feed the recipe's trackers from the run's own metrics log, so that training does not depend on them.
 
-Each is a `Tracker`, opened by a function of its own; one mechanism reads the log for all. How much of it each has got
-stands in logs/<tracker>.json: a run that goes on after an interruption goes on where its trackers were.
+Each tracker is a `Tracker` with its own opener; one thread reads the log for all of them. logs/<tracker>.json records
+how many lines each has received, so that a resumed run continues where its trackers stopped.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from distill.config import Recipe
-from distill.data.files import read_json, write_json
-from distill.data.layout import RunFolder
 from distill.reporting import run_facts
 from distill.reporting.tensorboard import open_tensorboard
-from distill.reporting.tracker import Tracker, first_rank
+from distill.reporting.tracker import Tracker
 from distill.reporting.wandb import open_wandb
+from distill.run.files import read_json, write_json
+from distill.run.layout import RunFolder
+from distill.run.rank import is_rank_zero
+from distill.run.run import Run
 
 _SECONDS_BETWEEN_READS = 5.0
 
-# each: None where the recipe does not ask for it; the dictionary is what it kept of the run the last time
-_OPENERS: dict[str, Callable[[Recipe, RunFolder, dict[str, Any]], Tracker | None]] = {
+# each returns None if the recipe does not ask for it; the dictionary is the tracker's saved state
+_OPENERS: dict[str, Callable[[Run, dict[str, Any]], Tracker | None]] = {
     "wandb": open_wandb,
     "tensorboard": open_tensorboard,
 }
@@ -31,7 +32,7 @@ _OPENERS: dict[str, Callable[[Recipe, RunFolder, dict[str, Any]], Tracker | None
 
 @dataclass(frozen=True)
 class _Followed:
-    """A tracker, and what is known of it between interruptions: at least how many `lines` it has got."""
+    """A tracker and its saved state, which holds at least the number of `lines` that it has received."""
 
     name: str
     tracker: Tracker
@@ -39,36 +40,36 @@ class _Followed:
 
 
 @contextlib.contextmanager
-def follow(recipe: Recipe, folder: RunFolder) -> Iterator[None]:
-    """Send what is appended to logs/train.jsonl while the block runs, and the evaluation at its end.
+def follow(run: Run) -> Iterator[None]:
+    """Send lines appended to logs/train.jsonl while the block runs, and the evaluation's figures when it ends.
 
-    Does nothing where the recipe asks for no tracker, nor in ranks other than the first.
+    Does nothing without trackers in the recipe, and on ranks other than 0.
     """
-    followed = _open(recipe, folder) if first_rank() else ()
+    followed = _open(run) if is_rank_zero() else ()
     if not followed:
         yield
         return
     stop = threading.Event()
-    follower = threading.Thread(target=_follow, args=(followed, folder, stop), daemon=True)
+    follower = threading.Thread(target=_follow, args=(followed, run.folder, stop), daemon=True)
     follower.start()
     try:
         yield
     finally:
         stop.set()
         follower.join()
-        _send_lines(followed, folder)
-        results = _results(folder)
+        _send_lines(followed, run.folder)
+        results = _results(run.folder)
         for each in followed:
             each.tracker.results(results)
             each.tracker.close()
 
 
-def _open(recipe: Recipe, folder: RunFolder) -> tuple[_Followed, ...]:
+def _open(run: Run) -> tuple[_Followed, ...]:
     followed = []
     for name, opener in _OPENERS.items():
-        path = folder.logs / f"{name}.json"
+        path = run.folder.logs / f"{name}.json"
         state = read_json(path) if path.exists() else {"lines": 0}
-        tracker = opener(recipe, folder, state)
+        tracker = opener(run, state)
         if tracker is not None:
             followed.append(_Followed(name, tracker, state))
     return tuple(followed)
@@ -80,7 +81,7 @@ def _follow(followed: tuple[_Followed, ...], folder: RunFolder, stop: threading.
 
 
 def _send_lines(followed: tuple[_Followed, ...], folder: RunFolder) -> None:
-    """Send the lines that came since the last look. A resumed training cuts the log back to its checkpoint first."""
+    """Send the lines appended since the last call. Resuming truncates the log to its checkpoint, so it may shrink."""
     lines = run_facts.training_log(folder)
     for each in followed:
         sent = min(each.state["lines"], len(lines))
@@ -92,7 +93,7 @@ def _send_lines(followed: tuple[_Followed, ...], folder: RunFolder) -> None:
 
 
 def _results(folder: RunFolder) -> dict[str, float]:
-    """The evaluation's figures under <system>/<measure>; none before there is one."""
+    """Figures of the evaluation as <system>/<measure>; empty before it exists."""
     evaluation = run_facts.evaluation_of(folder)
     return {
         f"{row['name']}/{key}": value

@@ -1,6 +1,6 @@
-"""Weights & Biases, where the recipe asks for it.
+"""Weights & Biases, if the recipe asks for it.
 
-Without credentials the run is kept offline under the run folder's logs, for `wandb sync` later.
+Without credentials the run is recorded offline in the run folder's logs, for `wandb sync` later.
 """
 
 from __future__ import annotations
@@ -8,44 +8,49 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from typing import Any
+from typing import Any, Literal
 
-from distill.config import Recipe
-from distill.data.layout import RunFolder
 from distill.errors import RecipeError
+from distill.reporting.run_facts import public_tree
 from distill.reporting.tracker import Tracker
+from distill.run.run import Run
 
 log = logging.getLogger(__name__)
 
 
-def open_wandb(recipe: Recipe, folder: RunFolder, state: dict[str, Any]) -> Tracker | None:
-    """`state` keeps the id of the wandb run, which an interrupted training goes on in."""
-    cfg = recipe.tracking.wandb
+def open_wandb(run: Run, state: dict[str, Any]) -> Tracker | None:
+    """Open the tracker; None if the recipe does not ask for it. `state` keeps the id of the wandb run to resume."""
+    cfg = run.recipe.tracking.wandb
     if cfg is None:
         return None
     import wandb
 
     state.setdefault("id", secrets.token_hex(4))
-    folder.logs.mkdir(parents=True, exist_ok=True)
-    mode = os.environ.get("WANDB_MODE")
+    run.folder.logs.mkdir(parents=True, exist_ok=True)
+    own_mode: Literal["online", "offline"] | None = None  # wandb itself reads WANDB_MODE
     try:
-        if mode is None:
-            mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-        run = wandb.init(
+        if "WANDB_MODE" not in os.environ:
+            own_mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+        mode = own_mode or os.environ["WANDB_MODE"]
+        tracked = wandb.init(
             project=cfg.project,
             entity=cfg.entity,
             group=cfg.group,
             tags=cfg.tags,
-            name=recipe.name,
+            name=run.recipe.name,
             id=state["id"],
-            dir=str(folder.logs),
-            mode=mode,
+            dir=str(run.folder.logs),
+            mode=own_mode,
             resume="allow" if mode == "online" else None,
-            config=recipe.model_dump(mode="json"),
+            config=public_tree(run.recipe),
         )
     except wandb.Error as error:
         raise RecipeError(f"tracking.wandb: {error}") from None
-    run.define_metric("*", step_metric="step")
+    tracked.define_metric("*", step_metric="step")
     if mode == "offline":
-        log.info("wandb: offline, in %s; send it with `wandb sync`", folder.logs / "wandb")
-    return Tracker(lambda step, numbers: run.log({"step": step, **numbers}), run.summary.update, run.finish)
+        log.info("wandb: recording offline in %s; upload it with `wandb sync`", run.folder.logs / "wandb")
+    return Tracker(
+        lambda step, numbers: tracked.log({"step": step, **numbers}),
+        lambda numbers: tracked.summary.update(dict(numbers)),
+        tracked.finish,
+    )

@@ -1,13 +1,13 @@
 """BM25 over the searchable collection: Lucene's formula, English stemming and stop words.
 
-Words come from bm25s's tokenizer with PyStemmer's stemmer. The weights are kept as one sparse matrix (passages ×
-stems), computed here because training variants of passages, which are not in the index, must be scored with the
-collection's statistics (Kamphuis et al., ECIR 2020, "Lucene (accurate)"). A saved index is mapped into memory, so that
-many processes share one.
+Texts are tokenized by bm25s with PyStemmer's stemmer. The weights, one sparse matrix (passages × stems), are computed
+here because training variants of passages, which are not indexed, must be scored with the collection's statistics
+(Kamphuis et al., ECIR 2020, "Lucene (accurate)"). A saved index is memory-mapped, so that processes share it.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,29 +19,32 @@ import Stemmer
 from bm25s.tokenization import Tokenizer
 from scipy import sparse
 
-from distill.data.files import read_json, write_atomic, write_json, xxh128_file
-from distill.data.texts import TextStore
 from distill.errors import StorageError
-from distill.mining.search import search_inverted
 from distill.progress import progress
+from distill.retrieval.exact import search_inverted
+from distill.run.files import read_object, write_atomic, write_json, xxh128_file
+from distill.run.seals import sealed
+from distill.store.texts import TextStore
 
-_PAIRS = 200_000  # pairs scored at a time
+log = logging.getLogger(__name__)
+
+_PAIRS = 200_000  # scored at once
 _PARTS = ("data", "indices", "indptr")  # of a sparse matrix
-_POSTINGS = "postings-"  # before the names of the posting lists' files
+_POSTINGS = "postings-"  # file name prefix of the posting lists
 
 
 @dataclass(frozen=True)
 class Bm25Index:
-    """BM25 weights of the collection's passages; `build_index` makes one."""
+    """The BM25 weights of a collection's passages, made by `build_index` or `open_index`."""
 
     store: TextStore
     tokenizer: Tokenizer
     weights: sparse.csr_matrix  # float32 [collection_size, stems]
     idf: np.ndarray  # float32 [stems]
-    mean_length: float  # stems a passage
+    mean_length: float  # stems per passage
     k1: float
     b: float
-    saved_postings: sparse.csr_matrix | None = None  # `inverted`, where it lies on disk
+    saved_postings: sparse.csr_matrix | None = None  # `inverted` of an index on disk
 
     @cached_property
     def inverted(self) -> sparse.csr_matrix:
@@ -49,17 +52,17 @@ class Bm25Index:
         return self.weights.T.tocsr() if self.saved_postings is None else self.saved_postings
 
     def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32.
+        """Return the best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32.
 
-        Only passages that share a stem with the query are ranked: the rest of a row is -1, with score 0.
+        Only passages that share a stem with the query are ranked; the rest of a row is -1, with score 0.
         """
         return search_inverted(self.query_vectors(queries), self.inverted, k, threads)
 
     def score_pairs(self, queries: Sequence[str], passages: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Scores of chosen passages: `passages[i]` int64 [m_i] are rows of the store, for `queries[i]`.
+        """Score `queries[i]` against the rows `passages[i]`, int64 [m_i], of the store.
 
-        Training variants (rows from `collection_size` on) are weighed on their own words, with the collection's
-        idf and mean length. Returns one float32 [m_i] per query.
+        Training variants (rows from `collection_size`) are weighted by their own words with the collection's idf and
+        mean length. Returns one float32 [m_i] per query.
         """
         counts = np.array([len(rows) for rows in passages], dtype=np.int64)
         vectors = self.query_vectors(queries)
@@ -74,26 +77,27 @@ class Bm25Index:
         return np.split(scores, np.cumsum(counts)[:-1]) if len(counts) else []
 
     def query_vectors(self, queries: Sequence[str]) -> sparse.csr_matrix:
-        """How often each known stem occurs in each query: float32 [n, stems]."""
+        """Count each indexed stem in each query: float32 [n, stems]."""
         return _count(self.tokenizer.streaming_tokenize(queries, update_vocab=False, allow_empty=False), len(self.idf))
 
     def passage_vectors(self, rows: np.ndarray) -> sparse.csr_matrix:
-        """BM25 weights of any rows of the store, indexed or not: float32 [len(rows), stems]."""
+        """Return the BM25 weights of any rows of the store, indexed or not: float32 [len(rows), stems]."""
         rows = np.asarray(rows, dtype=np.int64)
         indexed = rows < self.store.collection_size
         if indexed.all():
             return self.weights[rows]
-        texts = self.store.texts(rows[~indexed])
-        own = _weigh(self.query_vectors(texts), self.idf, self.mean_length, self.k1, self.b)
-        stacked = sparse.vstack([self.weights[rows[indexed]], own], format="csr")
-        back = np.empty(len(rows), dtype=np.int64)
-        back[np.concatenate([np.flatnonzero(indexed), np.flatnonzero(~indexed)])] = np.arange(len(rows))
-        return stacked[back]
+        variants = self.text_vectors(self.store.texts(rows[~indexed]))
+        stacked = sparse.vstack([self.weights[rows[indexed]], variants], format="csr")
+        return stacked[np.argsort(np.concatenate([np.flatnonzero(indexed), np.flatnonzero(~indexed)]))]
+
+    def text_vectors(self, texts: Sequence[str]) -> sparse.csr_matrix:
+        """Return the BM25 weights that texts would have as passages of the collection: float32 [n, stems]."""
+        return _weigh(self.query_vectors(texts), self.idf, self.mean_length, self.k1, self.b)
 
 
 def build_index(store: TextStore, k1: float = 1.5, b: float = 0.75) -> Bm25Index:
-    """Index the passages that can be searched, rows [0, collection_size) of `store`."""
-    tokenizer = _tokenizer()
+    """Index the searchable passages, rows [0, collection_size) of `store`."""
+    tokenizer = new_tokenizer()
     parts = []
     with progress("BM25 index", store.collection_size, "passages") as advance:
         for texts in store.text_batches(stop=store.collection_size):
@@ -112,49 +116,57 @@ def build_index(store: TextStore, k1: float = 1.5, b: float = 0.75) -> Bm25Index
 
 
 def save_index(index: Bm25Index, folder: Path, postings: bool = False) -> None:
-    """Write an index into `folder` for `open_index`; one that is there is replaced. `postings`: for searching, too."""
-    (folder / "index.json").unlink(missing_ok=True)  # written last: without it the arrays are nothing
+    """Write an index into `folder` for `open_index`, replacing an existing one.
+
+    `postings`: also write the posting lists, for searching.
+    """
+    (folder / "index.json").unlink(missing_ok=True)  # written last: without it the arrays are invalid
     arrays = {**_arrays("", index.weights), "idf": index.idf}
     if postings:
         arrays |= _arrays(_POSTINGS, index.inverted)
     for name, array in arrays.items():
-        with write_atomic(folder / f"{name}.npy") as temporary, open(temporary, "wb") as file:
+        path = folder / f"{name}.npy"
+        with sealed(path), write_atomic(path) as temporary, open(temporary, "wb") as file:
             np.save(file, array)
-    write_json(
-        folder / "index.json",
-        {
-            "made_of": _made_of(index.store, index.k1, index.b),
-            "mean_length": index.mean_length,
-            "checksums": {name: xxh128_file(folder / f"{name}.npy") for name in arrays},
-            "stems": list(index.tokenizer.stem_to_sid),
-        },
-    )
+    with sealed(folder / "index.json"):
+        write_json(
+            folder / "index.json",
+            {
+                "made_of": _made_of(index.store, index.k1, index.b),
+                "mean_length": index.mean_length,
+                "checksums": {name: xxh128_file(folder / f"{name}.npy") for name in arrays},
+                "stems": list(index.tokenizer.stem_to_sid),
+            },
+        )
 
 
 def open_index(
     store: TextStore, folder: Path, k1: float = 1.5, b: float = 0.75, verify: bool = False
 ) -> Bm25Index | None:
-    """The index of `store` that was saved in `folder`, its arrays in the mapped files: equal to a built one.
+    """Open the index of `store` saved in `folder`, memory-mapped; it equals a newly built one.
 
-    None where there is none, or one of other texts or parameters; with `verify`, also where a file is damaged.
+    None if there is no index, it has other texts or parameters, or it cannot be opened; with `verify`, also if a file
+    is damaged.
     """
     try:
-        saved = read_json(folder / "index.json")
+        saved = read_object(folder / "index.json")
+        checksums, stems = saved["checksums"], saved["stems"]
         if saved["made_of"] != _made_of(store, k1, b) or (
-            verify
-            and any(xxh128_file(folder / f"{name}.npy") != checksum for name, checksum in saved["checksums"].items())
+            verify and any(xxh128_file(folder / f"{name}.npy") != checksum for name, checksum in checksums.items())
         ):
             return None
-    except (FileNotFoundError, StorageError):
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in checksums}
+        tokenizer = new_tokenizer()
+        tokenizer.stem_to_sid = {stem: number for number, stem in enumerate(stems)}
+        passages = store.collection_size
+        postings = _matrix(_POSTINGS, arrays, (len(stems), passages)) if f"{_POSTINGS}data" in arrays else None
+        weights = _matrix("", arrays, (passages, len(stems)))
+        return Bm25Index(store, tokenizer, weights, arrays["idf"], float(saved["mean_length"]), k1, b, postings)
+    except FileNotFoundError:
         return None
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in saved["checksums"]}
-    tokenizer = _tokenizer()
-    tokenizer.stem_to_sid = {stem: number for number, stem in enumerate(saved["stems"])}
-    passages, stems = store.collection_size, len(saved["stems"])
-    postings = _matrix(_POSTINGS, arrays, (stems, passages)) if f"{_POSTINGS}data" in arrays else None
-    return Bm25Index(
-        store, tokenizer, _matrix("", arrays, (passages, stems)), arrays["idf"], saved["mean_length"], k1, b, postings
-    )
+    except (StorageError, AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s: a damaged index of BM25 (%s); it is built again", folder, error)
+        return None
 
 
 def _arrays(prefix: str, matrix: sparse.csr_matrix) -> dict[str, np.ndarray]:
@@ -165,7 +177,8 @@ def _matrix(prefix: str, arrays: dict[str, np.ndarray], shape: tuple[int, int]) 
     return sparse.csr_matrix(tuple(arrays[f"{prefix}{part}"] for part in _PARTS), shape=shape)
 
 
-def _tokenizer() -> Tokenizer:
+def new_tokenizer() -> Tokenizer:
+    """Split texts into stems: English stemming and stop words."""
     return Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))
 
 
@@ -174,7 +187,7 @@ def _made_of(store: TextStore, k1: float, b: float) -> dict[str, Any]:
 
 
 def _count(texts: Iterable[list[int]], vocabulary: int | None) -> sparse.csr_matrix:
-    """Stem counts: one row per text; `vocabulary` columns, or as many as are needed."""
+    """Count stems: one row per text, and `vocabulary` columns (None: up to the highest stem)."""
     stems = [np.asarray(text, dtype=np.int32) for text in texts]
     indptr = np.concatenate([[0], np.cumsum([len(text) for text in stems])]).astype(np.int64)
     indices = np.concatenate([np.empty(0, np.int32), *stems])

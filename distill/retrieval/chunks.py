@@ -1,42 +1,50 @@
-"""A miner's view of the collection, encoded in chunks of passages, each a file that is there whole or not at all.
+"""The collection encoded by a miner's model, in chunks of passages, each one file that is written atomically.
 
-What is in a chunk depends on the model and the passages alone, so chunks lie with the data, under a key made of both,
-and serve every split and round. Whoever needs a chunk that is missing makes it; committing is exclusive. They are a
-cache: once all is mined they can go.
+A chunk depends only on the model and the passages, so chunks are stored with the data under a key made of both, and
+serve every split and round. Any process makes the chunks that it finds missing; commits are exclusive. Chunks are a
+cache: after mining they can be deleted.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+from scipy import sparse
 
-from distill.config import Mine, Miner, resolve_model
-from distill.data.arrow import RowReader, write_ipc
-from distill.data.candidates import only_batch
-from distill.data.checkpoints import checkpoint_digest
-from distill.data.fingerprint import fingerprint
-from distill.data.layout import RunFolder
-from distill.data.manifest import FORMAT
-from distill.data.texts import TextStore
+from distill.config import Mine, Miner
+from distill.errors import StorageError
+from distill.run.fingerprint import fingerprint
+from distill.run.layout import RunFolder
+from distill.run.manifest import FORMAT
+from distill.run.model_ref import ModelRef
+from distill.run.seals import seal, take_away
+from distill.store.arrow import RowReader, write_ipc
+from distill.store.candidates import only_batch
+from distill.store.texts import TextStore
 
 
 class Encoder(Protocol):
-    """A miner's model, loaded."""
+    """A loaded model of a miner."""
 
     def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
-        """What is searched of these rows of the collection; progress is shown under `title`."""
+        """Encode rows of the collection as a chunk; progress is shown under `title`."""
+        ...
+
+    def queries(self, texts: Sequence[str]) -> np.ndarray | sparse.csr_matrix:
+        """Encode queries: float32 [n, dimensions]."""
         ...
 
 
 class Chunks:
-    """The chunks of one miner: `mine.shard_passages` each, but for the last. The model is loaded when first needed.
+    """The chunks of one miner, `mine.shard_passages` each except the last. The model is loaded when first needed.
 
-    `device`: of the model; None is what this machine has.
+    `device`: of the model; None: what this machine has.
     """
 
     def __init__(self, miner: Miner, passages: TextStore, folder: RunFolder, mine: Mine, device: str | None = None):
@@ -51,10 +59,10 @@ class Chunks:
     @cached_property
     def model(self) -> Encoder:
         if self.miner.kind == "dense":
-            from distill.mining.dense import DenseModel
+            from distill.retrieval.dense import DenseModel
 
             return DenseModel(self.miner, self._store, self.precision, self.device)
-        from distill.mining.splade import SpladeModel
+        from distill.retrieval.splade import SpladeModel
 
         return SpladeModel(self.miner, self._store, self._folder, self.precision, self.device)
 
@@ -65,32 +73,42 @@ class Chunks:
         return [number for number in range(len(self)) if not self._path(number).exists()]
 
     def make(self, number: int) -> None:
-        """Encode and commit one chunk, unless it is there."""
+        """Encode and commit one chunk, unless it exists."""
         path = self._path(number)
         if not path.exists():
-            of = f" {number + 1}/{len(self)}" if len(self) > 1 else ""
-            batch = self.model.passages(self.rows(number), f"encode passages{of}")
-            write_ipc(path, batch.schema, [batch], exclusive=True)
+            part = f" {number + 1}/{len(self)}" if len(self) > 1 else ""
+            batch = self.model.passages(self.rows(number), f"encode passages{part}")
+            shard = write_ipc(path, batch.schema, [batch], exclusive=True)
+            if shard is not None:  # else another process was first
+                seal(path, shard.xxh128)
 
     def open(self) -> list[pa.RecordBatch]:
-        """All chunks in order, memory-mapped; those that are missing are made first."""
+        """Return all chunks in order, memory-mapped; missing ones, and those that cannot be opened, are made first."""
         for number in self.missing():
             self.make(number)
-        return [only_batch(RowReader(self._path(number))) for number in range(len(self))]
+        return [self._open(number) for number in range(len(self))]
+
+    def _open(self, number: int) -> pa.RecordBatch:
+        path = self._path(number)
+        try:
+            return only_batch(RowReader(path))
+        except StorageError as error:
+            take_away(path, error)
+            self.make(number)
+            return only_batch(RowReader(path))
 
     def _path(self, number: int) -> Path:
         return self._home / f"chunk-{number:05d}.arrow"
 
 
 def index_key(miner: Miner, passages: TextStore, mine: Mine) -> str:
-    """16 hex digits: the model (a folder by its content), its precision, the passages, and how they are cut."""
-    path = Path(resolve_model(miner.model))
-    model = {"content": checkpoint_digest(path)} if path.is_dir() else {"name": miner.model, "revision": miner.revision}
+    """Return 16 hex digits that identify the model (a folder by its content), precision, passages and chunk size."""
+    assert miner.model is not None  # the schema requires it for dense and SPLADE miners
     return fingerprint(
         {
             "format": FORMAT,
             "kind": miner.kind,
-            "model": model,
+            "model": ModelRef.parse(miner.model, miner.revision).identity(),
             "texts": passages.fingerprint,
             "passages": passages.collection_size,
             "chunk": mine.shard_passages,

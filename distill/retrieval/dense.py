@@ -1,38 +1,43 @@
-"""Mining with a dense model: every passage embedded once, then exact search over all of them."""
+"""Mining with a dense model: the collection is embedded once, then searched exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from sentence_transformers import SentenceTransformer
 
-from distill.config import Miner, missing_folder, resolve_model
-from distill.data.texts import TextStore
-from distill.errors import RecipeError
-from distill.mining.encode import Precision
+from distill.config import Miner
+from distill.errors import ModelError, RecipeError
 from distill.progress import progress
+from distill.retrieval.encode import Precision
+from distill.run.model_ref import ModelRef
+from distill.store.texts import TextStore
 
-_SLAB = 8192  # passages embedded at a time; sorted by length inside a slab
+_SLAB = 8192  # passages embedded together; sorted by length within a slab
 _BATCH = 64
 
 
 class DenseModel:
-    """Embeddings of passages and queries. Raises `RecipeError` if the model cannot be loaded, or searched with,
-    and for vectors that are not finite.
+    """Embeds passages and queries. Raises `RecipeError` for a model that cannot be loaded or searched, and for vectors
+    that are not finite.
 
     Similarity is the model's own: cosine or dot product.
     """
 
     def __init__(self, miner: Miner, store: TextStore, precision: Precision, device: str | None = None):
+        assert miner.model is not None  # the schema requires it for this kind
         self.model = load_dense(miner.model, miner.revision, device)
         self._name, self._store, self._precision = miner.model, store, precision
 
     def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
-        """One column of vectors, a row a passage."""
-        vectors = np.empty((len(rows), self.model.get_embedding_dimension()), np.float32)
+        """Return one column of vectors, one row per passage."""
+        dimension = self.model.get_embedding_dimension()
+        assert dimension is not None  # known for every loaded model
+        vectors = np.empty((len(rows), dimension), np.float32)
         with progress(title, len(rows), "passages") as advance:
             for start in range(0, len(rows), _SLAB):
                 part = rows[start : start + _SLAB]
@@ -42,10 +47,10 @@ class DenseModel:
         return pa.RecordBatch.from_arrays([column], names=["vector"])
 
     def queries(self, texts: Sequence[str]) -> np.ndarray:
-        """float32 [n, d]."""
+        """Return float32 [n, d]."""
         return self._embed(list(texts), "query")
 
-    def _embed(self, texts: list[str], side: str) -> np.ndarray:
+    def _embed(self, texts: list[str], side: Literal["query", "document"]) -> np.ndarray:
         encode = self.model.encode_query if side == "query" else self.model.encode_document
         with torch.autocast(
             self.model.device.type, getattr(torch, self._precision), enabled=self._precision != "float32"
@@ -59,7 +64,7 @@ class DenseModel:
             )
         if not np.isfinite(vectors).all():
             raise RecipeError(
-                f"the dense miner's model {self._name!r} made vectors with NaN or infinite values in "
+                f"the dense miner's model {self._name!r} produces NaN or infinite values in "
                 f"{self._precision}"
                 + ("" if self._precision == "float32" else "; set mine.precision to bfloat16 or float32")
             )
@@ -67,16 +72,16 @@ class DenseModel:
 
 
 def load_dense(model: str, revision: str | None, device: str | None = None) -> SentenceTransformer:
-    """A sentence-transformers model whose similarity is a (normalised) dot product."""
-    if (missing := missing_folder(resolve_model(model))) is not None:
-        raise RecipeError(f"the dense miner's model cannot be loaded: {missing}")
+    """Load a sentence-transformers model. Its similarity must be cosine or dot product."""
+    ref = ModelRef.parse(model, revision)
     try:
-        loaded = SentenceTransformer(resolve_model(model), revision=revision, device=device)
-    except (OSError, ValueError, RuntimeError) as error:
+        ref.check_found()
+        loaded = SentenceTransformer(ref.location, revision=revision, device=device)
+    except (ModelError, OSError, ValueError, RuntimeError) as error:
         raise RecipeError(f"the dense miner's model {model!r} cannot be loaded: {error}") from None
     if loaded.similarity_fn_name not in ("cosine", "dot"):
         raise RecipeError(
-            f"the dense miner's model {model!r} compares by {loaded.similarity_fn_name}; "
-            "cosine and dot product are what can be searched"
+            f"the dense miner's model {model!r} uses {loaded.similarity_fn_name} similarity; only cosine and dot "
+            "product can be searched. Choose another model"
         )
     return loaded

@@ -1,7 +1,7 @@
-"""Exact top-k search, dense and sparse, by blocks.
+"""Exact top-k search, dense and sparse, in blocks.
 
-Rankings are by score, best first; ties go to the lower row, so a ranking does not depend on blocking, on
-threads or on the order in which scores were computed. Memory is bounded by the block, never by queries × passages.
+Rankings are by score, best first; ties go to the lower row, so a ranking does not depend on blocks, threads or the
+order in which scores were computed. The block bounds the memory, which never grows with queries × passages.
 """
 
 from __future__ import annotations
@@ -13,24 +13,31 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from scipy import sparse
 
-_BLOCK_BYTES = 128 << 20  # of the scores held by one thread
+_BLOCK_BYTES = 128 << 20  # of the scores that one thread holds
 
 
 def search_sparse(
     queries: sparse.csr_matrix, passages: sparse.csr_matrix, k: int, threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` passages of each query with the largest dot product, among those that share a term with it.
+    """Find the `k` passages with the largest dot product for each query, among those that share a term with it.
 
     `queries` [n, vocabulary] and `passages` [N, vocabulary] are sparse float32. Returns rows int64 [n, min(k, N)] and
-    scores float32 of the same shape; where fewer passages share a term, the row is -1 and the score 0.
+    scores float32 of the same shape; if fewer passages share a term, the rest has row -1 and score 0.
     """
     return search_inverted(queries, passages.T.tocsr(), k, threads)
 
 
 def search_inverted(
-    queries: sparse.csr_matrix, inverted: sparse.csr_matrix, k: int, threads: int | None = None
+    queries: sparse.csr_matrix,
+    inverted: sparse.csr_matrix,
+    k: int,
+    threads: int | None = None,
+    block_bytes: int = _BLOCK_BYTES,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `search_sparse`, over posting lists [vocabulary, N] (`passages.T.tocsr()`) that are kept between searches."""
+    """As `search_sparse`, over posting lists [vocabulary, N] (`passages.T.tocsr()`) that serve several searches.
+
+    `block_bytes`: of the scores that one thread holds.
+    """
     size = inverted.shape[1]
     width = min(k, size)
     rows = np.full((queries.shape[0], width), -1, dtype=np.int64)
@@ -47,10 +54,10 @@ def search_inverted(
             rows[span[0] + i, : len(best_rows)] = best_rows
             scores[span[0] + i, : len(best_rows)] = best_scores
 
-    # A query's row of the product has at most as many entries as its posting lists together, at 12 bytes each.
+    # A query's row of the product has at most as many entries as its posting lists have together; 12 bytes each.
     entries = np.diff(np.concatenate([[0], np.cumsum(postings[queries.indices], dtype=np.int64)])[queries.indptr])
     entries = np.minimum(entries, size)
-    spans = _spans(12 * entries + 1, _BLOCK_BYTES)
+    spans = _spans(12 * entries + 1, block_bytes)
     threads = min(threads or min(os.cpu_count() or 1, 8), len(spans))
     if threads == 1:
         for span in spans:
@@ -64,18 +71,18 @@ def search_inverted(
 def search_blocks(
     queries: sparse.csr_matrix, blocks: Iterable[sparse.csr_matrix], k: int, threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `search_inverted`, over a collection whose posting lists come in blocks of passages, one after the other.
+    """As `search_inverted`, over the posting lists of consecutive blocks of passages.
 
-    The rankings and scores are those of the whole: a product's terms are added in the order of the query's.
+    Rankings and scores equal those of a single block: a dot product is always summed in the order of the query's terms.
     """
     rows = np.empty((queries.shape[0], 0), dtype=np.int64)
     scores = np.empty((queries.shape[0], 0), dtype=np.float32)
     first = 0
     for block in blocks:
-        found, values = search_inverted(queries, block, k, threads)
-        rows = np.concatenate([rows, np.where(found >= 0, found + first, -1)], axis=1)
-        scores = np.concatenate([scores, values], axis=1)
-        # stable, and blocks come by row: ties stay with the lower one; what was not found goes last
+        block_rows, block_scores = search_inverted(queries, block, k, threads)
+        rows = np.concatenate([rows, np.where(block_rows >= 0, block_rows + first, -1)], axis=1)
+        scores = np.concatenate([scores, block_scores], axis=1)
+        # a stable sort of blocks in row order leaves ties with the lower row; empty places go last
         order = np.argsort(np.where(rows >= 0, -scores, np.inf), axis=1, kind="stable")[:, :k]
         rows, scores = np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
         first += block.shape[1]
@@ -83,7 +90,7 @@ def search_blocks(
 
 
 class TopK:
-    """The best `k` passages of each of `n` queries, over blocks of passages that come one after the other."""
+    """The best `k` passages of each of `n` queries, updated block by block."""
 
     def __init__(self, n: int, k: int):
         self.k = k
@@ -91,7 +98,7 @@ class TopK:
         self.scores = np.empty((n, 0), dtype=np.float32)
 
     def add(self, scores: np.ndarray, first_row: int) -> None:
-        """Take in `scores` float32 [n, block] of the passages `first_row`, `first_row + 1`, ..."""
+        """Merge `scores` float32 [n, block] of the passages `first_row`, `first_row + 1`, ..."""
         width = min(self.k, self.rows.shape[1] + scores.shape[1])
         rows = np.empty((len(scores), width), dtype=np.int64)
         best = np.empty((len(scores), width), dtype=np.float32)
@@ -104,29 +111,30 @@ class TopK:
 
 
 def search_dense(queries: np.ndarray, blocks: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` passages of each query with the largest dot product.
+    """Find the `k` passages with the largest dot product for each query.
 
-    `queries` float32 [n, d]; `blocks` of passages [N_i, d], one after the other, which may be memory-mapped. Returns
-    rows int64 [n, min(k, N)] and scores float32 of the same shape.
+    `queries`: float32 [n, d]; `blocks`: consecutive passages [N_i, d], possibly memory-mapped. Returns rows int64
+    [n, min(k, N)] and scores float32 of the same shape.
     """
-    size = sum(map(len, blocks))
-    found_rows, found_scores = [np.empty((0, min(k, size)), np.int64)], [np.empty((0, min(k, size)), np.float32)]
+    width = min(k, sum(map(len, blocks)))
+    rows = np.empty((len(queries), width), np.int64)
+    scores = np.empty((len(queries), width), np.float32)
     step = max(1, _BLOCK_BYTES // (4 * max([1, *map(len, blocks)])))
     for start in range(0, len(queries), step):
-        top, first = TopK(len(queries[start : start + step]), k), 0
+        span = slice(start, start + step)
+        top, first = TopK(len(queries[span]), k), 0
         for block in blocks:
-            top.add(queries[start : start + step] @ block.T, first)
+            top.add(queries[span] @ block.T, first)
             first += len(block)
-        found_rows.append(top.rows)
-        found_scores.append(top.scores)
-    return np.concatenate(found_rows), np.concatenate(found_scores)
+        rows[span], scores[span] = top.rows, top.scores
+    return rows, scores
 
 
 def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The `k` best of one query, best first, ties to the lower row."""
+    """The `k` best of one query's passages, best first, ties to the lower row."""
     if len(rows) > k:
         threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
-        keep = scores >= threshold  # holds every tie at the boundary, so that the sort below decides
+        keep = scores >= threshold  # with all ties at the boundary, which the sort below decides
         rows, scores = rows[keep], scores[keep]
     order = np.lexsort((rows, -scores))[:k]
     return rows[order], scores[order]

@@ -1,4 +1,4 @@
-"""What dense and SPLADE miners search: the collection's chunks, memory-mapped."""
+"""The indexes that dense and SPLADE miners search: the collection's chunks, memory-mapped."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from scipy import sparse
 
-from distill.mining.chunks import Chunks
-from distill.mining.search import search_blocks, search_dense
+from distill.retrieval.chunks import Chunks
+from distill.retrieval.exact import search_blocks, search_dense
 
 
 class DenseIndex:
@@ -21,7 +21,7 @@ class DenseIndex:
         self.blocks = [column.values.to_numpy().reshape(len(column), -1) for column in columns]
 
     def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32. Threads are BLAS's own."""
+        """Return the best `k` passages of each query: rows int64 [n, min(k, N)], scores float32. Ignores `threads`."""
         return search_dense(self._chunks.model.queries(queries), self.blocks, k)
 
 
@@ -33,12 +33,12 @@ class SpladeIndex:
         self.blocks = [_matrix(batch, len(chunks.rows(number))) for number, batch in enumerate(chunks.open())]
 
     def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The best `k` passages of each query: rows int64 [n, min(k, N)], -1 where none shares a term; scores."""
+        """As `search_inverted`: rows int64 [n, min(k, N)], -1 after the last hit, and scores float32."""
         return search_blocks(self._chunks.model.queries(queries), self.blocks, k, threads)
 
 
 def _matrix(batch: pa.RecordBatch, size: int) -> sparse.csr_matrix:
-    """A chunk as [vocabulary, size], its arrays in the mapped file."""
+    """View a chunk in the mapped file as posting lists [vocabulary, size]."""
     passages, weights = batch.column("passages"), batch.column("weights")
     arrays = (weights.values.to_numpy(), passages.values.to_numpy(), passages.offsets.to_numpy())
     return sparse.csr_matrix(arrays, shape=(len(passages), size))

@@ -1,7 +1,7 @@
 """Approximate top-k search over sparse vectors by Seismic (pyseismic-lsr): for collections too large for exact search.
 
-Terms go into the index by their number in the vocabulary. Seismic keeps weights in 16 bits and posting lists cut to
-the strongest passages, so its scores differ from the exact ones in the third digit, and a few passages are missed
+The index names terms by their number in the vocabulary. Seismic stores weights in 16 bits and prunes posting lists to
+the strongest passages, so its scores differ from exact ones in the third digit, and it misses a few passages
 (Bruch et al., SIGIR 2024).
 """
 
@@ -20,12 +20,12 @@ from scipy import sparse
 
 from distill.config import Seismic
 
-_SLAB = 65_536  # passages handed over at a time: they are copied with 64-bit term numbers
-_SMALL_VOCABULARY = 65_536  # terms that fit into the 16 bits of the plain index
+_SLAB = 65_536  # passages added at once: the library copies them with 64-bit term numbers
+_SMALL_VOCABULARY = 65_536  # the greatest that the plain index, with 16-bit terms, can hold
 
 
 def build_seismic(passages: sparse.csr_matrix, cfg: Seismic, threads: int = 0) -> Any:
-    """An index over `passages` [N, vocabulary]. `threads` 0: all."""
+    """Build an index over `passages` [N, vocabulary]. `threads` 0: all."""
     small = passages.shape[1] <= _SMALL_VOCABULARY
     passages = passages if passages.has_sorted_indices else passages.sorted_indices()
     dataset = (seismic.SeismicDataset if small else seismic.SeismicDatasetLV)(passages.shape[1])
@@ -47,7 +47,7 @@ def build_seismic(passages: sparse.csr_matrix, cfg: Seismic, threads: int = 0) -
 def search_seismic(
     index: Any, queries: sparse.csr_matrix, k: int, cfg: Seismic, threads: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `distill.mining.search.search_sparse`, among the passages that have a term, and with Seismic's own scores."""
+    """As `distill.retrieval.exact.search_sparse`, approximately, and with Seismic's rounded scores."""
     width = min(k, index.len)
     rows = np.full((queries.shape[0], width), -1, dtype=np.int64)
     scores = np.zeros((queries.shape[0], width), dtype=np.float32)
@@ -55,8 +55,8 @@ def search_seismic(
         return rows, scores
     components, values = query_terms(queries)
     names = np.arange(queries.shape[0]).astype(seismic.get_seismic_string())
-    found = index.batch_search(names, components, values, width, cfg.query_cut, cfg.heap_factor, num_threads=threads)
-    for hits in found:  # in any order; a query that finds nothing has no hit to carry its name
+    results = index.batch_search(names, components, values, width, cfg.query_cut, cfg.heap_factor, num_threads=threads)
+    for hits in results:  # in any order: each hit carries the name of its query
         if hits:
             i = int(hits[0][0])
             passages = np.array([int(passage) for _, _, passage in hits])
@@ -67,28 +67,28 @@ def search_seismic(
 
 
 def query_terms(queries: sparse.csr_matrix) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Each query's terms, as the strings that Seismic's search takes, and their weights."""
+    """Return each query's terms, as the strings that Seismic expects, and their weights."""
     names = queries.indices.astype(seismic.get_seismic_string())
     spans: Sequence[slice] = [slice(*queries.indptr[i : i + 2]) for i in range(queries.shape[0])]
     return [names[span] for span in spans], [queries.data[span].astype(np.float32) for span in spans]
 
 
 def seismic_bytes(index: Any, folder: Path) -> int:
-    """Bytes of the file that Seismic saves the index in; it is written into `folder` for a moment."""
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+    """Measure the size of a saved index by saving it temporarily in `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder) as temporary:
         with _without_stdout():
-            index.save(str(Path(place) / "index"))
-        return sum(file.stat().st_size for file in Path(place).iterdir())
+            index.save(str(Path(temporary) / "index"))
+        return sum(file.stat().st_size for file in Path(temporary).iterdir())
 
 
 @contextlib.contextmanager
 def _without_stdout() -> Iterator[None]:
-    """Without what the library prints of its progress, past Python, on the process's standard output."""
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    """Suppress the progress that the library prints to file descriptor 1, bypassing `sys.stdout`."""
+    stdout, devnull = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
+        os.dup2(devnull, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(devnull)

@@ -1,4 +1,4 @@
-"""Mining with a SPLADE checkpoint: the collection encoded once, then exact sparse search."""
+"""Mining with a SPLADE checkpoint: the collection is encoded once, then searched exactly."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import torch
 from scipy import sparse
 
 from distill.config import Miner
-from distill.data.candidates import csr_column
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
-from distill.mining.encode import Precision, encode_store, encode_texts, token_store
-from distill.student.checkpoint import load_checkpoint
+from distill.retrieval.encode import Precision, encode_store, encode_texts, token_store
+from distill.run.layout import RunFolder
+from distill.store.candidates import csr_column
+from distill.store.texts import TextStore
+from distill.student.checkpoint import load_student
 
 
 class SpladeModel:
-    """Sparse vectors of passages and queries. Raises `StudentError` for what is no SPLADE checkpoint."""
+    """Encodes passages and queries as sparse vectors. Raises `StudentError` if the model is no SPLADE checkpoint."""
 
     def __init__(
         self, miner: Miner, store: TextStore, folder: RunFolder, precision: Precision, device: str | None = None
     ):
-        self.student = load_checkpoint(miner.model, miner.revision).to(
+        assert miner.model is not None  # the schema requires it for this kind
+        self.student = load_student(miner.model, miner.revision).to(
             device or ("cuda" if torch.cuda.is_available() else "cpu")
         )
         self._store, self._folder, self._precision = store, folder, precision
 
     def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
-        """Posting lists, 8 bytes per active term: a row a term of the vocabulary, `passages` counted from rows[0]."""
+        """Return posting lists, one row per term, 8 bytes per entry; `passages` are positions in `rows`."""
         tokens = token_store(self.student, self._store, self._folder, "passages")
         inverted = encode_store(self.student, tokens, rows, "passage", title, precision=self._precision).T.tocsr()
         return pa.RecordBatch.from_arrays(
@@ -41,5 +42,5 @@ class SpladeModel:
         )
 
     def queries(self, texts: Sequence[str]) -> sparse.csr_matrix:
-        """float32 [n, vocabulary]."""
+        """Return float32 [n, vocabulary]."""
         return encode_texts(self.student, texts, "query", precision=self._precision)

@@ -1,4 +1,4 @@
-"""Fingerprints: a hash of what an output means, and the one field to name when two differ."""
+"""Fingerprints: hashes of the inputs that determine an output, and the field in which two of them differ."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _ABSENT = "(absent)"
 
 
 def fingerprint(fields: dict[str, Any]) -> str:
-    """16 hex digits, the same for equal fields in any order and on any machine. Values must be JSON's."""
+    """Return 16 hex digits, equal for equal fields in any order and on any machine. Values must be those of JSON."""
     return xxhash.xxh3_64_hexdigest(_canonical(fields).encode())
 
 
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first field, by dotted name, in which two trees of fields differ, as "field old -> new"; None if equal."""
+    """Return the first field in which two trees differ, as "dotted.name old -> new"; None if they are equal."""
     return _difference(json.loads(_canonical(old, False)), json.loads(_canonical(new, False)), "")
 
 
 def check_same(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Raise `FingerprintError`, naming both fingerprints and the field, unless `folder` was made from `new`."""
+    """Raise `FingerprintError`, naming both fingerprints and the field, if the inputs of `folder` changed."""
     difference = first_difference(old, new)
     if difference is not None:
         raise FingerprintError(
@@ -42,8 +42,8 @@ def _difference(old: Any, new: Any, name: str) -> str | None:
         return None if old == new else f"{name} {_short(old)} -> {_short(new)}"
     for key in {**new, **old}:
         inner = f"{name}.{key}" if name else key
-        if (found := _difference(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)) is not None:
-            return found
+        if (difference := _difference(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)) is not None:
+            return difference
     return None
 
 

@@ -1,9 +1,8 @@
-"""What a job did, as JSON lines in the run folder's logs: read by `distill status`, and at the next launch.
+"""Event log of a job, as JSON lines in the run folder; `distill status` and the next launch read it.
 
-Every launch writes a file of its own, `score-<number>-<host>-<pid>.jsonl`, so launches on several machines never share
-one. They are told apart and put in order by the number, and time spans come from a clock that never jumps: the wall
-clock in an event is for people. A driver holds a lock on its file for as long as it lives. The checksums in the log
-tell a damaged shard from a whole one before there is a manifest.
+Each launch writes its own file, `score-<number>-<host>-<pid>.jsonl`, so launches on several machines never share one.
+The number orders them. Durations come from a monotonic clock; the wall-clock times in events are for people. A driver
+holds a lock on its file while it lives. The checksums in the log identify damaged shards before there is a manifest.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -19,10 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.data.files import read_json_lines, storage_errors
-from distill.data.layout import RunFolder
+from distill.run.files import read_json_lines, storage_errors
+from distill.run.layout import RunFolder
 
-Event = dict[str, Any]  # "event", "time" (wall clock), "elapsed" (seconds since the launch), and the event's own
+_NAME = re.compile(r"score-(\d+)-(.+)-(\d+)")
+_TIMES = frozenset({"time", "elapsed"})
+_FIELDS = {  # event -> the fields that its readers use
+    "start": _TIMES | {"pending"},
+    "handed out": _TIMES | {"task"},
+    "done": _TIMES | {"task", "shard", "pairs", "tokens", "padded_tokens"},
+    "death": _TIMES | {"tasks"},
+    "stopped": _TIMES | {"error"},
+    "end": _TIMES,
+}
+
+Event = dict[str, Any]  # "event", "time" (wall clock), "elapsed" (seconds since the launch), and further fields
 
 
 class JobLog:
@@ -34,7 +45,7 @@ class JobLog:
         self._start = time.monotonic()
 
     def write(self, event: str, **fields: Any) -> None:
-        """Append an event. Raises `StorageError` where the disk is full."""
+        """Append an event. Raises `StorageError` if the disk is full."""
         with storage_errors(self._folder.logs):
             self._file = self._file or _new_file(self._folder)
             line = {"time": round(time.time(), 3), "elapsed": round(time.monotonic() - self._start, 3), "event": event}
@@ -42,18 +53,18 @@ class JobLog:
             self._file.flush()
 
     def close(self) -> None:
-        """The launch is over: let go of its file."""
+        """Close the file of this launch, and release its lock."""
         if self._file is not None:
             with storage_errors(self._folder.logs):
                 self._file.close()
 
     def events(self) -> Iterator[Event]:
-        """Events of all launches so far, in the order of their numbers."""
+        """Yield the events of all launches so far, in the order of their numbers."""
         for launch in launches(self._folder):
             yield from launch.events()
 
     def checksums(self) -> dict[str, set[str]]:
-        """Task name -> the checksums its shard was committed with (several, if the device kind changed)."""
+        """Return task name -> checksums its shard was committed with; several if the kind of device changed."""
         known: dict[str, set[str]] = {}
         for event in self.events():
             if event["event"] == "done" and event["shard"] is not None:
@@ -63,7 +74,7 @@ class JobLog:
 
 @dataclass(frozen=True)
 class Launch:
-    """One launch of the job, by its file."""
+    """One launch of the job, identified by its file."""
 
     path: Path
     number: int
@@ -71,11 +82,14 @@ class Launch:
     pid: int
 
     def events(self) -> Iterator[Event]:
-        """In the order they happened; a line cut short by a crash is passed over."""
-        yield from read_json_lines(self.path)
+        """Yield the events in order; what is no whole event of ours is skipped."""
+        for event in read_json_lines(self.path):
+            fields = _FIELDS.get(event.get("event", ""))
+            if fields is not None and fields <= event.keys():
+                yield event
 
     def alive(self) -> bool | None:
-        """Whether its driver still runs, on whatever machine; None where the file system has no locks."""
+        """Return whether the driver still runs, on any machine; None if the file system has no locks."""
         with open(self.path, encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -87,26 +101,25 @@ class Launch:
 
 
 def launches(folder: RunFolder) -> list[Launch]:
-    """All launches of the scoring job, the oldest first."""
-    found = []
+    """Return all launches of the scoring job, the oldest first."""
+    result = []
     for path in folder.logs.glob("score-*.jsonl"):
-        number, _, rest = path.stem.removeprefix("score-").partition("-")
-        host, _, pid = rest.rpartition("-")
-        found.append(Launch(path, int(number), host, int(pid)))
-    return sorted(found, key=lambda launch: (launch.number, launch.host, launch.pid))
+        if (match := _NAME.fullmatch(path.stem)) is not None:  # else it is not ours
+            result.append(Launch(path, int(match[1]), match[2], int(match[3])))
+    return sorted(result, key=lambda launch: (launch.number, launch.host, launch.pid))
 
 
 def _new_file(folder: RunFolder) -> Any:
-    """The next launch's file, open and locked. Launches that start together may share a number, never a file."""
+    """Open and lock the file of the next launch. Launches that start together may share a number, never a file."""
     folder.logs.mkdir(parents=True, exist_ok=True)
     number = max((launch.number for launch in launches(folder)), default=0)
     while True:
         number += 1
         path = folder.logs / f"score-{number:04d}-{socket.gethostname()}-{os.getpid()}.jsonl"
         try:
-            file = open(path, "x", encoding="utf-8")  # noqa: SIM115 (open for the length of the launch)
+            file = open(path, "x", encoding="utf-8")  # noqa: SIM115 (open while the launch lasts)
         except FileExistsError:  # a launch of another thread of this process
             continue
-        with contextlib.suppress(OSError):  # a file system without locks: `alive` will not know
+        with contextlib.suppress(OSError):  # without file locks, `alive` returns None
             fcntl.flock(file, fcntl.LOCK_EX)
         return file

@@ -1,4 +1,4 @@
-"""The manifest of a folder: written last, and the only thing readers trust about what lies in it."""
+"""Manifest of a folder: written last, and the only record of its content that readers trust."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distill.data import fingerprint as fp
-from distill.data.files import commit_exclusive, read_json, temporary_beside, write_json, xxh128_file
 from distill.errors import StorageError
+from distill.run import fingerprint as fp
+from distill.run.files import commit_exclusive, read_json, read_object, temporary_beside, write_json, xxh128_file
 
-FORMAT = 1  # of everything on disk; part of every fingerprint
+FORMAT = 1  # version of the files in a run folder but checkpoints; part of every fingerprint
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One finished file: its name in the folder, its rows, and the size and checksum of its bytes."""
+    """One finished file: its name in the folder, number of rows, size in bytes and checksum."""
 
     name: str
     rows: int
@@ -27,7 +27,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder holds. `fields` is what was hashed into `fingerprint`; `counts` is for people."""
+    """Content of a folder. `fields` are the fingerprint inputs; `counts` is for people."""
 
     fields: dict[str, Any]
     shards: tuple[Shard, ...] = ()
@@ -50,25 +50,32 @@ def manifest_path(folder: Path) -> Path:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest, or None while there is none: then nothing in the folder counts as finished."""
+    """Read a folder's manifest; None if it has none: then nothing in the folder counts as finished."""
     path = manifest_path(folder)
     if not path.exists():
         return None
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        found = tree.get("format") if isinstance(tree, dict) else None
+        version = tree.get("format") if isinstance(tree, dict) else None
         raise StorageError(
-            f"{path}: written in format {found}, this version reads format {FORMAT}; "
-            "remove the folder and make it again"
+            f"{path}: written in format {version}, but this version reads format {FORMAT}; "
+            "remove the folder and run its stage again"
         )
     try:
-        return Manifest(**{**tree, "shards": tuple(Shard(**shard) for shard in tree["shards"])})
-    except (KeyError, TypeError) as error:
-        raise StorageError(f"{path}: damaged: {error}") from None
+        manifest = Manifest(**{**tree, "shards": tuple(Shard(**shard) for shard in tree["shards"])})
+        if not isinstance(manifest.fields, dict) or not isinstance(manifest.counts, dict):
+            raise TypeError("fields and counts are no objects")
+        if not all(isinstance(shard.name, str) and isinstance(shard.rows, int) for shard in manifest.shards):
+            raise TypeError("a shard without a name or a number of rows")
+        if manifest.fingerprint != fp.fingerprint(manifest.fields):
+            raise ValueError("its fingerprint is not that of its fields")
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{path}: damaged: {error}; remove the folder and run its stage again") from None
+    return manifest
 
 
 def require_manifest(folder: Path, stage: str) -> Manifest:
-    """The folder's manifest, or a `StorageError` that names the stage to run first."""
+    """Read a folder's manifest. Raises `StorageError`, naming the stage to run first, if it has none."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise StorageError(f"{folder}: nothing finished here; run `distill {stage}` first")
@@ -80,27 +87,34 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def claim(folder: Path, fields: dict[str, Any]) -> None:
-    """Write down, before the first shard, what a folder is for. Raises `FingerprintError` where it is for another."""
-    if claimed(folder) is None:
-        plan = _plan_path(folder)
+    """Record a folder's fingerprint inputs before its first shard. Raises `FingerprintError` if it has others."""
+    plan = _claim_path(folder)
+    if not plan.exists():
         with temporary_beside(plan) as temporary:
             temporary.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
             commit_exclusive(temporary, plan)
-    fp.check_same(folder, claimed(folder), fields)
+    fp.check_same(folder, _read_claim(plan), fields)
 
 
 def claimed(folder: Path) -> dict[str, Any] | None:
-    """The fields that an unfinished folder was claimed for; None where nobody has begun."""
-    plan = _plan_path(folder)
-    return read_json(plan) if plan.exists() else None
+    """Read the fingerprint inputs that a folder was claimed for; None if it was not claimed."""
+    path = _claim_path(folder)
+    return _read_claim(path) if path.exists() else None
 
 
-def _plan_path(folder: Path) -> Path:
-    return Path(folder) / "plan.json"
+def _read_claim(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path)
+    except StorageError as error:
+        raise StorageError(f"{error}; remove the folder and run its stage again") from None
+
+
+def _claim_path(folder: Path) -> Path:
+    return Path(folder) / "claim.json"
 
 
 def verify(folder: Path) -> list[Shard]:
-    """The shards in the manifest whose file is missing, cut short, or not the bytes that were written."""
+    """Return the shards of the manifest whose file is missing, truncated or changed."""
     manifest = read_manifest(folder)
     return [shard for shard in (manifest.shards if manifest else ()) if not _intact(Path(folder) / shard.name, shard)]
 

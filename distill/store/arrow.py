@@ -1,7 +1,7 @@
-"""Arrow IPC files: written whole in a stream of batches, opened by memory mapping, rows taken without loading.
+"""Arrow IPC files: written atomically from a stream of batches, memory-mapped, with random access to rows.
 
-`RowReader.take` resolves rows to batches itself: `pyarrow.Table.take` concatenates all chunks of a column first,
-which for a corpus of 8.8 million passages is the whole file in memory.
+`RowReader.take` resolves rows to batches itself: `pyarrow.Table.take` concatenates all chunks of a column first, which
+loads the whole file for a corpus of 8.8 million passages.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from distill.data.files import commit_exclusive, storage_errors, sync, temporary_beside, write_atomic, xxh128_file
-from distill.data.manifest import Shard
 from distill.errors import StorageError
+from distill.run.files import commit_exclusive, storage_errors, sync, temporary_beside, write_atomic, xxh128_file
+from distill.run.manifest import Shard
 
 BATCH_ROWS = 16_384  # rows per record batch in stores
 
@@ -26,10 +27,10 @@ def write_ipc(
     metadata: dict[str, str] | None = None,
     exclusive: bool = False,
 ) -> Shard | None:
-    """Write batches to one file that appears whole or not at all; returns its name, rows, bytes and checksum.
+    """Write batches to one file atomically; returns its name, number of rows, size and checksum.
 
-    `metadata` goes into the schema, with the row count where `batches` is a list. With `exclusive`, the first writer
-    of a name wins: a later one drops its copy and gets None. A full disk raises `StorageError`.
+    `metadata` goes into the schema, with the number of rows if `batches` is a list. With `exclusive` the first writer
+    of a name wins: a later one drops its copy and gets None. Raises `StorageError` if the disk is full.
     """
     path = Path(path)
     entries = dict(metadata or {})
@@ -50,9 +51,9 @@ def write_ipc(
 
 
 class RowReader:
-    """A memory-mapped Arrow file whose rows are addressed by number. Opening reads the footer and batch headers.
+    """A memory-mapped Arrow file with rows addressed by number. Opening reads the footer and batch headers only.
 
-    Raises `StorageError` where the file is missing or not a whole Arrow file.
+    Raises `StorageError` if the file is missing or not a complete Arrow file.
     """
 
     def __init__(self, path: Path):
@@ -62,10 +63,11 @@ class RowReader:
             self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         except FileNotFoundError:
             raise StorageError(f"{self.path}: missing; run the stage that writes it") from None
-        except (pa.ArrowInvalid, pa.ArrowSerializationError, OSError) as error:
-            raise StorageError(f"{self.path}: damaged, not a whole Arrow file: {error}") from None
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise StorageError(f"{self.path}: damaged, not a complete Arrow file: {error}") from None
         self.schema = reader.schema
-        self.metadata = {k.decode(): v.decode() for k, v in (self.schema.metadata or {}).items()}
+        metadata = self.schema.metadata or {}
+        self.metadata = {key.decode(errors="replace"): metadata[key].decode(errors="replace") for key in metadata}
         # starts[i] is the first row of batch i; the last entry is the number of rows
         self.starts = np.cumsum([0] + [batch.num_rows for batch in self.batches], dtype=np.int64)
 
@@ -73,32 +75,40 @@ class RowReader:
         return int(self.starts[-1])
 
     def table(self) -> pa.Table:
-        """All rows as a table over the mapped memory: nothing is copied."""
+        """Return all rows as a table over the mapped memory, without copying."""
         return pa.Table.from_batches(self.batches, self.schema)
 
     def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Batch number and row inside that batch, for each row; `IndexError` for a row that isn't there."""
+        """Return the batch number and the row within that batch of each row. Raises `IndexError` for a missing row."""
         rows = np.asarray(rows, dtype=np.int64)
         if rows.size and (rows.min() < 0 or rows.max() >= len(self)):
-            raise IndexError(f"{self.path}: rows {rows.min()}..{rows.max()} asked for, there are {len(self)}")
+            raise IndexError(f"{self.path}: rows {rows.min()}..{rows.max()} requested of {len(self)} rows")
         batch = np.searchsorted(self.starts, rows, side="right") - 1
         return batch, rows - self.starts[batch]
 
     def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> pa.RecordBatch:
-        """The given rows, in the given order (repeats allowed), copied into one record batch."""
+        """Copy rows, in the given order and with repeats, into one record batch."""
         names = list(columns) if columns is not None else self.schema.names
         batch, local = self.locate(rows)
         if not batch.size:
             fields = [self.schema.field(name) for name in names]
             return pa.RecordBatch.from_arrays([pa.array([], field.type) for field in fields], schema=pa.schema(fields))
         order = np.argsort(batch, kind="stable")
-        touched, first = np.unique(batch[order], return_index=True)
+        used, first = np.unique(batch[order], return_index=True)
         pieces = [
             self.batches[b].select(names).take(pa.array(local[group]))
-            for b, group in zip(touched, np.split(order, first[1:]), strict=True)
+            for b, group in zip(used, np.split(order, first[1:]), strict=True)
         ]
         if len(pieces) == 1 and np.array_equal(order, np.arange(order.size)):
             return pieces[0]
         inverse = np.empty_like(order)
         inverse[order] = np.arange(order.size)
         return pa.Table.from_batches(pieces).combine_chunks().to_batches()[0].take(pa.array(inverse))
+
+
+def first_of_each(values: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """Number equal values by first appearance: int64 [n], and bool [n] whether a value is the first of its kind."""
+    encoded = pc.dictionary_encode(values)
+    codes = np.concatenate([np.empty(0, np.int64), *(chunk.indices.to_numpy() for chunk in encoded.chunks)])
+    # a row is new if its number exceeds all earlier ones
+    return codes, np.diff(np.maximum.accumulate(codes), prepend=-1) > 0

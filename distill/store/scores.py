@@ -1,8 +1,7 @@
 """Score shards: one teacher's raw logits, aligned row by row with the candidate shard of the same name.
 
-NaN marks a score that a source did not bring; a teacher of ours never returns one. The schema's metadata carries
-the fingerprint (what the scores mean), the execution record (what makes the bytes repeat), and a checksum of the
-passages that the scores are of.
+NaN marks a score that a source lacks; teachers never return it. The schema's metadata holds the fingerprint (what the
+scores mean), the execution record (what makes the bytes repeat), and a checksum of the scored passages.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from distill.data.arrow import RowReader, Shard, write_ipc
-from distill.data.candidates import Candidates, csr_column, only_batch
-from distill.data.layout import RunFolder
-from distill.data.manifest import require_manifest
 from distill.errors import DataError, StorageError
+from distill.run.layout import RunFolder
+from distill.run.manifest import require_manifest
+from distill.store.arrow import RowReader, Shard, write_ipc
+from distill.store.candidates import Candidates, csr_column, only_batch
 
 SCHEMA = pa.schema([("query", pa.int64()), ("scores", pa.list_(pa.float32()))])
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of some queries' candidates (CSR), aligned with `Candidates.passages` of the same shard."""
+    """Scores of the candidates of q queries (CSR), aligned with `Candidates.passages` of the same shard."""
 
     query: np.ndarray  # int64 [q]
     offsets: np.ndarray  # int64 [q + 1]
@@ -47,18 +46,18 @@ def write_scores(
     missing: bool = False,
     exclusive: bool = True,
 ) -> Shard | None:
-    """Write a shard of raw scores, float32 [m], for `candidates`; None if `exclusive` and the shard was there.
+    """Write a shard of raw scores, float32 [m], of `candidates`; returns None if `exclusive` and the shard exists.
 
-    Refuses infinite scores, and NaN unless `missing` says that the source may lack some.
+    Raises `DataError` for infinite scores, and for NaN unless `missing`: the source may lack scores.
     """
     values = np.asarray(values, np.float32)
     if values.shape != (candidates.pairs,):
-        raise ValueError(f"{values.shape} scores for {candidates.pairs} pairs")
+        raise ValueError(f"scores of shape {values.shape} for {candidates.pairs} pairs")
     bad = ~np.isfinite(values) if not missing else np.isinf(values)
     if bad.any():
         pair = int(np.flatnonzero(bad)[0])
         raise DataError(
-            f"teacher {teacher!r} gave the score {values[pair]} for query row "
+            f"teacher {teacher!r} returned the score {values[pair]} for query row "
             f"{candidates.pair_queries[pair]} and passage row {candidates.passages[pair]}",
             path=path,
         )
@@ -76,7 +75,7 @@ def write_scores(
 
 
 def read_score_shard(path: Path) -> Scores:
-    """One shard, its arrays in the mapped file."""
+    """Read one shard; its arrays are views of the mapped file."""
     reader = RowReader(path)
     batch = only_batch(reader)
     scores = batch.column("scores")
@@ -89,12 +88,12 @@ def read_score_shard(path: Path) -> Scores:
 
 
 def aligned_scores(path: Path, candidates: Candidates) -> np.ndarray:
-    """A shard's scores, float32 [m]; `StorageError` where they are not scores of these candidates."""
+    """Read a shard's scores, float32 [m]. Raises `StorageError` if they belong to other candidates."""
     scores = read_score_shard(path)
     same = np.array_equal(scores.query, candidates.query) and np.array_equal(scores.offsets, candidates.offsets)
     if not same or scores.metadata.get("passages", passages := _passages_of(candidates)) != passages:
         raise StorageError(
-            f"{path}: not scores of the candidate shard of the same name, which was made anew since; "
+            f"{path}: not scores of the candidate shard of the same name, which has been mined again since; "
             "remove the file and its folder's manifest.json, and run `distill score`"
         )
     return scores.values
@@ -105,7 +104,7 @@ def _passages_of(candidates: Candidates) -> str:
 
 
 def read_scores(folder: RunFolder, teacher: str, split: str) -> Iterator[tuple[str, Scores]]:
-    """(shard name, scores) of every finished shard of a teacher, in order; `StorageError` if it isn't finished."""
+    """Yield (shard name, scores) of a teacher's shards, in order. Raises `StorageError` if scoring is not finished."""
     path = folder.scores(teacher, split)
     for shard in require_manifest(path, "score").shards:
         yield shard.name, read_score_shard(path / shard.name)

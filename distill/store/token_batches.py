@@ -1,7 +1,7 @@
 """Batches by token budget: texts sorted by length, so that padding is a few per cent of the tokens.
 
-The one place where scoring, encoding and training cut texts into what a model reads at once. The batches depend on
-the lengths and the budget alone: they are part of what makes a shard's bytes, and a resumed training, repeat.
+Scoring, encoding and training all form their batches here. Batches depend on lengths and budget only, so the bytes of
+a shard and a resumed training are reproducible.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import numpy as np
 
 
 def token_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Split n texts into batches of at most `batch_tokens` padded tokens (one text at least), longest first.
+    """Split n texts into batches of at most `batch_tokens` padded tokens, or of one text, longest first.
 
-    lengths: int [n] tokens, special ones included. Returns index arrays that together hold each of 0..n-1 once.
-    Longest first, so that a batch that does not fit the memory shows at the start; ties keep their order.
+    lengths: int [n], tokens including special ones. Returns index arrays that together hold each of 0..n-1 once.
+    The longest come first so that running out of memory shows at the start; ties keep their order.
     """
     lengths = np.asarray(lengths, np.int64)
     order = np.argsort(-lengths, kind="stable")
@@ -26,5 +26,5 @@ def token_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
 
 
 def padded_tokens(lengths: np.ndarray, batch: np.ndarray) -> int:
-    """Tokens of one batch, padding included."""
+    """Return the number of tokens of a batch, including padding."""
     return len(batch) * int(lengths[batch].max())

@@ -1,7 +1,7 @@
 """Token stores: each text tokenised once per tokenizer, without special tokens, memory-mapped.
 
-Ids are kept as uint16 where the vocabulary allows it. A store is keyed by the tokenizer's own content and the prefix
-put before each text, and cut at `max_tokens`; a store cut later serves a caller who asks for less.
+Ids are uint16 if the vocabulary allows it. A store is keyed by the tokenizer's content and the prefix of its texts.
+Texts are cut at `max_tokens`; a store with a larger cut serves smaller ones.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from distill.data.arrow import RowReader, write_ipc
-from distill.data.files import locked
-from distill.data.texts import TextStore
+from distill.errors import StorageError
 from distill.progress import progress
+from distill.run.files import locked
+from distill.run.model_ref import ModelRef
+from distill.run.seals import sealed, take_away
+from distill.store.arrow import RowReader, write_ipc
+from distill.store.texts import TextStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_TOKENIZE_ROWS = 2048  # texts handed to the tokenizer at once
-# Of a slow tokenizer's options: where it was found, and lengths, which are set per call
+_TOKENIZE_ROWS = 2048  # texts per call of the tokenizer
+# Options of a slow tokenizer that are not part of its content: its location, and lengths, which are set per call
 _NOT_CONTENT = {"name_or_path", "is_local", "local_files_only", "model_max_length"}
 
 
 def token_key(tokenizer: PreTrainedTokenizerBase | str | Path, prefix: str = "") -> str:
-    """16 hex digits: a hash of the tokenizer's content (not its name) and the prefix."""
+    """Return a hash, 16 hex digits, of the tokenizer's content (not its name) and the prefix."""
     tokenizer = _load(tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -56,12 +59,13 @@ def token_key(tokenizer: PreTrainedTokenizerBase | str | Path, prefix: str = "")
 def build_token_store(
     texts: TextStore, tokenizer: PreTrainedTokenizerBase | str | Path, path: Path, max_tokens: int, prefix: str = ""
 ) -> TokenStore:
-    """Tokenise a text store into `path`; returns at once where a store of these texts, cut no earlier, is there."""
+    """Tokenise a text store into `path`, unless it holds a store of these texts with at least this `max_tokens`."""
     if (store := _usable(path, texts, max_tokens)) is not None:
         return store
-    # one builder at a time: else a store cut early could replace one cut late under its readers
+    # one builder at a time, or a store with a small cut could replace one with a large cut while it is read
     with locked(path):
-        return _usable(path, texts, max_tokens) or _build(texts, _load(tokenizer), path, max_tokens, prefix)
+        store = _usable(path, texts, max_tokens, remove_damaged=True)
+        return store or _build(texts, _load(tokenizer), path, max_tokens, prefix)
 
 
 def _build(
@@ -75,17 +79,19 @@ def _build(
         "prefix": prefix,
         "tokenizer": token_key(tokenizer, prefix),
     }
-    write_ipc(path, schema, _tokenised(texts, tokenizer, max_tokens, prefix, schema, path.stem), metadata)
+    with sealed(path):
+        write_ipc(path, schema, _tokenised(texts, tokenizer, max_tokens, prefix, schema, path.stem), metadata)
     return TokenStore.open(path)
 
 
 class TokenStore:
-    """Read access to a token store: int32 ids without special tokens, by row."""
+    """Read access to a token store: int32 ids by row, without special tokens."""
 
     def __init__(self, reader: RowReader):
         self._reader = reader
         self.path = reader.path
         self.max_tokens = int(reader.metadata["max_tokens"])
+        self.texts = reader.metadata["texts"]  # fingerprint of the import that wrote the texts
         self._views = [
             (batch.column("tokens").offsets.to_numpy(), batch.column("tokens").values.to_numpy())
             for batch in reader.batches
@@ -100,21 +106,21 @@ class TokenStore:
 
     @property
     def lengths(self) -> np.ndarray:
-        """int32 [n]: tokens of each text. 4 bytes a text, read when asked for."""
+        """Number of tokens of each text: int32 [n], read on access."""
         columns = [batch.column("length").to_numpy() for batch in self._reader.batches]
         return columns[0] if len(columns) == 1 else np.concatenate([np.empty(0, np.int32), *columns])
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Token ids of each row, in the order given: a list of int32 arrays."""
-        batches, locals_ = self._reader.locate(rows)
+        """Return the token ids of rows, in the given order: a list of int32 arrays."""
+        batches, local_rows = self._reader.locate(rows)
         ids = []
-        for batch, local in zip(batches.tolist(), locals_.tolist(), strict=True):
+        for batch, local in zip(batches.tolist(), local_rows.tolist(), strict=True):
             offsets, values = self._views[batch]
             ids.append(values[offsets[local] : offsets[local + 1]].astype(np.int32))
         return ids
 
     def document_frequencies(self, vocab_size: int, texts: int, max_tokens: int) -> np.ndarray:
-        """How many of the first `texts` texts, each cut to `max_tokens`, have each token: int64 [vocab_size]."""
+        """Count the texts that contain each token, of the first `texts`, cut to `max_tokens`: int64 [vocab_size]."""
         counts = np.zeros(vocab_size, np.int64)
         for start, (offsets, values) in zip(self._reader.starts, self._views, strict=False):
             offsets = offsets[: max(0, texts - int(start)) + 1]
@@ -128,12 +134,18 @@ class TokenStore:
         return counts
 
 
-def _usable(path: Path, texts: TextStore, max_tokens: int) -> TokenStore | None:
+def _usable(path: Path, texts: TextStore, max_tokens: int, remove_damaged: bool = False) -> TokenStore | None:
+    """Open a store of these texts; None if there is none, or it cannot be opened."""
     if not Path(path).exists():
         return None
-    reader = RowReader(path)
-    fits = reader.metadata["texts"] == texts.fingerprint and len(reader) == len(texts)
-    return TokenStore(reader) if fits and int(reader.metadata["max_tokens"]) >= max_tokens else None
+    try:
+        store = TokenStore.open(path)
+        fits = store.texts == texts.fingerprint and len(store) == len(texts)
+    except (StorageError, KeyError, ValueError, AttributeError) as error:
+        if remove_damaged:
+            take_away(path, error)
+        return None
+    return store if fits and store.max_tokens >= max_tokens else None
 
 
 def _tokenised(
@@ -146,7 +158,7 @@ def _tokenised(
             lists = [
                 ids
                 for start in range(0, len(batch), _TOKENIZE_ROWS)
-                for ids in _encode(tokenizer, batch[start : start + _TOKENIZE_ROWS], max_tokens)
+                for ids in token_ids(tokenizer, batch[start : start + _TOKENIZE_ROWS], max_tokens)
             ]
             lengths = np.fromiter(map(len, lists), np.int32, len(lists))
             offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -156,8 +168,9 @@ def _tokenised(
             advance(len(batch))
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int) -> list[list[int]]:
-    # the tokenizer's own truncation would count special tokens in, and change its state
+def token_ids(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: int | None = None) -> list[list[int]]:
+    """Return the token ids of texts without special tokens, cut at `max_tokens`."""
+    # the tokenizer's own truncation would count special tokens, and change its state
     ids = tokenizer(
         texts,
         add_special_tokens=False,
@@ -172,8 +185,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_tokens: in
 def _load(tokenizer: PreTrainedTokenizerBase | str | Path) -> PreTrainedTokenizerBase:
     if not isinstance(tokenizer, (str, Path)):
         return tokenizer
-    from transformers import AutoTokenizer  # seconds to import, and most readers of a store never need it
+    from transformers import AutoTokenizer  # takes seconds, and most readers of a store do not need it
 
-    from distill.config import resolve_model
-
-    return AutoTokenizer.from_pretrained(resolve_model(str(tokenizer)))
+    return AutoTokenizer.from_pretrained(ModelRef.parse(str(tokenizer)).location)

@@ -1,6 +1,6 @@
-"""What training, mining and evaluation ask of a student, of whatever kind.
+"""The interface of every student, used by training, mining and evaluation.
 
-`SpladeStudent` and `CsrStudent` are such, and so is a class of one's own (`student: {kind: custom}`).
+It is implemented by `SpladeStudent`, `CsrStudent` and user-defined classes (`student: {kind: custom}`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from distill import config
 from distill.errors import StudentError
-from distill.student.head import SparseReps
+from distill.sparse.reps import RepsGradient, SparseReps
 
 Side = Literal["query", "passage"]
-# Of the very batch: detached representations, dL/dvalues [nnz] and, where they have vectors, dL/dvectors [B, E]
-Cached = tuple[SparseReps, Tensor] | tuple[SparseReps, Tensor, Tensor]
 
 
 class Student(nn.Module, ABC):
-    """A model that gives texts sparse representations.
+    """A model that encodes texts into sparse representations.
 
-    `query_max_length`, `passage_max_length` (tokens, special ones counted), `top_k` (terms that encoding keeps of a
-    text) and `prompts` (prefixes of `query` and `document`) are what encoding goes by; they are saved with it.
+    Encoding settings, saved with the model: `query_max_length` and `passage_max_length` (tokens, special tokens
+    included), `top_k` (number of terms kept per text) and `prompts` (prefixes of `query` and `document`).
     """
 
     def __init__(
@@ -45,82 +44,105 @@ class Student(nn.Module, ABC):
         self.query_max_length, self.passage_max_length = query_max_length, passage_max_length
         self.top_k = top_k
         self.prompts = dict(prompts)
-        self._prefix, self._suffix = _special_tokens(tokenizer)
+        self._prefix, self._suffix = special_tokens(tokenizer)
 
-    # ------------------------------------------------------------------------------------ what a kind must have
+    # --------------------------------------------------------------------------------- required of every subclass
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """How many terms a representation can have."""
+        """Number of terms in the vocabulary."""
 
     @property
     @abstractmethod
-    def backbone(self) -> nn.Module:
-        """The transformers model that does the work: its layers are checkpointed, its dropout sped up."""
+    def backbone(self) -> PreTrainedModel:
+        """The underlying transformers model, whose layers may be checkpointed and whose dropout is replaced."""
 
     @abstractmethod
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, cached: Cached | None = None, side: Side = "passage"
-    ) -> SparseReps | Tensor:
-        """Token ids and mask [B, L] to representations.
+    def encode(self, input_ids: Tensor, attention_mask: Tensor, side: Side = "passage") -> SparseReps:
+        """Encode token ids with their mask, int64 [B, L] each, into representations; differentiable."""
 
-        With `cached`, the second pass of the cached step: the scalar sum(dL/dvalues · values), and the same of the
-        vectors where there are any. Its backward must be the loss's. The entries are those of the cached
-        representations.
+    @abstractmethod
+    def surrogate(
+        self, input_ids: Tensor, attention_mask: Tensor, side: Side, reps: SparseReps, gradient: RepsGradient
+    ) -> Tensor:
+        """Second pass of the cached step: return a scalar whose backward equals that of a loss with `gradient`.
+
+        `reps`: the detached representations of the first pass over the same inputs. The scalar is
+        sum(dL/dvalues · values) at the entries of `reps`, plus the same sum over the vectors if there are any.
         """
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, side: Side = "passage") -> SparseReps:
+        return self.encode(input_ids, attention_mask, side)
 
     def save(self, folder: Path) -> None:
-        """Write into an empty folder all that `load` needs, best as `sentence_transformers.SparseEncoder` reads it.
+        """Write into an empty folder everything that `load` needs, ideally readable by `SparseEncoder(folder)`.
 
-        Of SPLADE students `distill.student.checkpoint` does it, of all others they themselves; so with `load`.
+        SPLADE students are saved and loaded by `distill.student.checkpoint`; every other kind implements both methods.
         """
-        raise NotImplementedError(f"{type(self).__qualname__} has no `save`")
+        raise NotImplementedError(f"{type(self).__qualname__} does not implement `save`")
 
     @classmethod
     def load(cls, folder: Path) -> Student:
-        """From what `save` wrote, in float32."""
-        raise NotImplementedError(f"{cls.__qualname__} has no `load`")
+        """Load what `save` wrote, in float32."""
+        raise NotImplementedError(f"{cls.__qualname__} does not implement `load`")
 
-    # ------------------------------------------------------------------------------------ what a kind may change
+    # -------------------------------------------------------------------------------------- optional in a subclass
 
     @classmethod
     def start(cls, cfg: Any, texts: Sequence[str]) -> Student:
-        """The untrained student of a recipe's section `student: {kind: custom}`; `texts`: passages to measure on."""
-        raise NotImplementedError(f"{cls.__qualname__} has no `start`")
+        """Build the untrained student from the recipe's section `student: {kind: custom}`.
 
-    def rate(self, name: str, train: config.Train) -> float:
-        """The peak learning rate of a parameter, by its name."""
+        `texts`: passages to calibrate on.
+        """
+        raise NotImplementedError(f"{cls.__qualname__} does not implement `start`")
+
+    def begin_training(self, cfg: Any) -> None:
+        """Apply the training settings of the recipe's section `student`: frozen parameters, own losses."""
+
+    def own_losses(self, queries: SparseReps, passages: SparseReps, total: int) -> dict[str, Tensor]:
+        """Weighted losses that only this kind of student has, by name.
+
+        Each is the value of the global batch of `total` queries, the same on every process
+        (`distill.sum_over_processes`).
+        """
+        return {}
+
+    def learning_rate(self, name: str, train: config.Train) -> float:
+        """Peak learning rate of the parameter `name`."""
         return train.lr
 
     @property
     def forward_weights(self) -> int:
-        """Weights that multiply each token in the forward only: a sparse backward costs next to nothing."""
+        """Number of weights that multiply each token only in the forward: their sparse backward costs next to none."""
         return 0
 
     def trains(self, side: Side) -> bool:
         """Whether the representations of a side carry gradient."""
         return True
 
-    def counters(self) -> dict[str, Tensor]:
-        """Tensors besides the parameters that training changes, by name: part of a checkpoint."""
+    partitionable = False  # whether ZeRO-3 may partition the weights: needs every weight to be used in its own module
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """Tensors that training changes besides the parameters, by name; saved in checkpoints."""
         return {}
 
-    def count(self, fired: Tensor) -> None:
-        """After an update: how many texts of the global batch had each term, int64 [V]."""
+    def record_activations(self, texts_with: Tensor) -> None:
+        """Take note, after an update, of the number of texts of the global batch with each term: int64 [V]."""
 
     def term_names(self) -> list[str | None]:
-        """A name a term [V], None where it has none."""
+        """One name per term [V]; None for a term without a name."""
         names = self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer)))
         return [*names, *[None] * (self.vocab_size - len(names))][: self.vocab_size]
 
     # ------------------------------------------------------------------------------------ token ids to model inputs
 
     def max_length(self, side: Side) -> int:
+        """Maximum number of tokens per text, special tokens included."""
         return self.query_max_length if side == "query" else self.passage_max_length
 
     def special_tokens(self, side: Side) -> int:
-        """How many special tokens `assemble` adds to a text."""
+        """Number of special tokens that `assemble` adds to a text."""
         return sum(map(len, self._frame(side)))
 
     def _frame(self, side: Side) -> tuple[np.ndarray, np.ndarray]:
@@ -128,15 +150,18 @@ class Student(nn.Module, ABC):
         return self._prefix, self._suffix
 
     def assemble(self, ids: Sequence[np.ndarray], max_length: int, side: Side = "passage") -> tuple[Tensor, Tensor]:
-        """Token ids of texts, without special tokens, to `input_ids` and `attention_mask` int64 [B, L].
+        """Build `input_ids` and `attention_mask`, int64 [B, L], from token ids without special tokens.
 
-        Special tokens are added as the tokenizer does (none for a table to look up), texts cut to `max_length` tokens
-        with them, and padded on the right to the longest.
+        Special tokens are added as the tokenizer does (none for inference-free queries), texts are cut to `max_length`
+        tokens in all, and padded on the right to the longest.
         """
         prefix, suffix = self._frame(side)
         room = max_length - len(prefix) - len(suffix)
         if room < 0:
-            raise StudentError(f"a maximum length of {max_length} leaves no room for the special tokens")
+            raise StudentError(
+                f"a maximum length of {max_length} leaves no room for {len(prefix) + len(suffix)} special tokens; "
+                f"raise student.{side}_max_length"
+            )
         rows = [np.concatenate([prefix, text[:room], suffix]) for text in ids]
         length = max(map(len, rows), default=0)
         input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
@@ -147,8 +172,21 @@ class Student(nn.Module, ABC):
         return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
-def _special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What the tokenizer puts before and after a text, found by encoding one."""
+def check_max_lengths(cfg: config.Student | config.CsrStudent, longest: int | None) -> None:
+    """Raise `StudentError` for a maximum length above `longest`, the model's own limit (None: no limit).
+
+    A length that is still `auto` will be chosen within the limit.
+    """
+    for field, length in (
+        ("query_max_length", cfg.query_max_length),
+        ("passage_max_length", cfg.passage_max_length),
+    ):
+        if longest is not None and length != config.AUTO and length > longest:
+            raise StudentError(f"student.{field} is {length}, but {cfg.model!r} takes at most {longest}; lower it")
+
+
+def special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Special tokens that the tokenizer puts before and after a text, found by encoding one."""
     with_special = tokenizer("a")["input_ids"]
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     for start in range(len(with_special) - len(plain) + 1):
@@ -157,4 +195,7 @@ def _special_tokens(tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
                 np.array(with_special[:start], dtype=np.int64),
                 np.array(with_special[start + len(plain) :], dtype=np.int64),
             )
-    raise StudentError(f"cannot tell which special tokens {type(tokenizer).__name__} adds")
+    raise StudentError(
+        f"cannot tell which special tokens {type(tokenizer).__name__} adds: with them, the token ids of 'a' do not "
+        "contain those without; use a model with another tokenizer"
+    )

@@ -1,1 +1,1 @@
-"""Distilling teacher scores into a student: the cached step, the DeepSpeed engine, the loop, resume, preemption."""
+"""Stage 6: the training loop (`trainer`), the cached step (`step`), the DeepSpeed engine, resume, preemption."""

@@ -1,4 +1,4 @@
-"""The C allocator in training on a CPU: keep what a step frees, since the next one takes the same blocks again."""
+"""The C allocator for training on a CPU: keep freed memory, since the next step allocates the same blocks again."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_freed_memory() -> None:
-    """Let malloc hand out freed memory again instead of returning it to the system; glibc only, else nothing.
+    """Make malloc reuse freed memory instead of returning it to the system. Does nothing without glibc.
 
-    By default large blocks come fresh from the system each time, and are cleared page by page as they are written: a
-    tenth to a third of a step with many graphs. The price is holes: no two chunks are quite alike, and over hundreds of
-    them the process grows to two or three times what one takes.
+    By default large blocks come fresh from the system each time and are cleared page by page as they are written: a
+    tenth to a third of a step with many graphs. The price is fragmentation: chunks differ in size, and over hundreds of
+    them the process grows to two or three times the memory of one.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt

@@ -1,4 +1,4 @@
-"""Chunks: how the texts of one step are cut into pieces that fit in memory, sorted by length to spare padding."""
+"""Chunks: the texts of one step, sorted by length to reduce padding, cut into pieces that fit in memory."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.data.token_batches import token_batches
+from distill.store.token_batches import token_batches
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Texts encoded together: `rows` index one side's texts; `idle` chunks only keep the processes in step."""
+    """Texts encoded together: `rows` index the texts of one side. Idle chunks only equalise chunk counts over ranks."""
 
     rows: np.ndarray  # int64 [k]
     idle: bool = False
 
 
 def cut(lengths: np.ndarray, budget: int) -> list[Chunk]:
-    """Chunks of at most `budget` padded tokens (always at least one text), the longest texts first.
+    """Cut texts into chunks of at most `budget` padded tokens (always at least one text), the longest texts first.
 
-    `lengths` int [n]: tokens of each text, special tokens included. Long texts first: memory peaks at the start.
+    `lengths` int [n]: tokens per text, special tokens included. With long texts first, memory peaks at the start.
     """
     return [Chunk(rows) for rows in token_batches(lengths, budget)]
 
 
-def stretch(chunks: list[Chunk], count: int) -> list[Chunk]:
-    """The same texts in exactly `count` >= len(chunks) chunks, since ZeRO communicates chunk by chunk.
+def pad_chunks(chunks: list[Chunk], count: int) -> list[Chunk]:
+    """Split the same texts into exactly `count` >= len(chunks) chunks, since ZeRO communicates in every chunk.
 
-    The chunks with most texts are halved; where there are fewer texts than chunks, idle ones encode a text again.
+    The chunks with most texts are halved. With fewer texts than chunks, idle chunks encode a text again.
     """
     chunks = list(chunks)
     while len(chunks) < count:

@@ -1,4 +1,8 @@
-"""Starting the training processes of one machine, or taking one's place among those that a launcher started."""
+"""Start this machine's training processes, or join those that a launcher has started.
+
+`torch.distributed.launcher.elastic_launch` does not serve here: it kills the processes 30 s after SIGTERM, too soon to
+save a checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +17,29 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from distill import config, errors
-from distill.data.layout import RunFolder
-from distill.recipe_file import dump_recipe
-from distill.training.preemption import SIGNALS, mark
+from distill.errors import TrainingError
+from distill.recipe.load import dump_recipe
+from distill.run.layout import RunFolder
+from distill.run.run import Run
+from distill.run.signals import STOP_SIGNALS
+from distill.training.preemption import STOPPED_EARLY, mark
 
-GRACE_SECONDS = 120  # for the other processes to end by themselves after one has
+GRACE_SECONDS = 120  # for the other processes to exit by themselves after one has failed
 
 
-def placed() -> bool:
-    """Whether a launcher (torchrun, deepspeed, srun) started this process as one of several; srun's variables are
-    rewritten as torch's, which everything below reads."""
+def under_launcher() -> bool:
+    """Whether a launcher started this process with a rank: torchrun, deepspeed, or srun after `adopt_slurm_ranks`."""
+    return "RANK" in os.environ and "MASTER_ADDR" in os.environ
+
+
+def adopt_slurm_ranks() -> None:
+    """Under srun with several tasks, set torch's environment variables (RANK, ...) from Slurm's."""
     environment = os.environ
     if "RANK" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
@@ -36,18 +49,18 @@ def placed() -> bool:
             LOCAL_RANK=environment["SLURM_LOCALID"],
             WORLD_SIZE=environment["SLURM_STEP_NUM_TASKS"],
         )
-    return "RANK" in environment and "MASTER_ADDR" in environment
 
 
 def first_host(nodelist: str) -> str:
-    """The first host of Slurm's compressed list: "node[03-05,9],other" is node03."""
-    match = re.match(r"([^,\[]+)(?:\[([^\],-]+))?", nodelist)
-    assert match is not None, nodelist
-    return match[1] + (match[2] or "")
+    """First host of Slurm's compressed list: "node[03-05,9],other" is node03, "rack[1-2]_blade[3-4]" rack1_blade3."""
+    first = re.match(r"(?:\[[^\]]*\]|[^,\[])+", nodelist)
+    if first is None:
+        raise TrainingError(f"SLURM_STEP_NODELIST is {nodelist!r}, which is no list of hosts; set MASTER_ADDR")
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
 
 
 def processes_here(recipe: config.Recipe) -> int:
-    """How many processes to start: as the recipe says, else one a GPU, or one."""
+    """Number of processes to start: as the recipe says, else one per GPU, else one."""
     if recipe.train.processes is not None:
         return recipe.train.processes
     import torch
@@ -55,12 +68,12 @@ def processes_here(recipe: config.Recipe) -> int:
     return max(torch.cuda.device_count(), 1)
 
 
-def start(recipe: config.Recipe, folder: RunFolder, processes: int) -> dict[str, Any]:
-    """Run `train` in so many processes of this machine and wait for them; signals to stop are passed on.
+def start(run: Run, processes: int) -> dict[str, Any]:
+    """Run `train` in `processes` processes on this machine and wait for them; stop signals are forwarded.
 
-    Returns what rank 0 returned. Raises what a process raised, if a person can mend it, or a `TrainingError`.
+    Returns rank 0's result. Raises a process's own error if it was a `DistillError`, else a `TrainingError`.
     """
-    folder.logs.mkdir(parents=True, exist_ok=True)
+    run.folder.logs.mkdir(parents=True, exist_ok=True)
     environment = {
         "WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
@@ -69,19 +82,23 @@ def start(recipe: config.Recipe, folder: RunFolder, processes: int) -> dict[str,
     }
     with tempfile.TemporaryDirectory(prefix="distill-train-") as temporary:
         recipe_file = Path(temporary) / "recipe.yaml"
-        recipe_file.write_text(dump_recipe(recipe), encoding="utf-8")
+        recipe_file.write_text(dump_recipe(run.recipe), encoding="utf-8")
         outcomes = [Path(temporary) / f"rank-{rank}.json" for rank in range(processes)]
-        workers = [_worker(recipe_file, folder, outcome, rank, environment) for rank, outcome in enumerate(outcomes)]
-        first = _wait(workers)
-        return _outcome(workers, outcomes, folder, first)
+        workers = [
+            _worker(recipe_file, run.folder, outcome, rank, environment) for rank, outcome in enumerate(outcomes)
+        ]
+        with _stop_signals_forwarded(workers):
+            failed = _wait(workers)
+        return _outcome(workers, outcomes, run.folder, failed)
 
 
 def _worker(
     recipe_file: Path, folder: RunFolder, outcome: Path, rank: int, environment: dict[str, str]
-) -> subprocess.Popen:
+) -> subprocess.Popen[bytes]:
+    """Start the process of one rank, which writes its result to `outcome`."""
     command = [sys.executable, "-m", "distill.training.worker", str(recipe_file), str(folder.root), str(outcome)]
     with open(_log_file(folder, rank), "w", encoding="utf-8") as output:
-        stream = None if rank == 0 else output  # rank 0 speaks for all
+        stream = None if rank == 0 else output  # only rank 0 writes to the terminal
         return subprocess.Popen(
             command,
             stdout=stream,
@@ -90,23 +107,36 @@ def _worker(
         )
 
 
-def _wait(workers: list[subprocess.Popen]) -> int | None:
-    """Until all have ended; which one failed first. Once one has, the others get some time, then are ended."""
-    before = (
-        {
-            number: signal.signal(number, lambda number, _: [worker.send_signal(number) for worker in workers])
-            for number in SIGNALS
-        }
-        if threading.current_thread() is threading.main_thread()
-        else {}
-    )
+@contextmanager
+def _stop_signals_forwarded(workers: list[subprocess.Popen[bytes]]) -> Iterator[None]:
+    """Forward stop signals to the workers inside this block; only the main thread can handle signals."""
+
+    def forward(number: int, _frame: object) -> None:
+        for worker in workers:
+            worker.send_signal(number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    forwarded = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, forward) for number in forwarded} if in_main_thread else {}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _wait(workers: list[subprocess.Popen[bytes]]) -> int | None:
+    """Wait until all processes have exited; returns the rank that failed first.
+
+    After a failure the others have `GRACE_SECONDS` to exit, and are then killed.
+    """
     deadline, first = math.inf, None
     try:
         while True:
             running = any(worker.poll() is None for worker in workers)
             failed = [rank for rank, worker in enumerate(workers) if worker.returncode]
             if first is None and failed:
-                # of several that are seen together, one that was killed made the others fail
+                # of several failures seen together, one by a signal (negative code) made the others fail
                 first = min(failed, key=lambda rank: workers[rank].returncode > 0)
                 deadline = time.monotonic() + GRACE_SECONDS
             if not running or time.monotonic() > deadline:
@@ -117,26 +147,25 @@ def _wait(workers: list[subprocess.Popen]) -> int | None:
             if worker.poll() is None:
                 worker.kill()
             worker.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _outcome(
-    workers: list[subprocess.Popen], outcomes: list[Path], folder: RunFolder, first: int | None
+    workers: list[subprocess.Popen[bytes]], outcome_files: list[Path], folder: RunFolder, failed: int | None
 ) -> dict[str, Any]:
-    told = {rank: json.loads(path.read_text(encoding="utf-8")) for rank, path in enumerate(outcomes) if path.exists()}
-    failures = [(rank, outcome) for rank, outcome in told.items() if "error" in outcome]
-    for _, outcome in failures:
-        raise getattr(errors, outcome["error"])(outcome["message"])
-    if any(-worker.returncode in SIGNALS for worker in workers):  # before they could handle them
+    """Rank 0's result, or the error of the first rank that reports one. `failed`: the rank that failed first."""
+    outcomes = [json.loads(path.read_text(encoding="utf-8")) for path in outcome_files if path.exists()]
+    for outcome in outcomes:
+        if "error" in outcome:
+            raise getattr(errors, outcome["error"])(outcome["message"])
+    if any(-worker.returncode in STOP_SIGNALS for worker in workers):  # killed before they could handle the signal
         mark(folder, step=0)
-        raise errors.Preempted("asked to stop before training began; start it again")
-    if first is not None:
-        where = "above" if first == 0 else f"in {_log_file(folder, first)}"
+        raise errors.Preempted(STOPPED_EARLY)
+    if failed is not None:
+        output = "above" if failed == 0 else f"in {_log_file(folder, failed)}"
         raise errors.TrainingError(
-            f"training process {first} ended with status {workers[first].returncode}; its output is {where}"
+            f"training process {failed} exited with status {workers[failed].returncode}; its output is {output}"
         )
-    return told[0]["summary"]
+    return outcomes[0]["summary"]
 
 
 def _log_file(folder: RunFolder, rank: int) -> Path:

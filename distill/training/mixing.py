@@ -1,8 +1,7 @@
-"""Batches from several datasets: every global batch comes from one of them, as in sentence-transformers' multi-dataset
-samplers.
+"""Batches from several datasets: each global batch from one of them, as sentence-transformers' multi-dataset samplers.
 
-Which one is a function of (seed, step) alone, so any number of processes agrees on it; the position is the step and
-the position in each dataset.
+The choice depends only on (seed, step), so it is the same for any number of processes. The state is the step and the
+state of each dataset's sampler.
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from distill.config import Mixing
-from distill.data.batches import Batch, Sampler
+from distill.training.batches import Batch, Sampler
 
-_CHOICE = 2  # stream of random numbers; the samplers have 0 and 1
+_CHOICE = 2  # stream of random numbers; the samplers use 0 and 1
 
 
 class MixedSampler:
-    """Endless global batches, each from one of the named samplers; its name comes with it."""
+    """Endless global batches, each from one of the samplers and returned with its name."""
 
     def __init__(self, samplers: Mapping[str, Sampler], mixing: Mixing, seed: int):
         self._samplers, self._seed, self._step = dict(samplers), seed, 0
@@ -31,7 +30,7 @@ class MixedSampler:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Of a single sampler its own state."""
+        """The state; with a single sampler, that sampler's own state."""
         if len(self._samplers) == 1:
             return self._samplers[self._names[0]].state_dict()
         return {
@@ -41,7 +40,7 @@ class MixedSampler:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, over the same datasets."""
+        """Resume from the position at which `state_dict` was called, over the same datasets."""
         if len(self._samplers) == 1:
             self._samplers[self._names[0]].load_state_dict(state)
             return

@@ -1,7 +1,7 @@
-"""Being asked to stop: SIGTERM (schedulers, spot machines) and SIGUSR1 (Slurm's early warning) only set a flag.
+"""Preemption: SIGTERM (schedulers, spot machines), SIGUSR1 (Slurm's early warning) and SIGHUP only set a flag.
 
-The loop looks at it between chunks, agrees with the other ranks, saves, and ends with exit status 75. Launchers
-change exit codes, so a marker file in the run folder says it too.
+The loop checks it between chunks, agrees with the other ranks, saves, and exits with status 75. Launchers change exit
+codes, so a marker file in the run folder records the preemption as well.
 """
 
 from __future__ import annotations
@@ -10,35 +10,37 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from distill.data.files import write_json
-from distill.data.layout import RunFolder
 from distill.errors import Preempted
+from distill.run.files import write_json
+from distill.run.layout import RunFolder
+from distill.run.signals import STOP_SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOPPED_EARLY = "asked to stop before training began; start it again"
 
 
 class Watch:
-    """Whether a signal to stop has come."""
+    """The signal handler, and whether a stop signal has arrived."""
 
     def __init__(self) -> None:
-        self._came: list[int] = []  # no Event: its lock would stop a handler that interrupts another one for ever
+        self._received: list[int] = []  # not an Event: a handler that interrupts another would deadlock on its lock
         self._raises = False
 
     @property
     def asked(self) -> bool:
-        return bool(self._came)
+        """Whether a stop signal has arrived."""
+        return bool(self._received)
 
     def handle(self, number: int, _frame: object) -> None:
-        self._came.append(number)
+        """Record a signal; inside `at_once`, raise `Preempted`."""
+        self._received.append(number)
         if self._raises:
             self._raises = False
-            raise Preempted("asked to stop before training began; start it again")
+            raise Preempted(STOPPED_EARLY)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside this block a signal, or one that came before, raises `Preempted`: for work that has no steps."""
+        """Raise `Preempted` inside this block on a signal, also one that arrived before: for work without steps."""
         self._raises = True
         try:
             if self.asked:
@@ -48,34 +50,33 @@ class Watch:
             self._raises = False
 
 
-_watch: Watch | None = None  # the one that handles this process's signals
-
-
 @contextmanager
 def watching() -> Iterator[Watch]:
-    """Handle the signals while the block runs; inside another such block, yield its watch. Handlers are put back."""
-    global _watch
-    if _watch is not None or threading.current_thread() is not threading.main_thread():
-        yield _watch or Watch()  # Python takes signals in the main thread only; whoever runs us in another handles them
-        return
-    _watch = Watch()
-    before = {number: signal.signal(number, _watch.handle) for number in SIGNALS}
-    try:
-        yield _watch
-    finally:
-        _watch = None
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def marker(folder: RunFolder) -> Path:
-    """There while a run has been asked to stop and waits to be started again."""
-    return folder.root / "preempted.json"
+    """Handle the stop signals inside this block; inside another such block, yield its watch."""
+    handler = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)  # the watch, if `Watch.handle` is installed
+    if isinstance(handler, Watch):
+        yield handler
+    elif threading.current_thread() is not threading.main_thread():
+        yield Watch()  # never set: only the main thread can handle signals, so the caller has to
+    else:
+        watch = Watch()
+        previous = {
+            number: signal.signal(number, watch.handle)
+            for number in STOP_SIGNALS
+            if signal.getsignal(number) is not signal.SIG_IGN  # SIGHUP under nohup
+        }
+        try:
+            yield watch
+        finally:
+            for number, before in previous.items():
+                signal.signal(number, before)
 
 
 def mark(folder: RunFolder, step: int) -> None:
-    write_json(marker(folder), {"stage": "train", "step": step})
+    """Record that the run was preempted after `step`."""
+    write_json(folder.preempted, {"stage": "train", "step": step})
 
 
 def unmark(folder: RunFolder) -> None:
-    marker(folder).unlink(missing_ok=True)
+    """Remove the record: the run has been started again."""
+    folder.preempted.unlink(missing_ok=True)

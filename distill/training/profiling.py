@@ -1,9 +1,7 @@
-"""Measurements at the start of a run: how much a graph holds, how fast this machine multiplies."""
+"""Costs of a step: memory of a kept graph, measured, and operations per token, counted."""
 
 from __future__ import annotations
 
-import math
-import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def graph_bytes_per_token(engine: Engine, max_length: int, tokens: int) -> float:
-    """Bytes that the graph of a forward holds for each padded token, measured on one chunk of full-length texts."""
+    """Measure the bytes per padded token that the graph of a forward holds, on one chunk of full-length texts."""
     student, device = engine.student, engine.world.device
     texts = max(1, min(tokens // max_length, 16))
     ids = [np.full(max_length, student.tokenizer.unk_token_id or 0)] * texts
@@ -41,21 +39,10 @@ def graph_bytes_per_token(engine: Engine, max_length: int, tokens: int) -> float
 
 
 def flops_per_token(student: Student) -> float:
-    """Operations of a plain forward and backward for each token: two per weight forward, four backward; the head's
-    product over the vocabulary counts once, forward, since its backward is sparse. Attention's own are left out."""
+    """Floating-point operations per token of a plain forward and backward: 2 per weight forward, 4 backward.
+
+    The head's product over the vocabulary counts only forward, since its backward is sparse. The products of attention
+    are left out.
+    """
     weights = sum(module.weight.numel() for module in student.modules() if isinstance(module, nn.Linear))
     return 6.0 * weights + 2.0 * student.forward_weights
-
-
-def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of a large matrix product, as measured here."""
-    size = 4096 if device.type == "cuda" else 1024
-    a = torch.ones(size, size, device=device, dtype=dtype)  # not random: the generators are set already
-    best = math.inf
-    for _ in range(5):
-        start = time.perf_counter()
-        a @ a
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * size**3 / best

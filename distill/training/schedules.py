@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as pure functions of the step: nothing to save, nothing to restore."""
+"""Learning-rate schedules as pure functions of the step: no state to save or restore."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 
 def lr_factor(schedule: str, step: int, total: int, warmup: int) -> float:
-    """What the learning rate is multiplied by at optimizer step `step` (1 for the first) of `total`.
+    """Factor of the learning rate at optimizer step `step` (1 for the first) of `total`.
 
-    Linear warm-up over `warmup` steps, whose last has the full rate; then `linear` or `cosine` decay towards zero,
-    which the step after the last would reach, or `constant`.
+    Linear warm-up over `warmup` steps, of which the last has the full rate; then `constant`, or `linear` or `cosine`
+    decay to zero, which the step after the last would reach.
     """
     if step <= warmup:
         return step / warmup

@@ -1,13 +1,20 @@
 """The cached step: exact gradients of one large batch, in the memory of a chunk (GradCache, arXiv 2101.06983).
 
-1. Encode all chunks, without graphs but for those that the activation budget holds; keep sparse representations.
-2. The objective on the representations of the global batch, and its gradient with respect to their values.
-3. Encode each chunk again with a graph, up to the hidden states only: the head's backward needs the arg-max
-   positions and the gradients that are there already, so the vocabulary product is not repeated.
+1. Encode all chunks, without autograd graphs except those within the activation budget; keep the sparse
+   representations.
+2. Compute the objective on the representations of the global batch, and its gradient with respect to their values.
+3. Encode each chunk again, now with a graph, up to the hidden states only: the head's backward needs just the arg-max
+   positions and gradients of phases 1 and 2, so the vocabulary product is not repeated.
+
+The way of a gradient: `objective` -> values of the representations (`RepsGradient`, a chunk each) -> `Engine.surrogate`
+-> `Student.surrogate`, which encodes up to the hidden states -> the head's `surrogate`, a scalar whose backward is the
+product of `RepsGradient` with the head's Jacobian -> parameters, summed over processes once, after the last chunk.
 """
 
 from __future__ import annotations
 
+import functools
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.token_batches import padded_tokens
 from distill.losses.objective import Objective
+from distill.sparse.reps import RepsGradient, SparseReps
+from distill.store.token_batches import padded_tokens
 from distill.student.base import Side
-from distill.student.head import SparseReps
-from distill.training.chunks import Chunk, cut, stretch
+from distill.training.chunks import Chunk, cut, pad_chunks
 from distill.training.engine import Engine
 from distill.training.rng import rng_state, set_rng_state
 from distill.training.world import World
@@ -28,194 +35,210 @@ SIDES: tuple[Side, Side] = ("query", "passage")
 
 
 @dataclass(frozen=True)
-class Texts:
-    """One side's texts of a step on this process: token ids without special tokens, and how to make a model input."""
+class TokenBatch:
+    """The texts of one side in a step on this process."""
 
-    ids: list[np.ndarray]
-    max_length: int
-    special: int  # tokens that the tokenizer adds
+    ids: list[np.ndarray]  # token ids of each text, without special tokens
+    max_length: int  # tokens per text, special tokens included
+    special: int  # number of special tokens added to each text
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [n]: tokens of each text as the model sees it."""
+        """Tokens per text as the model sees it: int64 [n]."""
         return np.minimum([len(text) + self.special for text in self.ids], self.max_length)
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A chunk of one side. `keep`: its graph stays from the first pass."""
+class PlannedChunk:
+    """A chunk of one side. `keep`: its graph from the first pass is kept for the backward."""
 
     side: int  # 0: queries, 1: passages
     chunk: Chunk
     keep: bool
 
+    @property
+    def name(self) -> Side:
+        return SIDES[self.side]
+
 
 @dataclass
-class Encoded:
-    plan: Planned
-    inputs: tuple[Tensor, Tensor]  # input_ids, attention_mask [b, L]
-    rng: list[Tensor]  # before the forward
+class EncodedChunk:
+    """A chunk after the first pass, with what the second pass needs."""
+
+    plan: PlannedChunk
+    inputs: tuple[Tensor, Tensor]  # input_ids, attention_mask: int64 [b, L]
+    rng: list[Tensor]  # state before the forward
     reps: SparseReps  # detached
-    graph: SparseReps | None  # the same with the graph, where it was kept
+    graph: SparseReps | None  # the same representations with their graph, if it is kept
 
 
 @dataclass(frozen=True)
-class Step:
-    """A finished backward: the objective, whether it was finite (else no gradient was made), and what was encoded."""
+class StepResult:
+    """The result of a cached step; the gradient itself is in the engine."""
 
     objective: Objective
-    finite: bool
+    finite: bool  # whether the objective is; if not, there is no gradient
     sides: tuple[SparseReps, SparseReps]  # detached, in the order of the texts
     tokens: int  # without padding, each text once
-    padded: int
+    padded: int  # tokens with padding
     chunks: int
-    kept: int
+    kept: int  # chunks whose graphs were kept
 
 
-def plan(sides: tuple[Texts, Texts], chunk_tokens: int, world: World, kept_tokens: float) -> list[Planned]:
-    """Chunks of queries and passages, as many on every rank, and the first of them that together hold at most
-    `kept_tokens` padded tokens marked to keep their graphs, as many on every rank."""
+def plan(
+    sides: tuple[TokenBatch, TokenBatch], chunk_tokens: int, world: World, kept_tokens: float
+) -> list[PlannedChunk]:
+    """Cut both sides into chunks of at most `chunk_tokens` padded tokens, the same number on every rank.
+
+    Ranks with fewer texts get idle chunks. Leading chunks keep their autograd graph until `kept_tokens` padded tokens
+    are used up, the same number of chunks on every rank.
+    """
     lengths = [texts.lengths for texts in sides]
-    pieces = [cut(side, chunk_tokens) for side in lengths]
-    counts = world.maximum([len(side) for side in pieces])
-    pieces = [stretch(side, count) for side, count in zip(pieces, counts, strict=True)]
-    flat = [(side, chunk) for side in (0, 1) for chunk in pieces[side]]
-    filled = np.cumsum([padded_tokens(lengths[side], chunk.rows) for side, chunk in flat])
-    keep = world.minimum(int(np.searchsorted(filled, kept_tokens, side="right"))) if kept_tokens > 0 else 0
-    return [Planned(side, chunk, i < keep) for i, (side, chunk) in enumerate(flat)]
+    by_side = [cut(side, chunk_tokens) for side in lengths]
+    counts = world.all_reduce_max([len(chunks) for chunks in by_side])
+    by_side = [pad_chunks(chunks, count) for chunks, count in zip(by_side, counts, strict=True)]
+    flat = [(side, chunk) for side in (0, 1) for chunk in by_side[side]]
+    cumulative = np.cumsum([padded_tokens(lengths[side], chunk.rows) for side, chunk in flat])
+    keep = world.min(int(np.searchsorted(cumulative, kept_tokens, side="right"))) if kept_tokens > 0 else 0
+    return [PlannedChunk(side, chunk, i < keep) for i, (side, chunk) in enumerate(flat)]
 
 
 def cached_step(
     engine: Engine,
-    sides: tuple[Texts, Texts],
-    plans: list[Planned],
+    sides: tuple[TokenBatch, TokenBatch],
+    chunks: list[PlannedChunk],
     objective: Callable[[SparseReps, SparseReps], Objective],
     between_chunks: Callable[[bool], None],
-) -> Step:
-    """Leave the gradient of `objective(queries, passages)` over the global batch in the engine.
+) -> StepResult:
+    """Accumulate the gradient of `objective(queries, passages)` over the global batch in the engine.
 
-    `between_chunks` is called after each chunk, as often on every rank, and told whether this one ran out of memory;
-    what it raises abandons the step.
-    Where the objective is not finite, no backward is made (on any rank: its value is the same on all).
-    Chunks that run out of memory are told to `between_chunks`; the objective itself is not guarded.
+    `between_chunks(out_of_memory)` is called after each chunk, the same number of times on every rank. Its argument is
+    whether the chunk ran out of memory: then it must raise. It may also raise to abandon the step. Running out of
+    memory in the objective is an error. If the objective is not finite, there is no backward, on any rank: its value is
+    the same on all.
     """
     device = engine.world.device
 
-    # 1. representations
-    encoded = []
-    for planned in plans:
+    # 1. representations of all chunks
+    encoded: list[EncodedChunk] = []
+    for planned in chunks:
         texts = sides[planned.side]
-        side = SIDES[planned.side]
-        inputs = engine.student.assemble([texts.ids[row] for row in planned.chunk.rows], texts.max_length, side)
-        inputs = (inputs[0].to(device), inputs[1].to(device))
+        ids, mask = engine.student.assemble(
+            [texts.ids[row] for row in planned.chunk.rows], texts.max_length, planned.name
+        )
+        inputs = (ids.to(device), mask.to(device))
         rng = rng_state(device)
         with _Memory() as memory, torch.set_grad_enabled(planned.keep):
-            reps = engine.encode(*inputs, side=side)
-            encoded.append(Encoded(planned, inputs, rng, reps.detach(), reps if planned.keep else None))
+            reps = engine.encode(*inputs, side=planned.name)
+            encoded.append(EncodedChunk(planned, inputs, rng, reps.detach(), reps if planned.keep else None))
             del reps
         between_chunks(memory.ran_out)
 
-    # 2. objective, and its gradient with respect to the values
-    places = [_entries_in_text_order([piece for piece in encoded if piece.plan.side == side]) for side in (0, 1)]
-    gathered = [_leaves(reps) for _, reps in places]
+    # 2. objective, and its gradient with respect to the representations
+    joined = [_in_text_order([piece for piece in encoded if piece.plan.side == side]) for side in (0, 1)]
+    leaves = [_leaves(reps) for _, reps in joined]
     with torch.enable_grad():
-        value = objective(*gathered)
-    step = Step(
+        value = objective(*leaves)
+    result = StepResult(
         replace(value, total=value.total.detach()),
         bool(torch.isfinite(value.total)),
-        (gathered[0].detach(), gathered[1].detach()),
+        (leaves[0].detach(), leaves[1].detach()),
         tokens=sum(int(texts.lengths.sum()) for texts in sides),
         padded=sum(piece.inputs[0].numel() for piece in encoded),
-        chunks=len(plans),
-        kept=sum(planned.keep for planned in plans),
+        chunks=len(chunks),
+        kept=sum(planned.keep for planned in chunks),
     )
-    if not step.finite:
-        return step
+    if not result.finite:
+        return result
     value.total.backward()
-    gradients: list[tuple[Tensor, ...] | None] = []  # of each chunk, in the order of `encoded`
-    for side, (order, _) in enumerate(places):
-        gradients += _gradients([piece for piece in encoded if piece.plan.side == side], order, gathered[side])
-    share = engine.world.size  # the engine divides by it
-    del places, gathered, value
+    gradients: list[RepsGradient] = []  # one per chunk, in the order of `encoded`
+    for side, (order, _) in enumerate(joined):
+        gradients += _gradients([piece for piece in encoded if piece.plan.side == side], order, leaves[side])
+    del joined, leaves, value
 
-    # 3. back through the encoder
-    after = rng_state(device)
-    for i, piece in enumerate(encoded):
-        if not engine.student.trains(SIDES[piece.plan.side]):
-            gradients[i] = encoded[i] = None  # type: ignore[call-overload]
-        else:
-            gradients[i] = tuple(part * share for part in gradients[i])
+    # 3. backward through the encoder; chunks are popped, so that their memory is freed one by one
+    after, share = rng_state(device), float(engine.world.size)  # the engine divides by the world size
+    todo = deque(
+        (piece, gradient.scaled(share))
+        for piece, gradient in zip(encoded, gradients, strict=True)
+        if engine.student.trains(piece.plan.name)
+    )
+    del encoded, gradients
     with engine.accumulating():
-        kept = [i for i, piece in enumerate(encoded) if piece is not None and piece.graph is not None]
-        if kept:  # all at once
+        kept = []
+        while todo and todo[0][0].graph is not None:
+            kept.append(todo.popleft())
+        if kept:  # in one backward
             with _Memory() as memory:
-                engine.backward(sum(encoded[i].graph.surrogate(*gradients[i]) for i in kept))
-            for i in kept:
-                gradients[i] = encoded[i] = None  # type: ignore[call-overload]
+                engine.backward(_joint_surrogate(kept))
+            kept.clear()
             between_chunks(memory.ran_out)
-        for i, piece in enumerate(encoded):
-            if piece is None:
-                continue
+        while todo:
+            piece, gradient = todo.popleft()
             with _Memory() as memory:
                 set_rng_state(piece.rng, device)
-                engine.backward(engine.encode(*piece.inputs, (piece.reps, *gradients[i]), SIDES[piece.plan.side]))
-            gradients[i] = encoded[i] = None  # type: ignore[call-overload]
-            del piece
+                engine.backward(engine.surrogate(*piece.inputs, piece.plan.name, piece.reps, gradient))
+            del piece, gradient
             between_chunks(memory.ran_out)
     set_rng_state(after, device)
-    return step
+    return result
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(
-        error
-    )  # torch's wording on CPUs
+    """Whether an exception means out of memory: CUDA's, the head's CPU kernel's, or torch's on a CPU, by its words."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class _Memory:
-    """Notes that the block ran out of memory instead of raising: the ranks have to leave the step together."""
+    """Records that the block ran out of memory instead of raising: the ranks have to leave the step together."""
 
     ran_out = False
 
     def __enter__(self) -> _Memory:
         return self
 
-    def __exit__(self, kind, error, _) -> bool:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
         self.ran_out = error is not None and ran_out_of_memory(error)
         return self.ran_out
 
 
+def _joint_surrogate(kept: list[tuple[EncodedChunk, RepsGradient]]) -> Tensor:
+    """Add the surrogates of all kept graphs into one scalar."""
+    surrogates = [piece.graph.surrogate(gradient) for piece, gradient in kept if piece.graph is not None]
+    return functools.reduce(torch.add, surrogates)
+
+
 def _leaves(reps: SparseReps) -> SparseReps:
-    """The same, from which a gradient can be asked."""
+    """Make values and vectors leaves that collect a gradient."""
     vectors = None if reps.vectors is None else reps.vectors.requires_grad_()
     return replace(reps, values=reps.values.requires_grad_(), vectors=vectors)
 
 
-def _gradients(pieces: list[Encoded], order: Tensor, whole: SparseReps) -> list[tuple[Tensor, ...]]:
-    """The gradient of one side's values, and of its vectors if it has any, cut into that of each chunk.
+def _gradients(pieces: list[EncodedChunk], order: Tensor, whole: SparseReps) -> list[RepsGradient]:
+    """Split the gradient of one side's representations into those of its chunks.
 
-    `order` as `_entries_in_text_order` gives it; zeros where nothing looks at the side, and for idle chunks.
+    `order` as `_in_text_order` returns it. Zeros for idle chunks, and for a side that the objective does not use.
     """
     values = torch.zeros_like(whole.values)
     if whole.values.grad is not None:
         values[order] = whole.values.grad
     sizes = [0 if piece.plan.chunk.idle else piece.reps.terms.numel() for piece in pieces]
-    parts = []
+    gradients = []
     for piece, part in zip(pieces, values.split(sizes), strict=True):
-        idle, vectors = piece.plan.chunk.idle, ()
-        if whole.vectors is not None:
-            rows = torch.from_numpy(piece.plan.chunk.rows).to(order.device)
-            unused = idle or whole.vectors.grad is None
-            vectors = (torch.zeros_like(piece.reps.vectors) if unused else whole.vectors.grad[rows],)
-        parts.append((torch.zeros_like(piece.reps.values) if idle else part, *vectors))
-    return parts
+        vectors = None
+        if whole.vectors is not None and piece.reps.vectors is not None:
+            vectors = torch.zeros_like(piece.reps.vectors)
+            if whole.vectors.grad is not None and not piece.plan.chunk.idle:
+                vectors = whole.vectors.grad[torch.from_numpy(piece.plan.chunk.rows).to(order.device)]
+        gradients.append(RepsGradient(torch.zeros_like(piece.reps.values) if piece.plan.chunk.idle else part, vectors))
+    return gradients
 
 
-def _entries_in_text_order(pieces: list[Encoded]) -> tuple[Tensor, SparseReps]:
-    """One side's representations in the order of its texts, and where each entry stands in the chunks' order [nnz]."""
+def _in_text_order(pieces: list[EncodedChunk]) -> tuple[Tensor, SparseReps]:
+    """One side's representations in the order of its texts, and each entry's index in the order of the chunks [nnz]."""
     pieces = [piece for piece in pieces if not piece.plan.chunk.idle]
     joined = SparseReps.cat([piece.reps for piece in pieces])
     rows = torch.from_numpy(np.concatenate([piece.plan.chunk.rows for piece in pieces])).to(joined.indptr.device)
-    back = torch.argsort(rows)  # [n]: text -> its place in the chunks' order
-    # the objective has no use for positions of tokens
+    back = torch.argsort(rows)  # [n]: text -> its index in the order of the chunks
+    # the objective does not use the arg-max positions
     return joined.positions(back), replace(joined.take(back), argmax=None)

@@ -1,7 +1,8 @@
-"""This process's place among the others: rank, device, process group, and agreement between ranks."""
+"""The process group: this process's rank and device, and collectives on small values."""
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,36 +12,35 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-PATIENCE = timedelta(minutes=60)  # one rank may evaluate or save while the others wait
+TIMEOUT = timedelta(minutes=60)  # of collectives: one rank may evaluate or save while the others wait
 
 
 @dataclass(frozen=True)
 class World:
+    """This process's rank and device among `size` processes. The methods are collective."""
+
     rank: int
     size: int
     device: torch.device
     flags: dist.ProcessGroup | None = None  # gloo, for small messages on the CPU; None: the default group is gloo
 
-    def agree(self, flag: int) -> int:
-        """The largest `flag` of any rank."""
-        if self.size == 1:
-            return flag
-        message = torch.tensor(flag)
-        dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.flags)
-        return int(message)
-
-    def maximum(self, values: list[int]) -> list[int]:
-        """Element by element, the largest of any rank."""
+    def all_reduce_max(self, values: list[int]) -> list[int]:
+        """The largest value of any rank, elementwise."""
         if self.size == 1:
             return values
         message = torch.tensor(values)
         dist.all_reduce(message, op=dist.ReduceOp.MAX, group=self.flags)
         return message.tolist()
 
-    def minimum(self, value: int) -> int:
-        return -self.agree(-value)
+    def max(self, value: int) -> int:
+        """The largest `value` of any rank."""
+        return self.all_reduce_max([value])[0]
 
-    def from_first(self, value: T) -> T:
+    def min(self, value: int) -> int:
+        """The smallest `value` of any rank."""
+        return -self.max(-value)
+
+    def broadcast(self, value: T) -> T:
         """Rank 0's `value`, on every rank."""
         if self.size == 1:
             return value
@@ -49,7 +49,7 @@ class World:
         return box[0]
 
     def gather(self, value: T) -> list[T]:
-        """Every rank's `value`, by rank, on every rank."""
+        """Every rank's `value` in rank order, on every rank."""
         if self.size == 1:
             return [value]
         values = [value] * self.size
@@ -57,32 +57,46 @@ class World:
         return values
 
     def barrier(self) -> None:
+        """Wait for every rank."""
         if self.size > 1:
-            self.agree(0)
+            self.max(0)
 
 
 def own_device() -> torch.device:
-    """The CPU, or this process's GPU among those that it sees; that is torch's current one then."""
+    """Return the CPU, or this process's GPU among the visible ones, after making it torch's current device."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    # a launcher may show each process its own GPU alone
+    # modulo, since a launcher may make only its own GPU visible to each process
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
 
 
 def join() -> World:
-    """Join the process group that the environment describes (see `launch.place`), or make one of this process alone."""
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
+    """Join the process group that the environment describes, or create one of this process alone."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed requires it
     device = own_device()
     cuda = device.type == "cuda"
     if cuda:
-        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the device's number
-    if not dist.is_initialized():
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed uses it as the device index
+    created = not dist.is_initialized()
+    if created:
         backend = "nccl" if cuda else "gloo"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            dist.init_process_group(backend, timeout=PATIENCE)
+            dist.init_process_group(backend, timeout=TIMEOUT)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=PATIENCE)
-    flags = dist.new_group(backend="gloo", timeout=PATIENCE) if cuda and dist.get_world_size() > 1 else None
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    flags = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda and dist.get_world_size() > 1 else None
+    gloo = flags if cuda else dist.group.WORLD
+    if created and gloo is not None:
+        atexit.register(_leave, gloo)
     return World(dist.get_rank(), dist.get_world_size(), device, flags)
+
+
+def _leave(group: dist.ProcessGroup) -> None:
+    """Destroy a gloo group, whose threads can abort a process that exits with them (pytorch/pytorch#190489).
+
+    NCCL's group is left to the exit: destroying it waits for the other processes, one of which may have failed.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group(group)

@@ -1,19 +1,18 @@
-"""The command line, as a person meets it: real processes, their output and exit status."""
+"""The command line in real processes: output and exit status."""
 
 import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
-from distill.recipe_file import load_recipe
+from distill.recipe.load import load_recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def distill(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
@@ -27,9 +26,25 @@ def distill(*arguments, cwd=ROOT) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_output_in_other_encodings_has_similar_characters_instead_of_a_traceback(tmp_path, encoding):
+    for name, order in (("a", "d1 d2"), ("b", "d2 d1")):
+        rows = [
+            f"q{i} Q0 {doc} {rank} {3 - rank} ü{name}" for i in range(3) for rank, doc in enumerate(order.split(), 1)
+        ]
+        (tmp_path / f"{name}.run").write_text("\n".join(rows), encoding="utf-8")
+    (tmp_path / "qrels").write_text("".join(f"q{i} 0 d1 1\n" for i in range(3)))
+    command = [sys.executable, "-m", "distill.cli", "compare", "a.run", "b.run", "--qrels", "qrels"]
+    shown = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=100
+    )
+    assert shown.returncode == 0 and b"Traceback" not in shown.stderr
+    assert "nDCG" in shown.stdout.decode(encoding)
+
+
 @pytest.fixture
 def beir(tmp_path) -> Path:
-    folder = tmp_path / "corpus's folder"  # a quote and a space: paths are never parsed
+    folder = tmp_path / "corpus's folder"  # a quote and a space, which no code may interpret
     (folder / "qrels").mkdir(parents=True)
     passages = [
         {"_id": f"d{i}", "title": f"Number {i}", "text": f"The passage about the number {i} and its friends."}
@@ -62,27 +77,21 @@ def recipe(tmp_path, beir) -> Path:
     return path
 
 
-def test_help_answers_within_a_second_and_loads_neither_torch_nor_ray():
+def test_the_command_line_imports_no_heavy_library():
     loaded = subprocess.run(
         [
             sys.executable,
             "-c",
-            "import sys, distill.cli; print({'torch', 'ray', 'pyarrow', "
-            "'transformers', 'deepspeed'} & set(sys.modules))",
+            "import sys, distill.cli.app; print({'torch', 'ray', 'transformers', 'datasets', 'deepspeed'} & "
+            "set(sys.modules))",
         ],
         capture_output=True,
         text=True,
     )
     assert loaded.stdout.strip() == "set()"
-    times = []
-    for _ in range(3):
-        start = time.monotonic()
-        assert distill("--help").returncode == 0
-        times.append(time.monotonic() - start)
-    assert min(times) < 1.0
 
 
-def test_bad_input_gives_one_message_and_status_2(recipe, beir):
+def test_bad_input_ends_with_one_message_and_status_2(recipe, beir):
     shown = distill("run", recipe, "train.lrr=3")
     assert shown.returncode == 2 and shown.stderr.count("\n") == 1 and "did you mean 'lr'" in shown.stderr
     (beir / "corpus.jsonl").write_text('{"_id": "d0", "text": "fine"}\n{"_id": "d1", "text": \n')
@@ -91,7 +100,7 @@ def test_bad_input_gives_one_message_and_status_2(recipe, beir):
     assert not (recipe.parent / "run" / "data" / "manifest.json").exists()
 
 
-def test_what_evaluation_would_refuse_is_refused_before_anything_is_mined(recipe):
+def test_settings_that_evaluation_would_refuse_are_refused_before_mining(recipe):
     for override, message in (
         ("evaluate.metrics=[nDGC@10]", "'nDGC@10' is not a measure"),
         ("evaluate.split=dev", "no judged dev queries; set evaluate.split=test"),
@@ -101,7 +110,7 @@ def test_what_evaluation_would_refuse_is_refused_before_anything_is_mined(recipe
     assert not (recipe.parent / "run" / "candidates").exists()
 
 
-def test_stages_run_one_by_one_and_say_what_is_done(recipe):
+def test_stages_run_one_by_one_and_report_what_is_done(recipe):
     run = recipe.parent / "run"
     assert distill("import", recipe).returncode == 0
     assert (run / "data" / "manifest.json").is_file() and not (run / "candidates").exists()
@@ -111,7 +120,7 @@ def test_stages_run_one_by_one_and_say_what_is_done(recipe):
     assert states["import"] == states["mine"] == states["teach"] == "done" and states["score"] == "pending"
 
 
-def test_another_recipe_in_the_same_folder_is_refused_with_the_field_and_redo_sets_aside(recipe):
+def test_a_changed_recipe_is_refused_with_the_changed_field_and_redo_sets_its_output_aside(recipe):
     assert distill("mine", recipe).returncode == 2  # nothing imported yet
     assert distill("import", recipe).returncode == 0
     assert distill("mine", recipe).returncode == 0
@@ -122,7 +131,7 @@ def test_another_recipe_in_the_same_folder_is_refused_with_the_field_and_redo_se
     assert len(list((recipe.parent / "run" / "replaced").glob("*/candidates/train/manifest.json"))) == 1
 
 
-def test_status_says_why_a_stage_cannot_start(recipe, beir):
+def test_status_gives_the_reason_why_a_stage_cannot_start(recipe, beir):
     shutil.move(beir, beir.with_name("elsewhere"))
     shown = distill("status", recipe)
     assert shown.returncode == 0 and "cannot start" in shown.stdout and "no such folder" in shown.stdout
@@ -153,7 +162,7 @@ def test_init_writes_a_recipe_that_validates_and_never_overwrites(tmp_path, beir
 
 
 @pytest.mark.parametrize("queries", [True, False])
-def test_init_without_judgements_evaluates_on_development_queries_made_from_the_passages(tmp_path, beir, queries):
+def test_init_without_judgements_evaluates_on_development_queries_generated_from_passages(tmp_path, beir, queries):
     shutil.rmtree(beir / "qrels")
     if not queries:
         (beir / "queries.jsonl").unlink()
@@ -167,7 +176,7 @@ def test_init_without_judgements_evaluates_on_development_queries_made_from_the_
     ("scores", "label"),
     [([7.5, -2.0], {"normalise": "none", "scale": 1.0}), ([0.9, 0.4], {"normalise": "min-max", "scale": 8.0})],
 )
-def test_init_takes_the_scores_of_rows_for_a_teacher(tmp_path, scores, label):
+def test_init_uses_the_scores_of_rows_as_a_teacher(tmp_path, scores, label):
     rows = [{"query": f"q {i}", "positive": f"p {i}", "negative": "n", "scores": scores} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = tmp_path / "made.yaml"
@@ -178,26 +187,26 @@ def test_init_takes_the_scores_of_rows_for_a_teacher(tmp_path, scores, label):
     assert recipe.label.model_dump(include={"normalise", "scale", "map_to"}) == {**label, "map_to": None}
     assert distill("run", made, "--dry-run").returncode == 0
     override = f"run_dir={tmp_path / 'run'}"
-    early = distill("score", made, override)
-    assert early.returncode == 2 and "run `distill import` first" in early.stderr
+    shown = distill("score", made, override)
+    assert shown.returncode == 2 and "run `distill import` first" in shown.stderr
     for stage in ("import", "score", "label"):
         shown = distill(stage, made, override)
         assert shown.returncode == 0, shown.stderr
 
 
-def test_dry_run_counts_the_sources_files_and_keeps_to_the_limit(recipe):
+def test_dry_run_counts_the_sources_files_and_respects_the_limit(recipe):
     shown = distill("run", recipe, "--dry-run", "--limit", 3)
     assert "12 passages, 3 train queries, 2 test queries" in shown.stdout, shown.stdout + shown.stderr
 
 
-def test_dry_run_goes_by_files_that_are_there_else_by_the_sizes_that_the_recipe_declares(beir, tmp_path):
+def test_dry_run_uses_existing_files_else_the_sizes_declared_in_the_recipe(beir, tmp_path):
     arguments = ("run", "configs/beir.yaml", f"run_dir={tmp_path / 'run'}", "--dry-run")
     shown = distill(*arguments, f"data.source.path={json.dumps(str(beir))}")
     assert "sizes from the source's files" in shown.stdout, shown.stderr
-    assert "12 passages, 23 train queries, 1 dev queries, 2 test queries" in shown.stdout
+    assert "12 passages, 11 train queries, 1 dev queries, 2 test queries" in shown.stdout
     shown = distill(*arguments, f"data.source.path={tmp_path / 'nowhere'}")
     assert f"sizes from data.sizes of the recipe ({tmp_path / 'nowhere'}: no such folder)" in shown.stdout
-    assert "1,400 passages, 2,620 train queries" in shown.stdout
+    assert "1,400 passages, 2,017 train queries" in shown.stdout
 
 
 def test_dry_run_prints_every_stage_of_the_published_recipe():
@@ -212,7 +221,7 @@ def test_dry_run_prints_every_stage_of_the_published_recipe():
         assert expected in shown.stdout, shown.stdout
 
 
-def test_export_writes_scores_and_refuses_what_is_not_there(recipe, tmp_path):
+def test_export_writes_scores_and_refuses_labels_that_do_not_exist(recipe, tmp_path):
     rows = [
         {"query": f"query {i}", "positive": f"passage {i}", "negative": "none", "scores": [i, 0.1]} for i in range(3)
     ]
@@ -246,7 +255,7 @@ def test_inspect_joins_shards_with_their_texts(recipe):
     assert "tell me about number 0" in shown and "(d0): Number 0 The passage" in shown
 
 
-def test_limit_rehearses_in_a_folder_of_its_own(recipe):
+def test_limit_rehearses_in_a_separate_run_folder(recipe):
     assert distill("import", recipe, "--limit", 2).returncode == 0
     manifest = json.loads((recipe.parent / "run-limit-2" / "data" / "manifest.json").read_text())
     assert manifest["counts"]["queries.train"] == 2 and not (recipe.parent / "run").exists()

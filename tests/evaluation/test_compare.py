@@ -1,4 +1,4 @@
-"""Two runs compared: figures against ir-measures and SciPy, and what cannot be compared refused in words."""
+"""Comparison of two runs against ir-measures and SciPy, and runs that cannot be compared."""
 
 import json
 
@@ -6,19 +6,20 @@ import ir_measures
 import numpy as np
 import pytest
 from scipy import stats
-from small_run import JUDGEMENTS, save_checkpoint, small_recipe, write_run
 from typer.testing import CliRunner
 
-from distill.cli import app
+from distill.cli.app import app
 from distill.errors import DataError, RecipeError
 from distill.evaluation.compare import compare
-from distill.evaluation.evaluate import evaluate
 from distill.evaluation.metrics import randomisation_test
 from distill.reporting.comparison import print_comparison
+from tests.evaluation.trained import save_trained
+from tests.helpers.small_run import JUDGEMENTS, small_recipe, write_run
+from tests.helpers.stages import evaluate
 
 
 def write_files(folder, queries: int = 30):
-    """Qrels and two runs of random order, the second with a query missing."""
+    """Write qrels and two runs in random order, the second without one of the queries."""
     rng = np.random.default_rng(3)
     passages = [f"d{i}" for i in range(20)]
     (folder / "qrels.txt").write_text(
@@ -39,31 +40,32 @@ def write_files(folder, queries: int = 30):
     return folder / "a.run", folder / "b.run", folder / "qrels.txt"
 
 
-def test_run_files_are_compared_as_ir_measures_and_scipy_would(tmp_path):
+def test_comparison_of_run_files_matches_ir_measures_and_scipy(tmp_path):
     a, b, qrels = write_files(tmp_path)
     result = compare(a, b, ["nDCG@10", "MRR@10"], qrels=qrels, most=3)
     judged = [row for row in ir_measures.read_trec_qrels(str(qrels)) if row.query_id != "unjudged"]
-    graded = {row.query_id for row in judged if row.relevance > 0}
-    assert result["queries"] == len(graded)
+    relevant = {row.query_id for row in judged if row.relevance > 0}
+    assert result["queries"] == len(relevant)
     for row, measure in zip(result["comparisons"], (ir_measures.nDCG @ 10, ir_measures.RR @ 10), strict=True):
         values = []
         for path in (a, b):
-            found = {
+            by_query = {
                 m.query_id: m.value
                 for m in ir_measures.iter_calc(
-                    [measure], [row for row in judged if row.query_id in graded], ir_measures.read_trec_run(str(path))
+                    [measure], [row for row in judged if row.query_id in relevant], ir_measures.read_trec_run(str(path))
                 )
             }
-            values.append(np.array([found.get(query, 0.0) for query in sorted(graded)]))
-        one, other = values
-        assert (row["a"], row["b"]) == pytest.approx((one.mean(), other.mean()))
-        assert row["t_test"] == pytest.approx(stats.ttest_rel(one, other).pvalue)
-        drawn = np.random.default_rng(1).choice([-1, 1], (20_000, len(one))) @ (one - other)
-        assert row["randomisation_test"] == pytest.approx(np.mean(np.abs(drawn) >= abs((one - other).sum())), abs=0.02)
+            values.append(np.array([by_query.get(query, 0.0) for query in sorted(relevant)]))
+        in_a, in_b = values
+        assert (row["a"], row["b"]) == pytest.approx((in_a.mean(), in_b.mean()))
+        assert row["t_test"] == pytest.approx(stats.ttest_rel(in_a, in_b).pvalue)
+        swapped = np.random.default_rng(1).choice([-1, 1], (20_000, len(in_a))) @ (in_a - in_b)
+        p = np.mean(np.abs(swapped) >= abs((in_a - in_b).sum()))
+        assert row["randomisation_test"] == pytest.approx(p, abs=0.02)
         assert [row["wins"], row["losses"], row["ties"]] == [
-            (one > other).sum(),
-            (one < other).sum(),
-            (one == other).sum(),
+            (in_a > in_b).sum(),
+            (in_a < in_b).sum(),
+            (in_a == in_b).sum(),
         ]
     gaps = [abs(row["a"] - row["b"]) for row in result["differ_most"]]
     assert len(gaps) == 3 and gaps == sorted(gaps, reverse=True)
@@ -84,7 +86,7 @@ def runs(tmp_path, tiny_mlm):
     folders = []
     for name, pooling in (("one", "max"), ("two", "sum")):
         folder = write_run(tmp_path / name)
-        save_checkpoint(tiny_mlm, folder.model, pooling=pooling)
+        save_trained(tiny_mlm, folder, pooling=pooling)
         evaluate(small_recipe(folder.root, evaluate={"baselines": False, "precision": "float32"}), folder)
         folders.append(folder)
     return folders
@@ -102,27 +104,27 @@ def test_run_folders_bring_their_judgements_and_texts(runs, tmp_path, capsys):
     assert compare(one.trec_run("student"), two.root, ["nDCG@10"], qrels=qrels)["comparisons"] == [row]
     print_comparison(result)
     shown = capsys.readouterr().out
-    assert f"{row['a']:.4f}" in shown and all(found["text"] in shown for found in result["differ_most"])
+    assert f"{row['a']:.4f}" in shown and all(query["text"] in shown for query in result["differ_most"])
 
 
-def test_what_cannot_be_compared_is_refused(runs, tmp_path, monkeypatch):
+def test_runs_that_cannot_be_compared_are_refused(runs, tmp_path, monkeypatch):
     one, two = runs
     a, b, qrels = write_files(tmp_path)
     with pytest.raises(DataError, match="--qrels"):
         compare(a, b)
     with pytest.raises(DataError, match="run of other queries"):
         compare(_renamed(a), b, qrels=qrels)
-    with pytest.raises(DataError, match="not evaluated yet"):
+    with pytest.raises(DataError, match="has not been evaluated yet"):
         compare(one.root, tmp_path)
     with pytest.raises(RecipeError, match="--metric: 'accuracy'"):
         compare(one.root, two.root, ["accuracy"])
     monkeypatch.setitem(JUDGEMENTS, "test", [(0, 7, 1), *JUDGEMENTS["test"][1:]])
-    judged_otherwise = write_run(tmp_path / "three")
-    judged_otherwise.metrics.mkdir()
+    judged_differently = write_run(tmp_path / "three")
+    judged_differently.metrics.mkdir()
     for file in (one.evaluation, one.trec_run("student")):
-        (judged_otherwise.metrics / file.name).write_text(file.read_text())
+        (judged_differently.metrics / file.name).write_text(file.read_text())
     with pytest.raises(DataError, match="query 'q0', passage 'p7': grade 2 and grade 1"):
-        compare(one.root, judged_otherwise.root)
+        compare(one.root, judged_differently.root)
     a.write_text(a.read_text() + "q0 Q0 d3 1 2.0 x\n")
     with pytest.raises(DataError, match=r"a\.run:601: query 'q0' has passage 'd3' twice"):
         compare(a, b, qrels=qrels)

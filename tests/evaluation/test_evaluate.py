@@ -1,4 +1,4 @@
-"""The evaluate stage on a small run: figures against SparseEncoder and ir-measures, reruns, refusals."""
+"""The evaluate stage on a small run, against SparseEncoder and ir-measures."""
 
 import json
 from functools import partial
@@ -7,21 +7,22 @@ import ir_measures
 import numpy as np
 import pytest
 from sentence_transformers import SparseEncoder
-from small_run import JUDGEMENTS, PASSAGES, QUERIES, save_checkpoint, small_recipe, write_run
 
-from distill.data.candidates import candidate_shards, read_candidates
-from distill.data.labels import normalise
-from distill.data.manifest import Manifest, write_manifest
-from distill.data.scores import write_scores
 from distill.errors import FingerprintError, RecipeError
 from distill.evaluation import evaluate as evaluation
 from distill.evaluation.collection import open_collection
-from distill.evaluation.evaluate import evaluate, evaluate_student
+from distill.evaluation.evaluate import evaluate_student
 from distill.evaluation.rerank import rerank
-from distill.mining import encode
-from distill.mining.encode import encode_blocks
-from distill.mining.mine import mine
-from distill.student.checkpoint import load_checkpoint
+from distill.retrieval import encode
+from distill.retrieval.encode import encode_blocks
+from distill.run.manifest import Manifest, write_manifest
+from distill.run.run import Run
+from distill.store.candidates import candidate_shards, read_candidates
+from distill.store.scores import write_scores
+from distill.student.checkpoint import load_student
+from tests.evaluation.trained import save_trained
+from tests.helpers.small_run import JUDGEMENTS, PASSAGES, QUERIES, save_checkpoint, small_recipe, write_run
+from tests.helpers.stages import evaluate, mine
 
 TEACHERS = {"one": {"kind": "bm25", "weight": 1.0}, "two": {"kind": "bm25", "weight": 3.0}}
 
@@ -55,21 +56,26 @@ def run(tmp_path, tiny_mlm):
     score(folder, "test", "one", lambda queries, passages: -passages.astype(np.float32))
     score(folder, "test", "two", lambda queries, passages: np.sin(passages + queries).astype(np.float32))
     save_checkpoint(tiny_mlm, folder.start)
-    save_checkpoint(tiny_mlm, folder.model, pooling="sum")
+    save_trained(tiny_mlm, folder, pooling="sum")
     return recipe, folder
 
 
 def read_run(path) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    ranking: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
         query, _, passage, rank, _, _ = line.split()
-        found.setdefault(query, []).append(passage)
-        assert int(rank) == len(found[query])
-    return found
+        ranking.setdefault(query, []).append(passage)
+        assert int(rank) == len(ranking[query])
+    return ranking
+
+
+def min_max(scores: np.ndarray) -> np.ndarray:
+    return (scores - scores.min()) / (scores.max() - scores.min()) if len(scores) > 1 else np.full(len(scores), 0.5)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 1 << 30])  # block by block, and all at once
-def test_every_system_has_a_row_and_the_students_figures_are_sparse_encoders(run, block_bytes, monkeypatch):
+def test_every_system_has_a_row_and_students_match_sparse_encoder(run, block_bytes, monkeypatch):
+    # no recipe field sets these sizes: ten passages make one block at the product's own
     monkeypatch.setattr(encode, "_SLAB", 3)
     monkeypatch.setattr(evaluation, "encode_blocks", partial(encode_blocks, block_bytes=block_bytes))
     recipe, folder = run
@@ -106,9 +112,9 @@ def test_every_system_has_a_row_and_the_students_figures_are_sparse_encoders(run
         assert row["flops"] == pytest.approx(products.mean())
 
 
-def test_teachers_and_ensemble_order_the_candidates(run):
+def test_rerank_orders_candidates_by_teacher_and_ensemble_scores(run):
     recipe, folder = run
-    rankings = rerank(recipe, folder, "test")
+    rankings = rerank(Run(recipe, folder), "test")
     for shard in candidate_shards(folder.candidates("test")):
         candidates = read_candidates(folder.candidates("test") / shard.name)
         for i, query in enumerate(candidates.query.tolist()):
@@ -116,36 +122,35 @@ def test_teachers_and_ensemble_order_the_candidates(run):
             assert rankings["one"][query].tolist() == sorted(rows)
             two = np.sin(rows + query)
             assert rankings["two"][query].tolist() == rows[np.argsort(-two)].tolist()
-            both = [normalise(scores, np.array([0, len(rows)]), "min-max") for scores in (-rows, two)]
-            order = np.argsort(-(both[0] + 3 * both[1]) / 4, kind="stable")
+            order = np.argsort(-(1 * min_max(-rows) + 3 * min_max(two)) / 4, kind="stable")
             assert rankings["ensemble"][query].tolist() == rows[order].tolist()
 
 
-def test_ties_between_candidates_keep_the_miners_order(run):
+def test_rerank_ties_keep_the_miners_order(run):
     recipe, folder = run
     score(folder, "dev", "one", lambda queries, passages: np.zeros(len(passages), np.float32))
-    rankings = rerank(recipe, folder, "dev")
+    rankings = rerank(Run(recipe, folder), "dev")
     assert rankings.keys() == {"one"}  # no ensemble while a teacher is missing
     for shard in candidate_shards(folder.candidates("dev")):
         candidates = read_candidates(folder.candidates("dev") / shard.name)
         for i, query in enumerate(candidates.query.tolist()):
-            at = slice(candidates.offsets[i], candidates.offsets[i + 1])
-            expected = candidates.passages[at][np.argsort(candidates.rank[at])]
+            span = slice(candidates.offsets[i], candidates.offsets[i + 1])
+            expected = candidates.passages[span][np.argsort(candidates.rank[span])]
             assert rankings["one"][query].tolist() == expected.tolist()
 
 
-def test_a_second_evaluation_reads_the_first_and_another_model_is_refused(run, tiny_mlm):
+def test_a_finished_evaluation_is_reused_and_another_model_refused(run, tiny_mlm):
     recipe, folder = run
     first = evaluate(recipe, folder)
-    before = folder.evaluation.stat().st_mtime_ns
+    written = folder.evaluation.stat().st_mtime_ns
     (folder.model / "README.md").write_text("a model card, written after the evaluation")
-    assert evaluate(recipe, folder) == first and folder.evaluation.stat().st_mtime_ns == before
-    save_checkpoint(tiny_mlm, folder.model, activation="log1p_relu")
+    assert evaluate(recipe, folder) == first and folder.evaluation.stat().st_mtime_ns == written
+    save_trained(tiny_mlm, folder, activation="log1p_relu")
     with pytest.raises(FingerprintError, match="model"):
         evaluate(recipe, folder)
 
 
-def test_without_the_start_it_is_not_encoded(run):
+def test_start_false_leaves_out_the_untrained_student(run):
     recipe, folder = run
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"start": False})})
     assert [row["name"] for row in evaluate(recipe, folder)["rows"]] == [
@@ -157,25 +162,25 @@ def test_without_the_start_it_is_not_encoded(run):
     ]
 
 
-def test_without_baselines_there_is_the_student_alone(run):
+def test_without_baselines_only_the_student_is_evaluated(run):
     recipe, folder = run
     recipe = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"baselines": False})})
     result = evaluate(recipe, folder)
     assert [row["name"] for row in result["rows"]] == ["student"] and result["tests"] == []
 
 
-def test_a_look_during_training_gives_the_stages_figures(run):
+def test_evaluation_during_training_agrees_with_the_stage(run):
     recipe, folder = run
-    student = load_checkpoint(folder.model)
+    student = load_student(folder.model)
     row = evaluate(recipe, folder)["rows"][-1]
-    measured = evaluate_student(student, folder, "test", recipe)
+    measured = evaluate_student(student, Run(recipe, folder), "test")
     costs = {name: row[name] for name in ("query_terms", "passage_terms", "flops")}
     assert measured == pytest.approx({**row["metrics"], **costs})
-    few = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"dev_passages": 7})})
-    assert evaluate_student(student, folder, "test", few)["nDCG@10"] >= measured["nDCG@10"]
+    smaller = recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"dev_passages": 7})})
+    assert evaluate_student(student, Run(smaller, folder), "test")["nDCG@10"] >= measured["nDCG@10"]
 
 
-def test_judgements_of_variants_stand_at_their_origins(run):
+def test_judgements_of_variants_count_for_their_origins(run):
     collection = open_collection(run[1], "train")
     assert collection.grades[2] == {6: 1}
     assert 3 in collection.grades and collection.grades[3] == {3: 1, 2: 0}

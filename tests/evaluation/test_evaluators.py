@@ -1,4 +1,4 @@
-"""Each of sentence-transformers' evaluators from the recipe against the same one called by hand."""
+"""Each of sentence-transformers' evaluators, run by the stage, against the same evaluator called directly."""
 
 import json
 
@@ -8,22 +8,25 @@ import pytest
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder import evaluation as st
 from sentence_transformers.util import dot_score
-from small_run import JUDGEMENTS, PASSAGES, QUERIES, save_checkpoint, small_recipe, write_run
-from tiny_models import tiny_config, tiny_tokenizer
 from transformers import BertForMaskedLM
-from whole_run import whole_recipe
 
-from distill import pipeline
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
 from distill.errors import DataError, FingerprintError, RecipeError
-from distill.evaluation.evaluate import evaluate, evaluation_fields
+from distill.evaluation.evaluator_data import read_labels, read_texts
 from distill.evaluation.evaluators import check_evaluators
-from distill.mining.bm25 import build_index
-from distill.mining.mine import mine
-from distill.recipe_file import parse_recipe
+from distill.evaluation.stage import evaluation_fields
+from distill.pipeline.run import run_pipeline
+from distill.recipe.load import parse_recipe
 from distill.reporting.report import write_report
 from distill.reporting.table import print_table
+from distill.retrieval.bm25 import build_index
+from distill.run.layout import RunFolder
+from distill.run.run import Run
+from distill.store.texts import TextStore
+from tests.evaluation.trained import save_trained
+from tests.helpers.small_run import JUDGEMENTS, PASSAGES, QUERIES, save_checkpoint, small_recipe, write_run
+from tests.helpers.stages import evaluate, mine
+from tests.helpers.tiny_models import tiny_config, tiny_tokenizer
+from tests.helpers.whole_run import whole_recipe
 
 PAIRS = [
     ("a dog", "a cat", 0.1),
@@ -39,7 +42,7 @@ RELEVANT = {f"q{q}": {f"p{p}" for query, p, grade in JUDGEMENTS["test"] if query
 def run(tmp_path_factory, tiny_mlm):
     folder = write_run(tmp_path_factory.mktemp("run"))
     mine(recipe_of(folder), folder)
-    save_checkpoint(tiny_mlm, folder.model)
+    save_trained(tiny_mlm, folder)
     return folder, SparseEncoder(str(folder.model), device="cpu")
 
 
@@ -52,7 +55,7 @@ def recipe_of(folder, *entries, **options):
 
 
 def measured(run, **entry):
-    """The metrics that the stage gives for one evaluator."""
+    """The metrics of one evaluator, run by the stage."""
     (run[0].metrics / "manifest.json").unlink(missing_ok=True)
     (result,) = evaluate(recipe_of(run[0], entry), run[0])["evaluators"]
     assert (result["name"], result["kind"]) == (entry["kind"], entry["kind"]) and result["primary"] in result["metrics"]
@@ -60,16 +63,16 @@ def measured(run, **entry):
 
 
 def candidates(folder: RunFolder, query: int) -> list[int]:
-    """BM25's best passages for a test query, best first."""
-    found, _ = build_index(TextStore.open(folder.passages)).search([QUERIES["test"][query]], 5)
-    return [row for row in found[0].tolist() if row >= 0]
+    """BM25's best passages for a test query, best first: an input here, tested in tests/retrieval."""
+    rows, _ = build_index(TextStore.open(folder.passages)).search([QUERIES["test"][query]], 5)
+    return [row for row in rows[0].tolist() if row >= 0]
 
 
 def by_grade(query: int) -> list[int]:
     return [p for q, p, _ in sorted(JUDGEMENTS["test"], key=lambda row: -row[2]) if q == query]
 
 
-def test_information_retrieval(run):
+def test_information_retrieval_matches_sentence_transformers(run):
     by_hand = st.SparseInformationRetrievalEvaluator(
         {f"q{i}": text for i, text in enumerate(QUERIES["test"])},
         {f"p{i}": text for i, text in enumerate(PASSAGES)},
@@ -82,10 +85,11 @@ def test_information_retrieval(run):
 
 
 @pytest.mark.parametrize("query", ["model", "lexical", "binary"])
-def test_its_figures_are_those_of_our_exact_search(tmp_path, tiny_mlm, monkeypatch, query):
-    monkeypatch.setitem(JUDGEMENTS, "test", [(q, p, 1) for q, p, _ in JUDGEMENTS["test"]])  # it knows no grades
+def test_information_retrieval_agrees_with_exact_search(tmp_path, tiny_mlm, monkeypatch, query):
+    # the evaluator knows relevant passages, not grades
+    monkeypatch.setitem(JUDGEMENTS, "test", [(q, p, 1) for q, p, _ in JUDGEMENTS["test"]])
     folder = write_run(tmp_path)
-    save_checkpoint(tiny_mlm, folder.model, query={"kind": query})
+    save_trained(tiny_mlm, folder, query={"kind": query})
     result = evaluate(recipe_of(folder, {"kind": "information-retrieval"}), folder)
     ours, theirs = result["rows"][-1], result["evaluators"][0]["metrics"]
     assert ours["metrics"]["nDCG@10"] == pytest.approx(theirs["dot_ndcg@10"], abs=1e-6)
@@ -94,7 +98,7 @@ def test_its_figures_are_those_of_our_exact_search(tmp_path, tiny_mlm, monkeypat
     assert ours["passage_terms"] == pytest.approx(theirs["corpus_active_dims"])
 
 
-def test_reranking_and_triplets(run):
+def test_reranking_and_triplet_match_sentence_transformers(run):
     folder, model = run
     lists = [
         (QUERIES["test"][q], by_grade(q), [p for p in candidates(folder, q) if f"p{p}" not in RELEVANT[f"q{q}"]])
@@ -117,7 +121,7 @@ def test_reranking_and_triplets(run):
     assert measured(run, kind="triplet", similarities=["dot", "cosine"]) == pytest.approx(by_hand(model))
 
 
-def test_rank_fusion_with_bm25(run):
+def test_rank_fusion_matches_sentence_transformers(run):
     folder, model = run
     scores = (model.encode_query(QUERIES["test"]).to_dense() @ model.encode_document(PASSAGES).to_dense().T).numpy()
     samples = [
@@ -134,7 +138,7 @@ def test_rank_fusion_with_bm25(run):
     assert measured(run, kind="reciprocal-rank-fusion", at_k=3, rrf_k=10, depth=4) == pytest.approx(by_hand)
 
 
-def test_pairs_with_scores_and_with_labels(run, tmp_path):
+def test_similarity_and_classification_match_sentence_transformers(run, tmp_path):
     first, second, scores = map(list, zip(*PAIRS, strict=True))
     labels = [int(score > 0.5) for score in scores]
     rows = [dict(zip(("b", "a", "score"), row, strict=True)) for row in PAIRS]
@@ -150,7 +154,7 @@ def test_pairs_with_scores_and_with_labels(run, tmp_path):
     ) == pytest.approx(by_hand(run[1]))
 
 
-def test_translation_and_the_error_against_a_sparse_teacher(run, tmp_path, tiny_mlm):
+def test_translation_and_mse_match_sentence_transformers(run, tmp_path, tiny_mlm):
     first, second, _ = map(list, zip(*PAIRS, strict=True))
     (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + "".join(f"{a}\t{b}\n" for a, b, _ in PAIRS))
     entry = {"data": str(tmp_path / "pairs.tsv")}
@@ -167,7 +171,7 @@ def test_translation_and_the_error_against_a_sparse_teacher(run, tmp_path, tiny_
     )
 
 
-def test_results_are_shown_and_settings_and_data_are_in_the_fingerprint(run, tmp_path, capsys):
+def test_evaluator_results_are_shown_and_changed_data_is_refused(run, tmp_path, capsys):
     folder, _ = run
     (folder.metrics / "manifest.json").unlink(missing_ok=True)
     path = tmp_path / "pairs.csv"
@@ -176,21 +180,25 @@ def test_results_are_shown_and_settings_and_data_are_in_the_fingerprint(run, tmp
     recipe = recipe_of(folder, *entries)
     print_table(evaluate(recipe, folder))
     assert "again: spearman_dot 0." in capsys.readouterr().out
-    assert "<h3>again</h3>" in write_report(recipe, folder).read_text()
+    assert "<h3>again</h3>" in write_report(Run(recipe, folder), {}).read_text()
     path.write_text(path.read_text().replace("0.9", "0.3"))
     with pytest.raises(FingerprintError, match="evaluators"):
         evaluate(recipe, folder)
-    assert "evaluators" not in evaluation_fields(recipe_of(folder), folder)
+    assert evaluation_fields(Run(recipe_of(folder), folder))["evaluators"] == []
+
+
+def test_evaluators_need_distinct_names_and_rankings_of_their_depth(tmp_path):
+    folder = RunFolder(tmp_path)
     with pytest.raises(RecipeError, match="two evaluators are called 'similarity'"):
-        recipe_of(folder, *entries[:1] * 2)
-    with pytest.raises(RecipeError, match="looks at the best 100, but rankings have a `depth` of 50"):
+        recipe_of(folder, *[{"kind": "similarity", "data": "pairs.csv"}] * 2)
+    with pytest.raises(RecipeError, match="reads the best 100 of rankings that have a `depth` of 50"):
         recipe_of(folder, {"kind": "reciprocal-rank-fusion"}, depth=50)
 
 
 @pytest.mark.parametrize(
     ("content", "entry", "message"),
     [
-        ("a,score\nx,1\n", {}, r"two columns of texts are needed \(there are a, score\)"),
+        ("a,score\nx,1\n", {}, r"two columns of texts are needed \(columns: a, score\)"),
         ("a,b\nx,y\n", {}, "no column called label"),
         ("a,b,score\nx,,1\n", {}, r"pairs\.csv:1 \[b\]: expected a text, found None"),
         ("a,b,score\nx,y,1\n", {"columns": ["a", "c"]}, "no column 'c'"),
@@ -198,12 +206,20 @@ def test_results_are_shown_and_settings_and_data_are_in_the_fingerprint(run, tmp
         (None, {}, "no such file"),
     ],
 )
-def test_data_that_cannot_be_used_is_refused_before_the_work(tmp_path, content, entry, message):
+def test_unusable_evaluator_data_is_refused_up_front(tmp_path, content, entry, message):
     if content is not None:
         (tmp_path / "pairs.csv").write_text(content)
     recipe = recipe_of(RunFolder(tmp_path), {"kind": "similarity", "data": str(tmp_path / "pairs.csv"), **entry})
     with pytest.raises(DataError, match=message):
         check_evaluators(recipe.evaluate.evaluators, 10)
+
+
+def test_texts_of_an_evaluator_are_read_in_the_dialect_of_the_import(tmp_path):
+    path = tmp_path / "pairs.tsv"
+    path.write_text('a\tb\tscore\n5" pipe\tNA\t1\n42\t"begun\t0.5\n')
+    (entry,) = recipe_of(RunFolder(tmp_path), {"kind": "similarity", "data": str(path)}).evaluate.evaluators
+    assert read_texts(entry) == (['5" pipe', "42"], ["NA", '"begun'])
+    assert read_labels(entry) == [1.0, 0.5]
 
 
 def test_a_collection_too_large_for_memory_is_refused(tmp_path):
@@ -212,7 +228,7 @@ def test_a_collection_too_large_for_memory_is_refused(tmp_path):
         check_evaluators(recipe.evaluate.evaluators, 8_841_823)
 
 
-def test_what_needs_the_hub_says_so_offline(tmp_path):
+def test_nano_beir_without_the_hub_is_refused(tmp_path):
     recipe = recipe_of(RunFolder(tmp_path), {"kind": "nano-beir", "datasets": ["msmarco"]})
     with pytest.raises(RecipeError, match=r"nano-beir \(sentence-transformers/NanoBEIR-en, from the hub\)"):
         check_evaluators(recipe.evaluate.evaluators, 10)
@@ -221,9 +237,9 @@ def test_what_needs_the_hub_says_so_offline(tmp_path):
         check_evaluators(recipe.evaluate.evaluators, 10)
 
 
-def test_a_teacher_of_another_vocabulary_and_missing_candidates_are_refused(tmp_path, tiny_mlm):
+def test_missing_candidates_and_a_teacher_of_another_vocabulary_are_refused(tmp_path, tiny_mlm):
     folder, larger = write_run(tmp_path / "run"), tmp_path / "larger"
-    save_checkpoint(tiny_mlm, folder.model)
+    save_trained(tiny_mlm, folder)
     with pytest.raises(RecipeError, match="run `distill mine`"):
         evaluate(recipe_of(folder, {"kind": "reranking"}), folder)
     tokenizer = tiny_tokenizer()
@@ -237,10 +253,10 @@ def test_a_teacher_of_another_vocabulary_and_missing_candidates_are_refused(tmp_
     assert not folder.evaluation.exists()
 
 
-def test_a_run_is_refused_after_the_import_and_not_after_training(tmp_path, tiny_mlm, tiny_sentence):
+def test_missing_evaluator_data_stops_a_run_right_after_the_import(tmp_path, tiny_mlm, tiny_sentence):
     recipe = whole_recipe(tmp_path, tiny_mlm, tiny_sentence)
     entry = {"kind": "translation", "data": str(tmp_path / "nowhere.jsonl")}
     tree = recipe.model_dump(mode="json", exclude_none=True)
     with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
-        pipeline.run(parse_recipe({**tree, "evaluate": {"evaluators": [entry]}}))
+        run_pipeline(parse_recipe({**tree, "evaluate": {"evaluators": [entry]}}))
     assert RunFolder(recipe.folder).passages.exists() and not RunFolder(recipe.folder).candidates("train").exists()

@@ -1,15 +1,15 @@
-"""Terms and matches against the checkpoint's own vectors."""
+"""Terms and matches against SparseEncoder's own vectors."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sentence_transformers import SparseEncoder
-from small_run import PASSAGES, save_checkpoint, write_run
 
-from distill.errors import DataError, StudentError
+from distill.cli.inspect import inspect_path, search_and_print
+from distill.errors import DataError, ModelError, StudentError
 from distill.evaluation.explain import encode_collection, explain, open_model, search_and_explain
-from distill.inspection import inspect_path, search_and_print
+from tests.helpers.small_run import PASSAGES, save_checkpoint, write_run
 
 
 @pytest.fixture(scope="module", params=["model", "lexical", "binary"])
@@ -17,7 +17,7 @@ def checkpoint(request, tiny_mlm, tmp_path_factory):
     return save_checkpoint(tiny_mlm, tmp_path_factory.mktemp("checkpoint") / "model", query={"kind": request.param})
 
 
-def test_terms_are_those_that_sparse_encoder_decodes(checkpoint):
+def test_terms_match_sparse_encoders_decode(checkpoint):
     reference = SparseEncoder(str(checkpoint), device="cpu")
     expected = reference.decode(reference.encode_document("the cat sat on the mat"))
     terms = explain(open_model(checkpoint), "the cat sat on the mat")
@@ -51,17 +51,17 @@ def test_models_of_packages_are_inspected_and_searched_with(checkpoint, tmp_path
     assert "package:carrier/model: 'cat on a tree'\n  1. " in capsys.readouterr().out
 
 
-def test_what_cannot_be_inspected_or_searched_with_is_refused_in_words(tmp_path, monkeypatch):
+def test_names_that_are_no_checkpoint_are_refused_by_inspect_and_search(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_run(tmp_path / "runs")
     for look in (lambda name: inspect_path(name, "text"), lambda name: search_and_print(name, Path("runs"), "cat")):
-        with pytest.raises(StudentError, match="runs/modle: no such folder in runs/"):
+        with pytest.raises(ModelError, match="runs/modle: no such folder in runs/"):
             look("runs/modle")
-        with pytest.raises(StudentError, match=r"'org/model' cannot be loaded: its modules\.json"):  # the hub was asked
+        with pytest.raises(ModelError, match=r"'org/model' cannot be loaded: its modules\.json"):  # the hub was asked
             look("org/model")
     with pytest.raises(StudentError, match="not a checkpoint"):
         inspect_path("runs", "text")
-    with pytest.raises(DataError, match="no such file or folder; if it is a model of the hub, give a text"):
+    with pytest.raises(DataError, match="no such file or folder; for a model on the hub, give a text"):
         inspect_path("runs/modle")
     with pytest.raises(DataError, match=r"nor an \.arrow shard"):
         (tmp_path / "file").touch()

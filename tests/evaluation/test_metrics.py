@@ -1,4 +1,4 @@
-"""Measures worked by hand, costs against dense formulas, the paired test against SciPy's."""
+"""Measures worked out by hand, costs against dense formulas, the paired test against SciPy's."""
 
 import math
 
@@ -20,9 +20,9 @@ from distill.evaluation.metrics import (
 NAMES = ["nDCG@10", "RR@10", "R@100"]
 
 
-def test_values_worked_by_hand():
+def test_per_query_values_worked_out_by_hand():
     judgements = {4: {10: 2, 11: 1}, 7: {10: 1}, 9: {12: 1}}
-    ranking = {4: [11, 13, 10], 7: [*range(100, 110), 10]}  # query 9 found nothing
+    ranking = {4: [11, 13, 10], 7: [*range(100, 110), 10]}  # no ranking for query 9
     values = per_query(NAMES, judgements, ranking)
     ideal = 2 + 1 / math.log2(3)
     assert values["nDCG@10"] == pytest.approx([(1 + 2 / math.log2(4)) / ideal, 0, 0])
@@ -30,12 +30,12 @@ def test_values_worked_by_hand():
     assert values["R@100"] == pytest.approx([1, 1, 0])
 
 
-def test_the_order_found_decides_and_not_the_passage_number():
+def test_the_order_of_the_ranking_counts_not_the_passage_number():
     judgements = {0: {5: 1}}
     assert per_query(["RR@10"], judgements, {0: [9, 5, 1]})["RR@10"] == pytest.approx([0.5])
 
 
-def test_both_names_of_mrr():
+def test_mrr_and_rr_name_the_same_measure():
     assert per_query(["MRR@10", "RR@10"], {0: {1: 1}}, {0: [2, 1]}) == {"MRR@10": [0.5], "RR@10": [0.5]}
 
 
@@ -45,12 +45,12 @@ def test_an_unknown_measure_is_named(name):
         parse_measures([name])
 
 
-def test_depth_follows_the_largest_cutoff():
+def test_depth_needed_is_the_largest_cutoff():
     assert depth_needed(NAMES, 1000) == 100
     assert depth_needed(["nDCG@10", "AP"], 1000) == 1000
 
 
-def test_a_cutoff_below_the_rankings_end_is_refused():
+def test_a_cutoff_beyond_the_ranking_is_refused():
     check_depth(["nDCG@10", "AP", "MRR@10"], 10)
     with pytest.raises(RecipeError, match=r"R@1000 looks at 1000 passages, but .*evaluate\.depth of 100"):
         check_depth(["nDCG@10", "R@1000"], 100)
@@ -70,7 +70,7 @@ def test_costs_equal_the_dense_formulas():
     assert not activation_rates(queries[:0]).any()
 
 
-def test_the_paired_test_is_scipys():
+def test_paired_test_matches_scipy():
     rng = np.random.default_rng(1)
     ours, theirs = rng.random(50), rng.random(50)
     result = paired_test(ours, theirs)

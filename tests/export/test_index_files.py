@@ -1,4 +1,4 @@
-"""Exported vectors, read back as each engine reads them, against the checkpoint's own sparse dot products."""
+"""Exported vectors, read as each engine reads them, give the checkpoint's own sparse dot products."""
 
 import gzip
 import json
@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import seismic
 from sentence_transformers import SparseEncoder
-from small_run import PASSAGES, QUERIES, save_checkpoint, write_run
 from transformers import AutoTokenizer
 
-from distill.data.files import read_json
 from distill.errors import DataError
-from distill.evaluation import index_files as module
 from distill.evaluation.explain import encode_collection, open_model
-from distill.evaluation.index_files import export_index
-from distill.evaluation.index_formats import FORMATS, term_names
-from distill.mining.encode import encode_texts
+from distill.export.index_files import export_index
+from distill.export.index_formats import FORMATS, Format, term_names
+from distill.retrieval.encode import encode_texts
+from distill.run.files import read_json
+from tests.helpers.small_run import PASSAGES, QUERIES, save_checkpoint, write_run
 
 
 @pytest.fixture(scope="module", params=["model", "binary"])
@@ -28,6 +27,7 @@ def checkpoint(request, tiny_mlm, tmp_path_factory):
 
 @pytest.fixture
 def vectors(checkpoint):
+    """CSR vectors of the test queries and of the passages."""
     model = open_model(checkpoint)
     return encode_texts(model, QUERIES["test"], "query"), encode_collection(model, PASSAGES)
 
@@ -41,6 +41,7 @@ def lines(*files) -> list[str]:
 
 
 def products(queries: list[dict], passages: list[dict]) -> np.ndarray:
+    """Dot products [queries, passages] of vectors by term."""
     return np.array(
         [
             [sum(weight * passage.get(term, 0) for term, weight in query.items()) for passage in passages]
@@ -51,28 +52,27 @@ def products(queries: list[dict], passages: list[dict]) -> np.ndarray:
 
 def export(checkpoint, tmp_path, format):
     write_run(tmp_path / "run")
-    export_index(checkpoint, tmp_path / "run", tmp_path / "out", format=format, split="test")
+    export_index(checkpoint, tmp_path / "run", tmp_path / "out", format=format, split="test", slab=4)
     return tmp_path / "out"
 
 
-def test_anserinis_terms_are_counted_to_the_scores_of_rounded_vectors(checkpoint, vectors, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SLAB", 4)
+def test_anserini_term_counts_give_the_scores_of_the_rounded_vectors(checkpoint, vectors, tmp_path):
     out = export(checkpoint, tmp_path, "anserini")
     passages = [json.loads(line) for line in lines(out / "collection" / "part-00000.jsonl.gz")]
     assert [(p["id"], p["contents"]) for p in passages] == [(f"p{i}", text) for i, text in enumerate(PASSAGES)]
     assert all(isinstance(weight, int) and weight > 0 for p in passages for weight in p["vector"].values())
     topics = dict(line.split("\t") for line in lines(out / "queries.test.tsv"))
     assert list(topics) == ["q0", "q1", "q2", "q3"]
-    counted = [Counter(words.split()) for words in topics.values()]
+    counts = [Counter(words.split()) for words in topics.values()]
     rounded = [np.rint(100 * side.toarray().astype(np.float64)) for side in vectors]
-    np.testing.assert_array_equal(products(counted, [p["vector"] for p in passages]), rounded[0] @ rounded[1].T)
+    np.testing.assert_array_equal(products(counts, [p["vector"] for p in passages]), rounded[0] @ rounded[1].T)
 
 
-def test_opensearchs_features_have_no_dots_and_give_the_exact_scores(checkpoint, vectors, tmp_path, monkeypatch):
-    monkeypatch.setitem(FORMATS, "opensearch", module.Format(**{**vars(FORMATS["opensearch"]), "per_file": 4}))
+def test_opensearch_features_have_no_dots_and_give_sparse_encoders_scores(checkpoint, vectors, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, "opensearch", Format(**{**vars(FORMATS["opensearch"]), "per_file": 4}))
     out = export(checkpoint, tmp_path, "opensearch")
     parts = sorted(out.glob("bulk-*"))
-    assert [len(lines(part)) for part in parts] == [8, 8, 4]  # an action and a source each
+    assert [len(lines(part)) for part in parts] == [8, 8, 4]  # two lines per passage: action and source
     bulk = [json.loads(line) for line in lines(*parts)]
     assert [action["index"]["_id"] for action in bulk[::2]] == [f"p{i}" for i in range(len(PASSAGES))]
     features = [source.get("embedding", {}) for source in bulk[1::2]]
@@ -87,7 +87,7 @@ def test_opensearchs_features_have_no_dots_and_give_the_exact_scores(checkpoint,
     assert read_json(out / "index.json")["mappings"]["properties"]["embedding"] == {"type": "rank_features"}
 
 
-def test_qdrants_points_hold_the_vectors_to_the_last_bit(checkpoint, vectors, tmp_path):
+def test_qdrant_points_hold_the_vectors_bit_for_bit(checkpoint, vectors, tmp_path):
     out = export(checkpoint, tmp_path, "qdrant")
     points = [json.loads(line) for line in lines(out / "points-00000.jsonl.gz")]
     assert [point["id"] for point in points] == list(range(len(PASSAGES)))
@@ -100,14 +100,14 @@ def test_qdrants_points_hold_the_vectors_to_the_last_bit(checkpoint, vectors, tm
         np.testing.assert_array_equal(dense, matrix.toarray())
 
 
-def test_seismic_builds_an_index_of_the_file_and_finds_the_exact_best(checkpoint, vectors, tmp_path):
+def test_seismic_indexes_the_file_and_finds_the_exact_best_passage(checkpoint, vectors, tmp_path):
     out = export(checkpoint, tmp_path, "seismic")
     index = seismic.SeismicIndex.build(str(out / "passages.jsonl"), summary_energy=1.0)  # nothing is skipped
     assert index.len == len(PASSAGES) and index.get_doc_text("p3") == PASSAGES[3]
     exact = (vectors[0] @ vectors[1].T).toarray()
     for i, line in enumerate(lines(out / "queries.test.jsonl")):
         query = json.loads(line)
-        found = index.search(
+        results = index.search(
             query["id"],
             np.array(list(query["vector"]), dtype=seismic.get_seismic_string()),
             np.array(list(query["vector"].values()), dtype=np.float32),
@@ -116,14 +116,14 @@ def test_seismic_builds_an_index_of_the_file_and_finds_the_exact_best(checkpoint
             heap_factor=1.0,
         )
         if exact[i].any():
-            ((_, score, best),) = found
-            # 16-bit weights: passages as good as one another to the third digit may change places
+            ((_, score, best),) = results
+            # 16-bit weights: passages whose scores agree to three digits may change places
             assert [exact[i, int(best[1:])], score] == pytest.approx([exact[i].max()] * 2, rel=5e-3)
         else:
-            assert found == []
+            assert results == []
 
 
-def test_a_term_that_an_engine_refuses_has_a_name_of_its_own(tiny_mlm):
+def test_a_term_that_an_engine_does_not_accept_gets_a_unique_name(tiny_mlm):
     tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
     tokens = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
     names = term_names([*tokens, None, None], re.compile("a"))
@@ -134,7 +134,7 @@ def test_a_term_that_an_engine_refuses_has_a_name_of_its_own(tiny_mlm):
     assert names[-1] == f"term-{len(tokens) + 1}"
 
 
-def test_a_folder_in_beirs_layout_is_exported_too(checkpoint, vectors, tmp_path):
+def test_a_beir_folder_can_be_exported(checkpoint, vectors, tmp_path):
     beir = tmp_path / "beir"
     (beir / "qrels").mkdir(parents=True)
     (beir / "corpus.jsonl").write_text(
@@ -144,20 +144,20 @@ def test_a_folder_in_beirs_layout_is_exported_too(checkpoint, vectors, tmp_path)
     )
     (beir / "queries.jsonl").write_text(json.dumps({"_id": "q0", "text": QUERIES["test"][0]}) + "\n")
     (beir / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq0\tp1\t1\n")
-    said = export_index(checkpoint, beir, tmp_path / "out", format="qdrant", split="test")
-    assert said.endswith("out: 9 passages, the test queries")
+    summary = export_index(checkpoint, beir, tmp_path / "out", format="qdrant", split="test")
+    assert summary.endswith("out: 9 passages, the test queries")
     point = json.loads(lines(tmp_path / "out" / "points-00000.jsonl.gz")[0])
     np.testing.assert_allclose(point["vector"]["splade"]["values"], vectors[1][0].data, rtol=1e-5)
 
 
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(checkpoint, tmp_path):
+def test_index_export_refuses_wrong_options_and_existing_outputs_and_leaves_nothing(checkpoint, tmp_path):
     write_run(tmp_path / "run")
-    (tmp_path / "there").mkdir()
+    (tmp_path / "existing").mkdir()
     for output, options, words in (
-        ("there", {"format": "qdrant"}, "is there already"),
+        ("existing", {"format": "qdrant"}, "exists already"),
         ("out", {"format": "lucene"}, "anserini, opensearch, qdrant, seismic"),
         ("out", {"format": "qdrant", "split": "night"}, "train, dev, test"),
     ):
         with pytest.raises(DataError, match=words):
             export_index(checkpoint, tmp_path / "run", tmp_path / output, **options)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "there"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["existing", "run"]

@@ -1,20 +1,22 @@
-"""A run folder with a handful of texts, written without the import stage, for tests of the stages after it."""
+"""A run folder with a few texts, written without the import stage, for tests of later stages."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from distill.config import Recipe, Student
-from distill.data.arrow import write_ipc
-from distill.data.judgements import JUDGEMENT_SCHEMA
-from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, write_manifest
-from distill.data.texts import PASSAGE_SCHEMA, QUERY_SCHEMA, TextStore
-from distill.recipe_file import parse_recipe
+from distill.recipe.load import parse_recipe
+from distill.run.layout import RunFolder
+from distill.run.manifest import Manifest, write_manifest
+from distill.store.arrow import write_ipc
+from distill.store.identity import COPY_SCHEMA, OWN_SCHEMA
+from distill.store.judgements import JUDGEMENT_SCHEMA
+from distill.store.texts import PASSAGE_SCHEMA, QUERY_SCHEMA, TextStore
 from distill.student.checkpoint import save_student
-from distill.student.model import load_student
+from distill.student.model import start_splade
 
 PASSAGES = [
     "the cat sat on the mat",
@@ -38,17 +40,19 @@ JUDGEMENTS = {  # (query, passage, grade)
     "dev": [(0, 1, 1), (1, 4, 1)],
     "test": [(0, 7, 2), (0, 1, 1), (1, 2, 1), (2, 4, 1), (2, 6, 2), (3, 9, 1)],
 }
-VARIANTS = [("the fell in the wind", 6)]  # row 10: passage 6 without a query's words
+VARIANTS = [("the fell in the wind", 6)]  # row 10: passage 6 without the words of a query
 
 
-def write_passages(path: Path, texts: list[str], variants: list[tuple[str, int]] = ()) -> TextStore:
-    size, every = len(texts), [*texts, *(text for text, _ in variants)]
-    origins = [-1] * size + [origin for _, origin in variants]
+def write_passages(
+    path: Path, texts: list[str], variants: Sequence[tuple[str, int]] = (), ids: Sequence[str] | None = None
+) -> TextStore:
+    rows = [*texts, *(text for text, _ in variants)]
+    origins = [-1] * len(texts) + [origin for _, origin in variants]
     batch = pa.RecordBatch.from_pydict(
-        {"id": [f"p{i}" for i in range(len(every))], "title": [""] * len(every), "text": every, "origin": origins},
+        {"id": ids or [f"p{i}" for i in range(len(rows))], "title": [""] * len(rows), "text": rows, "origin": origins},
         schema=PASSAGE_SCHEMA,
     )
-    write_ipc(path, PASSAGE_SCHEMA, [batch] if every else [], {"fingerprint": "test"})
+    write_ipc(path, PASSAGE_SCHEMA, [batch] if rows else [], {"fingerprint": "test"})
     return TextStore.open(path)
 
 
@@ -58,9 +62,17 @@ def write_queries(path: Path, texts: list[str]) -> TextStore:
     return TextStore.open(path)
 
 
+def write_no_identity(folder: RunFolder, splits: Sequence[str]) -> None:
+    """No passage is a copy of another one, and no query is a passage."""
+    write_ipc(folder.copies, COPY_SCHEMA, [], {"fingerprint": "test"})
+    for split in splits:
+        write_ipc(folder.own_documents(split), OWN_SCHEMA, [], {"fingerprint": "test"})
+
+
 def write_run(root: Path) -> RunFolder:
     folder = RunFolder(root)
     write_passages(folder.passages, PASSAGES, VARIANTS)
+    write_no_identity(folder, list(QUERIES))
     for split, texts in QUERIES.items():
         write_queries(folder.queries(split), texts)
         columns = dict(zip(JUDGEMENT_SCHEMA.names, map(list, zip(*JUDGEMENTS[split], strict=True)), strict=True))
@@ -86,7 +98,7 @@ def small_recipe(root: Path, **sections) -> Recipe:
 
 
 def save_checkpoint(mlm: Path, path: Path, **options) -> Path:
-    """The masked language model `mlm` as a SPLADE checkpoint, saved as training saves one."""
-    student = load_student(Student(model=str(mlm), query_max_length=8, passage_max_length=12, **options))
+    """Save the masked language model `mlm` as a SPLADE checkpoint, as training saves it."""
+    student = start_splade(Student(model=str(mlm), query_max_length=8, passage_max_length=12, **options))
     save_student(student, path)
     return path

@@ -1,4 +1,4 @@
-"""What the shared tiny models are made of: a vocabulary of common words, and BERT at its smallest."""
+"""Parts of the shared tiny models: a tokenizer of common words, and a minimal BERT configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ WORDS = Path(__file__).with_name("words.txt")
 
 
 def tiny_tokenizer():
-    """A fast WordPiece tokenizer over about a thousand English words, letters and suffixes."""
+    """Return a fast WordPiece tokenizer of about a thousand English words, letters and suffixes."""
     from transformers import BertTokenizer
 
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"

@@ -1,4 +1,4 @@
-"""A recipe that has every stage, on a BEIR folder of a hundred passages: all of it runs in half a minute."""
+"""A recipe with all stages on a BEIR folder of a hundred passages, which runs in half a minute."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from distill.config import Recipe
-from distill.recipe_file import parse_recipe
+from distill.recipe.load import parse_recipe
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 THINGS = ("book", "house", "river", "road", "table", "market", "school", "garden", "window", "paper")
@@ -28,7 +28,7 @@ def write_beir(data: Path) -> None:
 
 
 def whole_recipe(root: Path, mlm: Path, sentence: Path) -> Recipe:
-    """The recipe, with its data in root/data and its run in root/run."""
+    """Return the recipe, with its data in root/data and its run in root/run."""
     write_beir(root / "data")
     return parse_recipe(
         {

@@ -1,4 +1,4 @@
-"""The standard library's documentation as a collection: what is read, what is asked, and that splits share nothing."""
+"""The standard library's documentation as a collection: passages, queries, and splits by module."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import textwrap
 import pytest
 
 from distill import config
-from distill.data.readers.python_docs import Docstring, python_docs, read_docstrings, split_by_module
 from distill.errors import DataError
+from distill.importing.readers.python_docs import Docstring, python_docs, read_docstrings, split_by_module
 
 SOURCE = config.PythonDocs(kind="python-docs")
 
@@ -27,7 +27,7 @@ def collection():
     )
 
 
-def test_the_library_gives_the_collection_the_recipe_asks_for(collection):
+def test_the_library_gives_the_number_of_queries_that_the_recipe_asks_for(collection):
     passages, queries, judgements = collection
     assert len(passages) > 1500
     assert (len(queries["test"]), len(queries["dev"])) == (300, 100)
@@ -36,18 +36,18 @@ def test_the_library_gives_the_collection_the_recipe_asks_for(collection):
     assert {split: len(rows) for split, rows in judgements.items()} == {s: len(rows) for s, rows in queries.items()}
 
 
-def test_ids_are_unique_and_every_query_is_judged_on_a_passage_that_is_there(collection):
+def test_ids_are_unique_and_every_query_is_judged_on_an_existing_passage(collection):
     passages, queries, judgements = collection
     ids = [passage["id"] for passage in passages]
     assert len(set(ids)) == len(ids)
-    asked = [query["id"] for split in queries.values() for query in split]
-    assert len(set(asked)) == len(asked)
+    query_ids = [query["id"] for split in queries.values() for query in split]
+    assert len(set(query_ids)) == len(query_ids)
     for split, judged in judgements.items():
         assert {row["query_id"] for row in judged} == {query["id"] for query in queries[split]}
         assert {row["passage_id"] for row in judged} <= set(ids)
 
 
-def test_no_two_queries_and_no_two_bodies_are_the_same(collection):
+def test_queries_and_bodies_are_distinct(collection):
     passages, queries, _ = collection
     texts = [" ".join(query["text"].lower().split()) for split in queries.values() for query in split]
     assert len(set(texts)) == len(texts)
@@ -63,13 +63,13 @@ def test_splits_share_no_module(collection):
     assert modules["dev"].isdisjoint(modules["train"])
 
 
-def test_documents_only_keeps_the_test_queries_and_nothing_else(collection):
+def test_documents_only_keeps_the_passages_and_the_test_queries(collection):
     alone = python_docs(SOURCE.model_copy(update={"documents_only": True}), seed=17)
     assert set(alone.queries) == set(alone.judgements) == {"test"}
     assert (rows(alone.queries["test"]), rows(alone.passages)) == (collection[1]["test"], collection[0])
 
 
-def test_the_seed_decides_the_splits_and_only_them(collection):
+def test_the_seed_changes_the_splits_and_not_the_passages(collection):
     other = python_docs(SOURCE, seed=18)
     assert rows(other.passages) == collection[0]
     assert rows(other.queries["test"]) != collection[1]["test"]
@@ -107,7 +107,7 @@ def test_docstrings_are_read_with_their_qualified_names(tmp_path):
     ]
 
 
-def test_a_module_too_large_for_a_split_is_for_training():
+def test_a_module_too_large_for_a_split_goes_to_training():
     docs = [
         Docstring(f"{module}.{i}", module, "s", "b")
         for module, n in (("big", 30), ("a", 2), ("b", 2), ("c", 2))
@@ -118,7 +118,7 @@ def test_a_module_too_large_for_a_split_is_for_training():
     assert len(splits["test"]) == 6
 
 
-def test_splits_are_the_same_every_time():
+def test_splits_are_reproducible():
     docs = [Docstring(f"module{i % 20}.{i}", f"module{i % 20}", "s", "b") for i in range(100)]
     assert split_by_module(docs, {"test": 30, "dev": 30}, seed=3) == split_by_module(docs, {"test": 30, "dev": 30}, 3)
 

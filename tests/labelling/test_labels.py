@@ -1,30 +1,33 @@
-"""Labels: each step on numbers worked by hand, then the stage on shards."""
+"""Labels: each step on numbers computed by hand, then the stage on shards."""
 
 import numpy as np
 import pytest
 from scipy.stats import kendalltau
-from small_run import write_passages
 
 from distill.config import Label, Recipe
-from distill.data.batches import TrainingData
-from distill.data.candidates import from_lists, read_candidates, write_candidates
-from distill.data.label_stats import label_stats
-from distill.data.labels import (
+from distill.errors import DataError, FingerprintError, RecipeError, StorageError
+from distill.labelling.labels import (
     Moments,
     affine_map,
-    build_labels,
     ensemble,
     ensemble_scores,
     keep_negatives,
     normalise,
-    read_labels,
     teachers_of,
 )
-from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, write_manifest
-from distill.data.scores import write_scores
-from distill.errors import DataError, FingerprintError, RecipeError, StorageError
-from distill.recipe_file import parse_recipe
+from distill.labelling.stats import label_stats
+from distill.recipe.load import parse_recipe
+from distill.run.layout import RunFolder
+from distill.run.manifest import Manifest, write_manifest
+from distill.run.run import Run
+from distill.store.arrow import write_ipc
+from distill.store.candidates import from_lists, read_candidates, write_candidates
+from distill.store.judgements import JUDGEMENT_SCHEMA
+from distill.store.labels import read_labels
+from distill.store.scores import write_scores
+from distill.training.batches import TrainingData
+from tests.helpers.small_run import write_no_identity, write_passages, write_queries
+from tests.helpers.stages import build_labels
 
 NAN = float("nan")
 
@@ -33,13 +36,13 @@ def equal(values, expected):
     np.testing.assert_allclose(values, expected, rtol=1e-6, equal_nan=True)
 
 
-def test_min_max_by_hand():
+def test_min_max_normalises_each_list_by_its_range():
     scores = [2.0, 6.0, 4.0, 7.0, 5.0, 5.0, NAN, -1.0, 1.0]
     offsets = np.array([0, 3, 4, 6, 6, 9])  # three, a single one, a constant list, an empty one, one missing
     equal(normalise(scores, offsets, "min-max"), [0, 1, 0.5, 0.5, 0.5, 0.5, NAN, 0, 1])
 
 
-def test_z_score_by_hand():
+def test_z_score_normalises_each_list_by_its_mean_and_deviation():
     scores = [1.0, 3.0, 9.0, 4.0, 4.0, NAN, 2.0, 6.0, NAN]
     offsets = np.array([0, 2, 3, 5, 5, 8, 9])
     equal(normalise(scores, offsets, "z-score"), [-1, 1, 0, 0, 0, NAN, -1, 1, NAN])
@@ -47,7 +50,7 @@ def test_z_score_by_hand():
     equal(normalise(scores, offsets, "none"), scores)
 
 
-def test_the_ensemble_is_a_weighted_mean_of_what_is_there():
+def test_the_ensemble_is_a_weighted_mean_without_missing_scores():
     matrix = np.array([[0.0, 1.0, NAN, NAN], [1.0, 0.5, 0.25, NAN]])
     equal(ensemble(matrix, np.array([1.0, 3.0])), [0.75, 0.625, 0.25, NAN])
 
@@ -59,11 +62,11 @@ def test_the_affine_map_gives_the_reference_mean_and_deviation():
     equal(affine_map(np.array([2.0, 2.0]), 2.0, 0.0, -3.0, 2.5), [-3, -3])
 
 
-def test_false_negatives_are_those_far_above_the_best_positive():
+def test_negatives_above_the_best_positive_by_more_than_the_margin_are_dropped():
     labels = np.array([2.0, 1.0, 2.4, 2.6, NAN, 5.0, 9.0])
     positive = np.array([True, True, False, False, True, False, False])
-    kept = keep_negatives(labels, positive, np.array([0, 4, 6, 7]), Label(drop_false_negatives=0.5))
-    assert kept.tolist() == [True, True, True, False, True, True, True]
+    keep = keep_negatives(labels, positive, np.array([0, 4, 6, 7]), Label(drop_false_negatives=0.5))
+    assert keep.tolist() == [True, True, True, False, True, True, True]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +80,8 @@ def test_false_negatives_are_those_far_above_the_best_positive():
     ],
     ids=str,
 )
-def test_negatives_are_filtered_as_in_mining_by_sentence_transformers(limits):
-    """As its documentation has it: positive - score >= absolute_margin, score <= positive - |positive| * margin."""
+def test_limits_drop_the_negatives_that_sentence_transformers_drops(limits):
+    """Its documentation: positive - score >= absolute_margin, score <= positive - |positive| * relative_margin."""
     positives = (2.0, -2.0)
     negatives = (-3.0, -2.5, -2.25, -1.0, 0.0, 1.5, 1.625, 1.75, 1.875, 2.5)
 
@@ -96,12 +99,12 @@ def test_negatives_are_filtered_as_in_mining_by_sentence_transformers(limits):
 
     labels = np.array([value for positive in positives for value in (positive, *negatives)])
     size = 1 + len(negatives)
-    kept = keep_negatives(labels, np.arange(2 * size) % size == 0, np.array([0, size, 2 * size]), Label(**limits))
+    keep = keep_negatives(labels, np.arange(2 * size) % size == 0, np.array([0, size, 2 * size]), Label(**limits))
     expected = [fits for positive in positives for fits in (True, *(stays(positive, score) for score in negatives))]
-    assert kept.tolist() == expected and not all(expected)
+    assert keep.tolist() == expected and not all(expected)
 
 
-def test_moments_of_parts_are_those_of_the_whole():
+def test_moments_added_in_parts_equal_those_of_the_whole():
     values = np.random.default_rng(0).normal(1000, 3, 500)
     moments = Moments()
     for part in (values[:3], values[3:3], values[3:], np.array([NAN])):
@@ -109,9 +112,14 @@ def test_moments_of_parts_are_those_of_the_whole():
     equal([moments.count, moments.mean, moments.std], [500, values.mean(), values.std()])
 
 
-# two shards: lists of (positive, negatives); query 5 has a constant list, 6 a single candidate, 7 a missing score
+# two shards of (queries, lists, number of positives): query 5 has a constant list for teacher a, 6 a single candidate,
+# 7 a missing score of teacher a
 SHARDS = [([3, 5], [[1, 2, 3], [4, 5]], [1, 1]), ([6, 7], [[6], [7, 8, 9]], [1, 1])]
 RAW = {"a": [[4.0, 0.0, 2.0, 1.0, 1.0], [3.0, 1.0, 9.0, NAN]], "b": [[10, 30, 20, -5, 5], [0, 5, 6, 8]]}
+
+
+# queries 3, 5, 6, 7: a (weight 3) -> 1, 0, .5 | .5, .5 | .5 | 0, 1, missing; b -> 0, 1, .5 | 0, 1 | .5 | 0, 1/3, 1
+ENSEMBLE = [0.75, 0.25, 0.5, 0.375, 0.625, 0.5, 0.0, (3 + 1 / 3) / 4, 1.0]
 
 
 def recipe(**label) -> Recipe:
@@ -130,6 +138,9 @@ def recipe(**label) -> Recipe:
 def folder(tmp_path) -> RunFolder:
     folder = RunFolder(tmp_path)
     write_passages(folder.passages, list("abcdefghij"))
+    write_no_identity(folder, ["train"])
+    write_queries(folder.queries("train"), [f"question {i}" for i in range(8)])
+    write_ipc(folder.judgements("train"), JUDGEMENT_SCHEMA, [], {"fingerprint": "test"})
     path, shards = folder.candidates("train"), []
     for i, (queries, lists, positives) in enumerate(SHARDS):
         shards.append(
@@ -153,40 +164,31 @@ def folder(tmp_path) -> RunFolder:
 
 
 def all_labels(folder: RunFolder) -> dict[int, dict[int, float]]:
-    found = {}
+    """query row -> passage row -> label."""
+    result = {}
     for shard in sorted(folder.labels().glob("*.arrow")):
         labels = read_labels(shard)
         for query, piece in zip(labels.query, map(slice, labels.offsets, labels.offsets[1:]), strict=True):
-            found[int(query)] = dict(zip(labels.passages[piece].tolist(), labels.labels[piece].tolist(), strict=True))
-    return found
+            result[int(query)] = dict(zip(labels.passages[piece].tolist(), labels.labels[piece].tolist(), strict=True))
+    return result
 
 
 def test_labels_without_mapping_are_the_ensemble(folder):
     manifest = build_labels(recipe(), folder)
-    # query 3: a -> 1, 0, .5 (weight 3); b -> 0, 1, .5 (weight 1)
-    # query 5: a constant -> .5; b -> 0, 1.  query 7: a -> 0, 1, missing; b -> 0, 1/3, 1
     labels = all_labels(folder)
-    assert set(labels) == {3, 5, 7}
-    equal(list(labels[3].values()), [0.75, 0.25, 0.5])
-    equal(list(labels[5].values()), [0.375, 0.625])
-    equal([labels[7][p] for p in (7, 8, 9)], [0, (3 + 1 / 3) / 4, 1])
+    assert {query: list(of_query) for query, of_query in labels.items()} == {3: [1, 2, 3], 5: [4, 5], 7: [7, 8, 9]}
+    equal([label for of_query in labels.values() for label in of_query.values()], np.delete(ENSEMBLE, 5))
     counts = manifest.counts
-    assert [counts[key] for key in ("queries", "queries_dropped", "queries_single", "pairs", "pairs_unscored")] == [
-        3,
-        1,
-        1,
-        8,
-        0,
-    ]
+    expected = {"queries": 3, "queries_dropped": 1, "queries_single": 1, "pairs": 8, "pairs_unscored": 0}
+    assert {key: counts[key] for key in expected} == expected
     assert counts["constant_lists"] == {"a": 1, "b": 0} and counts["missing_scores"] == {"a": 1, "b": 0}
     assert counts["negatives_above_positive"] == 3 / 5
 
 
 def test_mapped_labels_take_the_reference_teachers_moments(folder):
     build_labels(recipe(map_to="b"), folder)
-    ours = np.concatenate([values for _, _, values in ensemble_scores(recipe(), folder, "train")])
     raw = np.concatenate([np.float64(part) for part in RAW["b"]])
-    mapped = (ours - ours.mean()) / ours.std() * raw.std() + raw.mean()
+    mapped = (np.array(ENSEMBLE) - np.mean(ENSEMBLE)) / np.std(ENSEMBLE) * raw.std() + raw.mean()
     labels = all_labels(folder)
     equal([*labels[3].values(), *labels[5].values(), *labels[7].values()], np.delete(mapped, 5))
 
@@ -197,7 +199,7 @@ def test_negatives_above_the_positive_are_dropped_and_counted(folder):
     assert manifest.counts["false_negatives_dropped"] == 2 and manifest.counts["queries_dropped"] == 2
 
 
-def test_limits_of_labels_are_part_of_what_they_are(folder):
+def test_changed_limits_change_the_labels_and_their_fingerprint(folder):
     manifest = build_labels(recipe(max_score=0.6), folder)
     assert {query: list(labels) for query, labels in all_labels(folder).items()} == {3: [1, 2, 3]}
     assert manifest.counts["false_negatives_dropped"] == 3 and manifest.counts["queries_dropped"] == 3
@@ -205,9 +207,11 @@ def test_limits_of_labels_are_part_of_what_they_are(folder):
         build_labels(recipe(max_score=0.7), folder)
 
 
-def test_labels_are_made_once_and_other_labels_are_refused(folder):
+def test_repeated_labelling_changes_nothing_and_other_options_are_refused(folder):
     first = build_labels(recipe(), folder)
+    written = {path: path.stat().st_mtime_ns for path in folder.labels().iterdir()}
     assert build_labels(recipe(), folder) == first
+    assert {path: path.stat().st_mtime_ns for path in folder.labels().iterdir()} == written
     with pytest.raises(FingerprintError, match='normalise "min-max" -> "z-score"'):
         build_labels(recipe(normalise="z-score"), folder)
     assert len(TrainingData.open(folder)) == 3
@@ -220,11 +224,11 @@ def test_imported_teachers_take_part_in_training_only(folder):
     assert teachers_of(ours, "train") == ["a", "b"] and teachers_of(ours, "test") == ["a"]
     for path in (folder.candidates, lambda split: folder.scores("a", split)):
         path("train").rename(path("test"))
-    (_, candidates, values), *_ = ensemble_scores(ours, folder, "test")
-    equal(values, normalise(RAW["a"][0], candidates.offsets, "min-max"))
+    (_, _, values), *_ = ensemble_scores(Run(ours, folder), "test")
+    equal(values, [1, 0, 0.5, 0.5, 0.5])  # teacher a alone
 
 
-def test_labels_wait_for_every_teacher(folder):
+def test_labels_need_the_finished_scores_of_every_teacher(folder):
     (folder.scores("b", "train") / "manifest.json").unlink()
     with pytest.raises(StorageError, match=r"scores/b/train.*distill score"):
         build_labels(recipe(), folder)
@@ -247,8 +251,8 @@ def test_nothing_to_train_on_is_an_error(folder):
     assert not (folder.labels() / "manifest.json").exists()
 
 
-def test_statistics_of_the_teachers(folder):
-    stats = label_stats(recipe(), folder)
+def test_statistics_describe_each_teacher_and_their_agreement(folder):
+    stats = label_stats(Run(recipe(), folder))
     a, b = stats.teachers["a"], stats.teachers["b"]
     raw = np.concatenate([np.float64(part) for part in RAW["b"]])
     equal([b.mean, b.std, b.quantiles["0.5"]], [raw.mean(), raw.std(), np.median(raw)])
@@ -269,3 +273,43 @@ def test_scale_multiplies_the_labels_and_excludes_a_mapping(folder):
         equal([scaled[query][p] for p in plain[query]], [8 * value for value in plain[query].values()])
     with pytest.raises(RecipeError, match="leave out scale, or map_to"):
         recipe(scale=8, map_to="a")
+
+
+def without_positives(folder: RunFolder, unjudged: dict[int, int]) -> RunFolder:
+    """The fixture's candidates with other numbers of positives for some queries."""
+    path, shards = folder.candidates("train"), []
+    for i, (queries, lists, positives) in enumerate(SHARDS):
+        known = [unjudged.get(query, count) for query, count in zip(queries, positives, strict=True)]
+        candidates = from_lists(queries, lists, known, ("judgement",))
+        shards.append(write_candidates(path / f"part-{i:05d}.arrow", candidates, "c"))
+    write_manifest(path, Manifest({"stage": "mine"}, shards))
+    return folder
+
+
+def test_a_list_without_a_positive_is_labelled_if_it_has_two_scored_passages(folder):
+    manifest = build_labels(recipe(), without_positives(folder, {5: 0, 6: 0, 7: 0}))
+    labels = all_labels(folder)
+    assert {query: list(of_query) for query, of_query in labels.items()} == {3: [1, 2, 3], 5: [4, 5], 7: [7, 8, 9]}
+    equal([label for of_query in labels.values() for label in of_query.values()], np.delete(ENSEMBLE, 5))
+    counts = manifest.counts
+    assert (counts["queries"], counts["queries_without_positives"], counts["queries_dropped"]) == (3, 2, 1)
+    assert counts["negatives_above_positive"] == 0.0  # of the two negatives of query 3
+    assert TrainingData.open(folder).query(1)[3] == 0
+
+
+@pytest.mark.parametrize(
+    ("limits", "kept"),
+    [
+        ({"drop_false_negatives": -5.0}, {5: [4, 5], 7: [7, 8, 9]}),
+        ({"relative_margin": 0.9, "max_score": 0.1}, {5: [4, 5], 7: [7, 8, 9]}),
+        ({"min_score": 0.5}, {3: [1, 3], 7: [8, 9]}),
+    ],
+)
+def test_limits_keep_a_list_without_a_positive_but_for_what_is_too_easy(folder, limits, kept):
+    build_labels(recipe(**limits), without_positives(folder, {5: 0, 7: 0}))
+    assert {query: list(labels) for query, labels in all_labels(folder).items()} == kept
+
+
+def test_negatives_above_the_positive_are_counted_where_there_is_a_positive(folder):
+    stats = label_stats(Run(recipe(), without_positives(folder, {5: 0, 7: 0})))
+    assert [stats.teachers[name].negatives_above_positive for name in "ab"] == [0.0, 1.0]

@@ -1,28 +1,28 @@
-"""Learning a sparse teacher's vectors: sentence-transformers' loss on dense ones, and what a recipe may ask for."""
+"""embedding-mse: sentence-transformers' loss on dense representations, and what a recipe may ask for."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from sentence_transformers.sparse_encoder import losses as st
-from test_losses import LISTS, B, V, assert_same, sparse
 
 from distill import config
-from distill.losses.objective import Place, objective
-from distill.recipe_file import parse_recipe
+from distill.losses.objective import GlobalSlice, Supervision, objective
+from distill.recipe.load import parse_recipe
+from tests.losses.reference import LISTS, B, V, assert_same, sparse
 
 
 @pytest.fixture
 def sides():
-    """Dense queries and passages of student and teacher, some of either empty: (student, teacher) by side."""
+    """(student, teacher) by side: dense queries and passages, some of them empty in one or both."""
     torch.manual_seed(0)
-    found = {}
+    by_side = {}
     for side, texts in (("query", B), ("passage", B * LISTS)):
         student, teacher = (torch.rand(texts, V).mul(torch.rand(texts, V) < 0.3) for _ in range(2))
         student[1], teacher[2] = 0, 0
         student[3] = teacher[3] = 0
-        found[side] = student.requires_grad_(), teacher
-    return found
+        by_side[side] = student.requires_grad_(), teacher
+    return by_side
 
 
 def ours(sides, top_ks=(), **loss):
@@ -33,10 +33,8 @@ def ours(sides, top_ks=(), **loss):
     return objective(
         train,
         *(sparse(student) for student, _ in sides.values()),
-        torch.randn(B, LISTS),
-        Place(0, B),
+        Supervision(torch.randn(B, LISTS), GlobalSlice(0, B), targets=targets),
         1,
-        targets=targets,
     ).total
 
 
@@ -53,12 +51,12 @@ def theirs(sides, of=("query", "passage"), change=lambda student: student):
 
 
 @pytest.mark.parametrize("of", [["query"], ["passage"], ["query", "passage"]])
-def test_it_equals_sentence_transformers(sides, of):
+def test_embedding_mse_equals_sentence_transformers_on_dense_representations(sides, of):
     got = ours(sides, of="both" if len(of) == 2 else of[0], weight=3.0)
     assert_same(got, 3.0 * theirs(sides, of), *(sides[side][0] for side in of))
 
 
-def test_with_several_sizes_each_cap_comes_as_near_as_it_can(sides):
+def test_embedding_mse_with_top_k_caps_is_the_weighted_mean_over_the_caps(sides):
     inputs = [student for student, _ in sides.values()]
 
     def cap(k):
@@ -90,7 +88,7 @@ LOSS = {"kind": "embedding-mse", "teacher": "sparse"}
         ({"query": {"kind": "learned"}}, {"losses": [LOSS]}, None),
     ],
 )
-def test_what_cannot_be_learnt_is_refused(student, train, message):
+def test_embedding_mse_refuses_a_teacher_or_side_it_cannot_teach(student, train, message):
     tree = {
         "name": "x",
         "data": {"source": {"kind": "python-docs"}},

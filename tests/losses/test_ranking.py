@@ -1,4 +1,4 @@
-"""Losses on the teacher's order equal their written-out formulas."""
+"""Losses on the teacher's ranking equal their written-out formulas."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 from distill.losses.ranking import adr_mse, ranknet
 
 STUDENT = torch.tensor([[2.0, 1.0, 3.0], [0.5, 0.5, -1.0]], dtype=torch.float64)
-TEACHER = torch.tensor([[5.0, 1.0, 3.0], [1.0, 1.0, 0.0]], dtype=torch.float64)  # the last list has equals
+TEACHER = torch.tensor([[5.0, 1.0, 3.0], [1.0, 1.0, 0.0]], dtype=torch.float64)  # the second list has a tie
 PREFERRED = [[(0, 2), (0, 1), (2, 1)], [(0, 2), (1, 2)]]  # (better, worse)
 
 
@@ -30,13 +30,13 @@ def test_ranknet_is_the_mean_over_the_pairs_that_the_teacher_orders():
     assert ranknet(STUDENT, TEACHER).item() == pytest.approx(mean_over_lists(lambda *_: 1.0))
 
 
-def test_ranknet_weighs_pairs_by_the_teachers_ranks():
+def test_ranknet_weights_pairs_by_the_teachers_ranks():
     ranks = [[1, 3, 2], [1, 2, 3]]
     expected = mean_over_lists(lambda row, i, j: 1 / (ranks[row][i] + ranks[row][j]))
     assert ranknet(STUDENT, TEACHER, "rank").item() == pytest.approx(expected)
 
 
-def test_lambdarank_weighs_pairs_by_what_ndcg_would_change_by():
+def test_lambdarank_weights_pairs_by_the_change_in_ndcg():
     gains = [[1.0, 0.0, 0.5], [1.0, 1.0, 0.0]]
     places = [[2, 3, 1], [1, 2, 3]]  # of the student's ranking
 
@@ -48,7 +48,7 @@ def test_lambdarank_weighs_pairs_by_what_ndcg_would_change_by():
     assert ranknet(STUDENT, TEACHER, "ndcg").item() == pytest.approx(mean_over_lists(change))
 
 
-def test_lists_without_any_order_give_zero_and_a_finite_gradient():
+def test_ranknet_of_equal_labels_is_zero_with_a_finite_gradient():
     student = torch.zeros(2, 3, requires_grad=True)
     for weights in ("equal", "rank", "ndcg"):
         loss = ranknet(student, torch.ones(2, 3), weights)
@@ -64,6 +64,6 @@ def test_adr_mse_is_the_discounted_error_of_approximate_ranks():
     assert adr_mse(STUDENT, TEACHER, temperature=0.5).item() == pytest.approx(total / 6)
 
 
-def test_a_student_in_the_teachers_order_with_wide_margins_has_nearly_no_loss():
+def test_ranking_losses_vanish_for_the_teachers_order_with_wide_margins():
     wide = TEACHER[:1] * 50
     assert ranknet(wide, TEACHER[:1]).item() < 1e-6 and adr_mse(wide, TEACHER[:1]).item() < 1e-6

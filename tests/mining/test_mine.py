@@ -1,21 +1,34 @@
-"""Mined candidates: who is in them, who never is, and what happens when the stage runs again."""
+"""Mined candidates: positives, negatives and exclusions; repeated and concurrent runs of the stage."""
 
 import shutil
 
+import bm25s
 import numpy as np
 import pytest
+import Stemmer
 from sentence_transformers import SentenceTransformer, SparseEncoder
-from small_run import JUDGEMENTS, PASSAGES, QUERIES, save_checkpoint, small_recipe, write_run
 
 from distill.config import Mine, Miner
-from distill.data.candidates import iterate_candidates, write_candidates
-from distill.data.files import xxh128_file
-from distill.data.layout import RunFolder
-from distill.data.manifest import verify
-from distill.data.texts import TextStore
-from distill.errors import DataError, FingerprintError, RecipeError
-from distill.mining.bm25 import build_index
-from distill.mining.mine import ShardMiner, choose_negatives, mine, mining_fields, open_searcher
+from distill.errors import DataError, FingerprintError, ModelError, RecipeError
+from distill.mining.mine import PendingShard, ShardMiner, choose_negatives, open_searcher
+from distill.mining.stage import mining_fields
+from distill.run.files import xxh128_file
+from distill.run.layout import RunFolder
+from distill.run.manifest import verify
+from distill.run.run import Run
+from distill.store.arrow import RowReader
+from distill.store.candidates import iterate_candidates, write_candidates
+from distill.store.texts import TextStore
+from tests.helpers.small_run import (
+    JUDGEMENTS,
+    PASSAGES,
+    QUERIES,
+    save_checkpoint,
+    small_recipe,
+    write_queries,
+    write_run,
+)
+from tests.helpers.stages import mine
 
 
 @pytest.fixture
@@ -25,47 +38,55 @@ def folder(tmp_path) -> RunFolder:
 
 def lists(folder: RunFolder, split: str) -> dict[int, list[tuple]]:
     """query row -> (passage row, positive, source, rank) of each candidate."""
-    found = {}
+    result = {}
     for _, c in iterate_candidates(folder.candidates(split)):
         for i, query in enumerate(c.query.tolist()):
             at = slice(c.offsets[i], c.offsets[i + 1])
             sources = [c.sources[code] for code in c.source[at]]
-            found[query] = list(
+            result[query] = list(
                 zip(c.passages[at].tolist(), c.positive[at].tolist(), sources, c.rank[at].tolist(), strict=True)
             )
-    return found
+    return result
 
 
-def test_training_lists_hold_the_positives_then_what_bm25_ranks_best(folder):
+def bm25_rankings(queries: list[str]) -> list[list[int]]:
+    """Rows of the passages that share a word with each query, ranked by the library bm25s."""
+    stemmer = Stemmer.Stemmer("english")
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(PASSAGES, stemmer=stemmer, show_progress=False), show_progress=False)
+    words = bm25s.tokenize(queries, stemmer=stemmer, return_ids=False, show_progress=False)
+    scores = [index.get_scores(query) for query in words]
+    return [[int(row) for row in np.argsort(-of_query, kind="stable") if of_query[row] > 0] for of_query in scores]
+
+
+def test_training_lists_hold_the_positives_then_the_best_bm25_negatives(folder):
     manifest = mine(small_recipe(folder.root, mine={"miners": {"bm25": {"kind": "bm25", "top": 3}}}), folder)
-    found = lists(folder, "train")
-    assert found.keys() == {0, 1, 2, 3}
+    mined = lists(folder, "train")
+    assert mined.keys() == {0, 1, 2, 3}
     assert manifest.counts["positives"] == 5
-    ranking, _ = build_index(TextStore.open(folder.passages)).search(QUERIES["train"], 10)
-    for query, candidates in found.items():
+    rankings = bm25_rankings(QUERIES["train"])
+    for query, candidates in mined.items():
         positives = {p for q, p, grade in JUDGEMENTS["train"] if q == query and grade > 0}
         assert {p for p, positive, *_ in candidates if positive} == positives
         assert [positive for _, positive, *_ in candidates] == sorted((c[1] for c in candidates), reverse=True)
-        expected = [p for p in ranking[query].tolist() if p >= 0 and p not in positives and (query, p) != (2, 6)][:3]
+        expected = [p for p in rankings[query] if p not in positives and (query, p) != (2, 6)][:3]
         negatives = [c for c in candidates if not c[1]]
         assert [p for p, *_ in negatives] == expected
-        assert all(source == "bm25" and ranking[query][rank - 1] == p for p, _, source, rank in negatives)
-    assert found[1][:2] == [(2, True, "judgement", 0), (8, True, "judgement", 0)]  # best grade first
+        assert all(source == "bm25" and rankings[query][rank - 1] == p for p, _, source, rank in negatives)
+    assert mined[1][:2] == [(2, True, "judgement", 0), (8, True, "judgement", 0)]  # best grade first
 
 
-def test_the_passage_that_a_variant_was_cut_from_is_no_negative(folder):
+def test_the_origin_of_a_variant_is_not_a_negative(folder):
     mine(small_recipe(folder.root, mine={"miners": {"bm25": {"kind": "bm25", "top": 50}}}), folder)
     rows = [p for p, *_ in lists(folder, "train")[2]]
     assert rows[0] == 10 and 6 not in rows and max(rows[1:]) < len(PASSAGES)
 
 
-def test_reranked_splits_get_the_first_miners_top_and_nothing_else(folder):
-    recipe = small_recipe(folder.root, mine={"rerank_depth": 4})
-    mine(recipe, folder)
-    ranking, _ = build_index(TextStore.open(folder.passages)).search(QUERIES["test"], 4)
+def test_reranked_splits_get_exactly_the_first_miners_top(folder):
+    mine(small_recipe(folder.root, mine={"rerank_depth": 4}), folder)
+    rankings = bm25_rankings(QUERIES["test"])
     for query, candidates in lists(folder, "test").items():
-        in_order = [p for p, _, _, rank in sorted(candidates, key=lambda c: c[3])]
-        assert in_order == [p for p in ranking[query].tolist() if p >= 0]
+        assert [p for p, _, _, rank in sorted(candidates, key=lambda c: c[3])] == rankings[query][:4]
         judged = {p for q, p, _ in JUDGEMENTS["test"] if q == query}
         assert all(positive == (p in judged) for p, positive, *_ in candidates)
     assert lists(folder, "test")[3] == []  # no passage shares a word with "zebra"
@@ -80,7 +101,7 @@ def test_several_miners_are_merged_without_duplicates(folder, tiny_sentence):
         assert {source for _, _, source, _ in candidates} == {"judgement", "bm25", "dense"}
 
 
-def test_choice_of_negatives():
+def test_negatives_are_the_top_after_the_skipped_ranks_then_a_sample():
     ranking, rng = np.arange(100, 120), np.random.default_rng(0)
     miner = Miner(kind="bm25", top=3, sample=4, depth=12, skip=2)
     rows, ranks = choose_negatives(ranking, np.array([103, 108]), miner, rng)
@@ -91,17 +112,17 @@ def test_choice_of_negatives():
     assert everything.tolist() == ranking[:5].tolist()
 
 
-def test_a_sample_does_not_depend_on_the_shards(tmp_path):
-    found = []
+def test_a_sample_does_not_depend_on_the_shard_size(tmp_path):
+    mined = []
     for size in (1, 3, 1000):
         folder = write_run(tmp_path / str(size))
         miners = {"bm25": {"kind": "bm25", "top": 1, "sample": 2, "depth": 6}}
         mine(small_recipe(folder.root, mine={"miners": miners, "shard_queries": size}), folder)
-        found.append(lists(folder, "train"))
-    assert found[0] == found[1] == found[2]
+        mined.append(lists(folder, "train"))
+    assert mined[0] == mined[1] == mined[2]
 
 
-def test_finished_work_is_left_alone_and_missing_shards_are_made_again(folder):
+def test_finished_shards_are_kept_and_missing_ones_are_mined_again(folder):
     recipe = small_recipe(folder.root, mine={"shard_queries": 2})
     first = mine(recipe, folder)
     path = folder.candidates("train")
@@ -116,32 +137,35 @@ def test_finished_work_is_left_alone_and_missing_shards_are_made_again(folder):
     assert [xxh128_file(shard) for shard in shards] == [checksum for _, checksum in before]
 
 
-def test_what_another_machine_commits_during_the_search_stays(folder, tmp_path):
+def test_a_shard_that_another_machine_commits_during_the_search_is_kept(folder, tmp_path, monkeypatch):
     recipe = small_recipe(folder.root)
     mine(recipe, folder)
     (shard,) = folder.candidates("train").glob("part-*.arrow")
-    theirs, kept = shard.read_bytes(), tmp_path / "theirs"
-    shard.rename(kept)
-    miner = ShardMiner(recipe, folder)
-    search = miner._search
+    theirs, copy = shard.read_bytes(), tmp_path / "theirs"
+    shard.rename(copy)
 
-    def slow(*arguments):
-        found = search(*arguments)
-        shard.write_bytes(theirs)
-        return found[:, ::-1]  # as another machine's rounding might order them
+    class SlowSearcher:
+        def __init__(self, *arguments):
+            self._searcher = open_searcher(*arguments)
 
-    miner._search = slow
-    miner.mine("train", 0)
+        def search(self, *arguments):
+            rows, scores = self._searcher.search(*arguments)
+            shard.write_bytes(theirs)
+            return rows[:, ::-1], scores[:, ::-1]  # as another machine's rounding might order them
+
+    monkeypatch.setattr("distill.mining.mine.open_searcher", SlowSearcher)
+    miner = ShardMiner(Run(recipe, folder))
+    miner.mine(PendingShard("train", 0, 4, RowReader(copy).metadata["fingerprint"]))
     assert shard.read_bytes() == theirs
 
 
-def test_another_recipe_is_refused_and_the_field_is_named(folder):
+def test_candidates_of_another_recipe_are_refused_with_the_field_that_differs(folder):
     mine(small_recipe(folder.root), folder)
     with pytest.raises(FingerprintError, match=r"miners\.bm25\.top 50 -> 7"):
         mine(small_recipe(folder.root, mine={"miners": {"bm25": {"kind": "bm25", "top": 7}}}), folder)
 
 
-def test_the_dense_miner_ranks_as_sentence_transformers_does(folder, tiny_sentence):
+def test_the_dense_miner_scores_equal_sentence_transformers(folder, tiny_sentence):
     store = TextStore.open(folder.passages)
     miner = Miner(kind="dense", model=str(tiny_sentence))
     rows, scores = open_searcher(miner, store, folder).search(QUERIES["test"], 4)
@@ -152,7 +176,7 @@ def test_the_dense_miner_ranks_as_sentence_transformers_does(folder, tiny_senten
 
 
 @pytest.mark.parametrize("query", ["model", "lexical", "binary"])
-def test_the_splade_miner_ranks_as_sparse_encoder_does(folder, tiny_mlm, tmp_path, query):
+def test_the_splade_miner_scores_equal_sparse_encoder(folder, tiny_mlm, tmp_path, query):
     splade_checkpoint = save_checkpoint(tiny_mlm, tmp_path / "checkpoint", query={"kind": query})
     store = TextStore.open(folder.passages)
     miner = Miner(kind="splade", model=str(splade_checkpoint))
@@ -165,23 +189,23 @@ def test_the_splade_miner_ranks_as_sparse_encoder_does(folder, tiny_mlm, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["dense", "splade"])
-def test_half_precision_is_near_and_has_an_index_and_a_fingerprint_of_its_own(
+def test_half_precision_scores_are_close_and_have_their_own_index_and_fingerprint(
     folder, tiny_mlm, tiny_sentence, tmp_path, kind
 ):
     model = tiny_sentence if kind == "dense" else save_checkpoint(tiny_mlm, tmp_path / "checkpoint")
-    store, miner, found = TextStore.open(folder.passages), Miner(kind=kind, model=str(model)), []
+    store, miner, by_row = TextStore.open(folder.passages), Miner(kind=kind, model=str(model)), []
     for precision in ("float32", "bfloat16"):
         rows, scores = open_searcher(miner, store, folder, Mine(precision=precision)).search(QUERIES["test"][:1], 20)
-        found.append(scores[0, np.argsort(rows[0])])
-    assert not np.array_equal(*found)
-    np.testing.assert_allclose(*found, rtol=0.05, atol=0.05)
+        by_row.append(scores[0, np.argsort(rows[0])])
+    assert not np.array_equal(*by_row)
+    np.testing.assert_allclose(*by_row, rtol=0.05, atol=0.05)
     assert len(list(folder.data.glob("index/*"))) == 2
     recipes = [small_recipe(folder.root, mine={"precision": precision}) for precision in ("float32", "bfloat16")]
-    one, other = (mining_fields(recipe, folder, "train") for recipe in recipes)
-    assert "precision" not in one and other == {**one, "precision": "bfloat16"}
+    single, half = (mining_fields(Run(recipe, folder), "train") for recipe in recipes)
+    assert single["precision"] == "float32" and half == {**single, "precision": "bfloat16"}
 
 
-def test_a_dense_miner_s_vectors_that_are_not_finite_are_refused(folder, tiny_sentence, monkeypatch):
+def test_dense_vectors_that_are_not_finite_are_refused(folder, tiny_sentence, monkeypatch):
     monkeypatch.setattr(SentenceTransformer, "encode_document", lambda *_, **__: np.full((1, 32), np.nan, np.float32))
     miner = Miner(kind="dense", model=str(tiny_sentence))
     with pytest.raises(RecipeError, match=r"tiny-sentence.* NaN or infinite values in float16; set mine\.precision"):
@@ -189,35 +213,48 @@ def test_a_dense_miner_s_vectors_that_are_not_finite_are_refused(folder, tiny_se
     assert not list(folder.data.glob("index/*/*.arrow"))
 
 
-def test_a_miner_that_cannot_be_loaded_is_named(folder):
+def test_the_model_of_a_miner_that_cannot_be_loaded_is_named(folder):
     recipe = small_recipe(folder.root, mine={"miners": {"far": {"kind": "dense", "model": "/no/such/model"}}})
-    with pytest.raises(RecipeError, match="/no/such/model: no such folder"):
+    with pytest.raises(ModelError, match="/no/such/model: no such folder"):
         mine(recipe, folder)
 
 
-def test_without_training_queries_there_is_nothing_to_mine(folder):
-    folder.judgements("train").unlink()
+def test_mining_without_training_queries_is_refused(folder):
+    folder.queries("train").unlink()
     with pytest.raises(DataError, match="no training queries"):
         mine(small_recipe(folder.root), folder)
     assert not folder.candidates("dev").exists()
 
 
-def test_a_shard_that_another_machine_committed_first_is_kept(folder, monkeypatch):
+def test_a_shard_that_another_machine_commits_before_the_write_is_kept(folder, monkeypatch):
     """A teacher may be scoring it already."""
     recipe = small_recipe(folder.root)
     elsewhere = RunFolder(folder.root.with_name("elsewhere"))
     shutil.copytree(folder.root, elsewhere.root)
     shard = folder.candidates("train") / "part-00000.arrow"
 
+    inodes = []
+
     def write_second(path, *rest, **options):
         if path == shard and not shard.exists():
             mine(recipe, elsewhere)
-            shutil.copytree(elsewhere.candidates("train"), folder.candidates("train"))
-            first.append(shard.stat().st_ino)
+            shutil.copytree(elsewhere.candidates("train"), folder.candidates("train"), dirs_exist_ok=True)
+            inodes.append(shard.stat().st_ino)
         return write_candidates(path, *rest, **options)
 
-    first = []
     monkeypatch.setattr("distill.mining.mine.write_candidates", write_second)
     mine(recipe, folder)
-    assert first == [shard.stat().st_ino]
+    assert inodes == [shard.stat().st_ino]
     assert verify(folder.candidates("train")) == []
+
+
+def test_queries_without_a_positive_are_mined_from_the_first_rank(folder):
+    queries = [*QUERIES["train"], "dogs and mats", "zebra"]
+    write_queries(folder.queries("train"), queries)
+    manifest = mine(small_recipe(folder.root, mine={"miners": {"bm25": {"kind": "bm25", "top": 3, "skip": 1}}}), folder)
+    mined = lists(folder, "train")
+    rankings = bm25_rankings(queries)
+    assert [c[:2] for c in mined[4]] == [(p, False) for p in rankings[4][:3]] and mined[5] == []
+    assert all(rank > 1 for _, positive, _, rank in mined[0] if not positive)
+    counts = manifest.counts
+    assert (counts["queries"], counts["queries_without_positives"], counts["queries_without_candidates"]) == (6, 2, 1)

@@ -1,4 +1,4 @@
-"""Every stage in one run, on real Ray and real DeepSpeed, from a folder of texts to a checkpoint that others load."""
+"""All stages in one run, on real Ray and DeepSpeed, from a folder of texts to a checkpoint that other tools load."""
 
 import json
 
@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
 from distill.errors import FingerprintError
-from distill.pipeline import run, score_part, stage_states
+from distill.pipeline.run import run_part, run_pipeline
+from distill.pipeline.status import stage_states
+from distill.recipe.expand import open_runs
+from distill.run.layout import RunFolder
+from distill.run.run import Run
+from distill.store.texts import TextStore
 
 
-def test_the_table_has_every_system_and_the_run_every_file(finished):
+def test_a_finished_run_has_a_row_per_system_and_every_file(finished):
     folder = RunFolder(finished.folder)
     evaluation = json.loads(folder.evaluation.read_text())
     assert [row["name"] for row in evaluation["rows"]] == [
@@ -35,40 +38,40 @@ def test_the_table_has_every_system_and_the_run_every_file(finished):
         assert path.is_file(), path
 
 
-def test_sparse_encoder_loads_the_model_and_encodes_as_training_does(finished):
+def test_sparse_encoder_loads_the_final_model_and_encodes_as_training_does(finished):
     from sentence_transformers import SparseEncoder
 
-    from distill.student.checkpoint import load_checkpoint
+    from distill.student.checkpoint import load_student
 
     folder = RunFolder(finished.folder)
     texts = TextStore.open(folder.passages).texts(np.arange(20))
     theirs = SparseEncoder(str(folder.model), device="cpu").encode_document(texts, convert_to_sparse_tensor=False)
-    student = load_checkpoint(folder.model).eval()
+    student = load_student(folder.model).eval()
     ids = [np.array(student.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
     with torch.no_grad():
         ours = student(*student.assemble(ids, finished.student.passage_max_length)).to_dense()
     torch.testing.assert_close(ours, theirs.cpu(), rtol=1e-5, atol=1e-5)
 
 
-def test_a_second_run_finds_everything_done(finished, caplog):
+def test_a_second_run_writes_nothing(finished, caplog):
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.is_file()}
     with caplog.at_level("INFO"):
-        run(finished)
+        run_pipeline(finished)
     assert "everything was done already" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.is_file()}
-    assert {state.state for state in stage_states(finished, verify=True)} == {"done"}
+    assert {state.state for state in stage_states(open_runs(finished), verify=True)} == {"done"}
 
 
-def test_a_changed_recipe_is_refused_at_the_stage_it_changes_and_names_the_field(finished):
+def test_a_changed_recipe_is_refused_at_the_stage_it_affects_with_the_changed_field(finished):
     changed = finished.model_copy(update={"label": finished.label.model_copy(update={"normalise": "z-score"})})
     with pytest.raises(FingerprintError, match=r"stage 'label' must run again: .*normalise \"min-max\" -> \"z-score\""):
-        run(changed)
+        run_pipeline(changed)
     weights = finished.train.model_copy(update={"lr": 5e-4})
     with pytest.raises(FingerprintError, match=r"stage 'train' must run again: .*train\.lr 0\.001 -> 0\.0005"):
-        run(finished.model_copy(update={"train": weights}))
+        run_pipeline(finished.model_copy(update={"train": weights}))
 
 
-def test_one_stage_alone_does_not_build_on_what_the_recipe_no_longer_means(finished):
+def test_a_single_stage_does_not_build_on_stale_stages(finished):
     before = RunFolder(finished.folder).recipe.read_text()
     changed = finished.model_copy(update={"label": finished.label.model_copy(update={"normalise": "z-score"})})
     for stage in ("train", "evaluate"):
@@ -77,8 +80,8 @@ def test_one_stage_alone_does_not_build_on_what_the_recipe_no_longer_means(finis
             match=rf"(?s)'{stage}' would build on stage 'label', which must run "
             r"again: .*normalise .*run `distill label --redo`",
         ):
-            run(changed, only=stage)
+            run_pipeline(changed, only=stage)
     other = finished.model_copy(update={"mine": finished.mine.model_copy(update={"rerank_depth": 7})})
     with pytest.raises(FingerprintError, match="'score' would build on stage 'mine'"):
-        score_part(other, (0, 1))
+        run_part(Run.of(other), "score", (0, 1))
     assert RunFolder(finished.folder).recipe.read_text() == before

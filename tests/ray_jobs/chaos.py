@@ -1,8 +1,7 @@
-"""Random kills of a scoring job: which process dies, and after how much of the job, follows from the seed."""
+"""Random kills of a scoring job; the seed decides which process dies, and when."""
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -14,21 +13,22 @@ from pathlib import Path
 
 import psutil
 import ray
-from small_job import committed, recipe_for, score_files, write_job
 
 from distill.config import Cluster
-from distill.data.layout import RunFolder
-from distill.recipe_file import dump_recipe
-from ray_jobs.joblog import JobLog
-from ray_jobs.score import score_local
+from distill.recipe.load import dump_recipe
+from distill.run.joblog import JobLog
+from distill.run.layout import RunFolder
+from distill.store.candidates import iterate_candidates
+from distill.store.texts import TextStore
+from tests.helpers.stages import score_local
+from tests.ray_jobs.small_job import committed, recipe_for, score_files, steady, write_job
 
-HERE = Path(__file__).parent
 PATIENCE = 120.0  # seconds without any progress
 
 
 @dataclass
 class Damage:
-    """What was killed, seen to be dead."""
+    """Number of killed processes, each seen to be dead."""
 
     workers: int = 0
     drivers: int = 0
@@ -36,14 +36,14 @@ class Damage:
 
 
 def chaos(root: Path, shards: int, kills: int, drivers: int, seed: int) -> tuple[RunFolder, Damage]:
-    """Run a job of `shards` shards on the running Ray; kill `drivers` of its drivers and workers for the rest.
+    """Run a job of `shards` shards on the running Ray and kill `drivers` of its drivers, and workers for the rest.
 
-    Each kill falls at random into the time between two commits; a killed driver is started again. Returns the run
-    folder, finished, and what was killed.
+    Each kill falls at a random moment between two commits; a killed driver is started again. Returns the finished run
+    folder and the number of kills.
     """
     rng, damage = random.Random(seed), Damage()
     folder = write_job(root / "chaos", queries=shards - 1, per_shard=1)
-    recipe = recipe_for(folder, _steady(root, seconds=0.1), max_tries=kills).model_copy(
+    recipe = recipe_for(folder, steady(root, seconds=0.1), max_tries=kills).model_copy(
         update={"cluster": Cluster(address=ray.get_runtime_context().gcs_address)}
     )
     start = DriverStarter(root / "chaos.yaml", dump_recipe(recipe))
@@ -63,7 +63,7 @@ def chaos(root: Path, shards: int, kills: int, drivers: int, seed: int) -> tuple
                 driver = start()
             else:
                 before = damage.workers
-                while damage.workers == before:  # those in sight may be going with a driver that was killed
+                while damage.workers == before:  # the listed ones may end with a killed driver
                     wait_for(lambda: workers(), driver)
                     damage.workers += _kill_one(rng)
             damage.log.append(f"{victim} after {committed(folder)} shards")
@@ -77,12 +77,12 @@ def chaos(root: Path, shards: int, kills: int, drivers: int, seed: int) -> tuple
 def undisturbed(root: Path, shards: int) -> RunFolder:
     """The same job in one process, without Ray and without kills."""
     folder = write_job(root / "undisturbed", queries=shards - 1, per_shard=1)
-    score_local(recipe_for(folder, _steady(root, seconds=0)), folder)
+    score_local(recipe_for(folder, steady(root, seconds=0)), folder)
     return folder
 
 
 def check(root: Path, shards: int, kills: int, drivers: int, seed: int) -> None:
-    """A job that was killed again and again ends with the bytes of one that was not, and scored nothing twice."""
+    """Check that a job with kills ends with the bytes of one without, and scores no committed shard again."""
     folder, damage = chaos(root, shards, kills, drivers, seed)
     scored = [line.split(" ", 2) for line in (root / "calls.log").read_text().splitlines()]
     (root / "calls.log").unlink()
@@ -90,31 +90,28 @@ def check(root: Path, shards: int, kills: int, drivers: int, seed: int) -> None:
     events = list(JobLog(folder).events())
     kinds = Counter(event["event"] for event in events)
     assert kinds["start"] - kinds["end"] <= drivers and kinds["stopped"] == 0
-    assert 0 < kinds["death"] <= kills - drivers  # those that a driver lived to see
+    assert 0 < kinds["death"] <= kills - drivers  # those that a driver saw
     commits = Counter(event["task"] for event in events if event["event"] == "done" and event["shard"] is not None)
     assert max(commits.values()) == 1
     assert score_files(folder) == score_files(undisturbed(root, shards))
-    assert len({pid for pid, *_ in scored}) > (kills - drivers) / 2  # workers did die with work in hand
+    assert len({pid for pid, *_ in scored}) > (kills - drivers) / 2  # workers did die while scoring
     _no_scoring_after_commit(folder, scored)
 
 
 def _no_scoring_after_commit(folder: RunFolder, scored: list[list[str]]) -> None:
-    from distill.data.candidates import iterate_candidates
-    from distill.data.texts import TextStore
-
-    there = {}
+    committed_at = {}
     for split in ("train", "test"):
         texts = TextStore.open(folder.queries(split))
         for name, candidates in iterate_candidates(folder.candidates(split)):
             path = folder.scores("steady", split) / name
-            there[texts.texts(candidates.query[:1])[0]] = path.stat().st_ctime_ns
-    assert len(there) == len({query for *_, query in scored})
-    late = [query for _, began, query in scored if int(began) > there[query]]
+            committed_at[texts.texts(candidates.query[:1])[0]] = path.stat().st_ctime_ns
+    assert len(committed_at) == len({query for *_, query in scored})
+    late = [query for _, began, query in scored if int(began) > committed_at[query]]
     assert not late, f"scored again after they were committed: {late}"
 
 
 class DriverStarter:
-    """Starts `distill score` on one recipe, each time in a process of its own."""
+    """Starts `distill score` on one recipe, each time in a new process."""
 
     def __init__(self, path: Path, recipe: str):
         self._path = path
@@ -122,47 +119,40 @@ class DriverStarter:
 
     def __call__(self) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, str(HERE / "drive.py"), str(self._path)],
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": str(HERE)},
+            [sys.executable, "-m", "tests.ray_jobs.drive", str(self._path)], stderr=subprocess.DEVNULL
         )
 
 
 def wait_for(condition, driver: subprocess.Popen) -> None:
-    """Until something about a driver's job is so; fails if the driver ends before, or nothing happens for long."""
+    """Wait for a condition; fails if the driver ends first, or after `PATIENCE` seconds."""
     give_up = time.monotonic() + PATIENCE
     while not condition():
         assert driver.poll() is None, f"the driver ended by itself with status {driver.returncode}"
-        assert time.monotonic() < give_up, "the job stands still"
+        assert time.monotonic() < give_up, "the job makes no progress"
         time.sleep(0.03)
 
 
 def workers(kind: str = "ScoreWorker") -> list[psutil.Process]:
-    """Processes of actors on this process's Ray, at whatever they are."""
-    found = []
+    """Processes of the actors on this process's Ray, idle or busy."""
+    actors = []
     for process in psutil.Process().children(recursive=True):
         try:
-            title = " ".join(process.cmdline())  # read once: a process that dies has none left
+            title = " ".join(process.cmdline())  # read once: a dying process loses it
         except (psutil.NoSuchProcess, psutil.ZombieProcess):
             continue
         if title.startswith(f"ray::{kind}"):
-            found.append(process)
-    return found
+            actors.append(process)
+    return actors
 
 
 def _kill_one(rng: random.Random) -> int:
-    """SIGKILL for one of the workers; how many died of it."""
+    """Kill one of the workers; returns the number killed."""
     while alive := workers():
         victim = rng.choice(sorted(alive, key=lambda process: process.pid))
         try:
             victim.kill()
             victim.wait(timeout=PATIENCE)
-        except psutil.NoSuchProcess:  # it went with a driver that was killed just before
+        except psutil.NoSuchProcess:  # it ended with a driver that was killed before
             continue
         return 1
     return 0
-
-
-def _steady(root: Path, seconds: float) -> dict:
-    (root / "calls.seconds").write_text(str(seconds))
-    return {"steady": {"kind": "custom", "cls": "job_workers:Steady", "options": {"log": str(root / "calls.log")}}}

@@ -1,4 +1,4 @@
-"""One Ray for the session."""
+"""One local Ray for the session."""
 
 from __future__ import annotations
 

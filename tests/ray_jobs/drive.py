@@ -1,12 +1,12 @@
-"""A driver of its own process: `python drive.py RECIPE [score|mine]`, with a local Ray or the one of RAY_ADDRESS."""
+"""A driver process, on a local Ray or the one of RAY_ADDRESS: `python -m tests.ray_jobs.drive RECIPE [score|mine]`."""
 
 import os
 import sys
 
-from distill.data.layout import RunFolder
-from distill.recipe_file import load_recipe
-from ray_jobs.mine import mine
-from ray_jobs.score import score
+from distill.recipe.load import load_recipe
+from distill.run.layout import RunFolder
+from tests.helpers.stages import mine_on_ray as mine
+from tests.helpers.stages import score
 
 recipe = load_recipe(sys.argv[1], ["cluster.address=auto"] if "RAY_ADDRESS" in os.environ else [])
 {"score": score, "mine": mine}[(sys.argv[2:] or ["score"])[0]](recipe, RunFolder(recipe.folder))

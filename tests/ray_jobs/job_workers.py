@@ -1,4 +1,4 @@
-"""Workers and teachers that tests hand to real Ray actors."""
+"""Workers and teachers that tests run in real Ray actors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distill.data.layout import RunFolder
+from distill.errors import TeacherError
+from distill.run.layout import RunFolder
 from ray_jobs.devices import ending_with_the_device
 
 
@@ -21,7 +22,7 @@ class Item:
 
 
 class Doubler:
-    """Doubles the number in an item's name; misbehaves as its name says. `folder` remembers what was started."""
+    """Doubles the number in an item's name; misbehaves as the name says. `folder` counts the starts of each item."""
 
     def __init__(self, folder: str):
         self.folder, self.groups = Path(folder), []
@@ -37,18 +38,16 @@ class Doubler:
             self.groups.append(item.group)
         time.sleep(item.seconds)
         if "bug" in item.name:
-            raise ZeroDivisionError("an error of the program")
+            raise ZeroDivisionError("a bug")
         if "user" in item.name:
-            from distill.errors import TeacherError
-
-            raise TeacherError("an error to mend")
+            raise TeacherError("a user's error")
         if ("dies-once" in item.name and times == 1) or "dies-always" in item.name:
             os._exit(1)
         return 2 * int(item.name.split("-")[0]), os.getpid(), len(self.groups)
 
 
 class LosesItsDevice:
-    """As PyTorch tells of a GPU that this process can no longer use."""
+    """Raises what PyTorch raises for a GPU that this process can no longer use."""
 
     def __init__(self, folder: str):
         self.folder = RunFolder(Path(folder))
@@ -78,7 +77,7 @@ class Unborn:
 
 
 class Steady:
-    """A teacher that takes the time written in `log`.seconds for a shard, and logs who began what and when."""
+    """A teacher that takes the seconds written beside its log per shard, and logs process, time and first query."""
 
     def __init__(self, log: str, nan: bool = False, offset: float = 0.0):
         self.log, self.nan, self.offset = Path(log), nan, offset

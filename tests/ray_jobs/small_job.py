@@ -1,4 +1,4 @@
-"""A run folder with random texts and some dozen shards to score."""
+"""A run folder with random texts and a dozen shards to score, and a teacher for it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from small_run import small_recipe, write_passages, write_queries
 
 from distill.config import Recipe
-from distill.data.candidates import from_lists, shard_name, write_candidates
-from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, write_manifest
+from distill.run.layout import RunFolder
+from distill.run.manifest import Manifest, write_manifest
+from distill.store.candidates import from_lists, shard_name, write_candidates
+from tests.helpers.small_run import small_recipe, write_passages, write_queries
 
-WORDS = Path(__file__).parent.parent.joinpath("words.txt").read_text(encoding="utf-8").split()[:800]
+WORDS = Path(__file__).parents[1].joinpath("helpers", "words.txt").read_text(encoding="utf-8").split()[:800]
 
 
 def write_job(root: Path, queries: int = 24, per_shard: int = 2, candidates: int = 12) -> RunFolder:
@@ -43,7 +43,7 @@ def write_job(root: Path, queries: int = 24, per_shard: int = 2, candidates: int
 
 
 def recipe_for(folder: RunFolder, teachers: dict, **score) -> Recipe:
-    """In float32, unless a teacher says otherwise: what `auto` measures on a busy machine differs from run to run."""
+    """Teachers run in float32 unless they say otherwise: `auto` measures, so it differs from run to run."""
     teachers = {
         name: {**({} if fields["kind"] in ("bm25", "custom") else {"dtype": "float32"}), **fields}
         for name, fields in teachers.items()
@@ -51,8 +51,15 @@ def recipe_for(folder: RunFolder, teachers: dict, **score) -> Recipe:
     return small_recipe(folder.root, teachers=teachers, score={"actors": 2, "cpus": 1, **score})
 
 
+def steady(root: Path, seconds: float = 0, **options) -> dict:
+    """A teacher that takes `seconds` per shard and logs its calls to `root`/calls.log."""
+    (root / "calls.seconds").write_text(str(seconds))
+    cls, log = "tests.ray_jobs.job_workers:Steady", str(root / "calls.log")
+    return {"steady": {"kind": "custom", "cls": cls, "options": {"log": log, **options}}}
+
+
 def score_bytes(folder: RunFolder) -> dict[str, bytes]:
-    """Every score shard's content."""
+    """The content of every score shard."""
     return {
         str(path.relative_to(folder.root)): path.read_bytes()
         for path in itertools.chain((folder.root / "scores").glob("*/*/part-*.arrow"))
@@ -60,7 +67,7 @@ def score_bytes(folder: RunFolder) -> dict[str, bytes]:
 
 
 def score_files(folder: RunFolder) -> dict[str, bytes]:
-    """Every file of the finished scores: shards, manifests, plans, execution records."""
+    """The content of every file of finished scores: shards, manifests, plans, execution records."""
     return {
         str(path.relative_to(folder.root)): path.read_bytes()
         for path in (folder.root / "scores").rglob("*")
@@ -69,5 +76,5 @@ def score_files(folder: RunFolder) -> dict[str, bytes]:
 
 
 def committed(folder: RunFolder) -> int:
-    """Score shards that are there."""
+    """Number of committed score shards."""
     return sum(1 for _ in (folder.root / "scores").glob("*/*/part-*.arrow"))

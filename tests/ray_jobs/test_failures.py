@@ -1,4 +1,4 @@
-"""What else breaks: full disks and object stores, nodes that come and go, rival drivers, clocks that jump."""
+"""Other failures: full disks and object stores, joining and lost nodes, two drivers, a jumping clock."""
 
 from __future__ import annotations
 
@@ -12,21 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from chaos import HERE, PATIENCE, DriverStarter, wait_for
-from small_job import committed, recipe_for, score_bytes, score_files, write_job
 
 from distill.config import Cluster
-from distill.data.manifest import read_manifest
 from distill.errors import StorageError
-from distill.recipe_file import dump_recipe
+from distill.recipe.load import dump_recipe
+from distill.run.joblog import JobLog
+from distill.run.manifest import read_manifest
 from ray_jobs.job_status import job_status
-from ray_jobs.joblog import JobLog
-from ray_jobs.score import score, score_local
-
-
-def steady(tmp_path: Path, seconds: float = 0) -> dict:
-    (tmp_path / "calls.seconds").write_text(str(seconds))
-    return {"steady": {"kind": "custom", "cls": "job_workers:Steady", "options": {"log": str(tmp_path / "calls.log")}}}
+from tests.helpers.stages import score, score_local
+from tests.ray_jobs.chaos import PATIENCE, DriverStarter, wait_for
+from tests.ray_jobs.small_job import committed, recipe_for, score_bytes, score_files, steady, write_job
 
 
 def undisturbed(tmp_path: Path) -> dict[str, bytes]:
@@ -36,6 +31,7 @@ def undisturbed(tmp_path: Path) -> dict[str, bytes]:
 
 
 def commits(folder) -> Counter:
+    """Number of commits per task, by the job's log."""
     return Counter(
         event["task"] for event in JobLog(folder).events() if event["event"] == "done" and event["shard"] is not None
     )
@@ -44,17 +40,17 @@ def commits(folder) -> Counter:
 @pytest.fixture
 def small_disk(tmp_path):
     """A folder on a disk of two megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], capture_output=True, text=True)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"needs the right to mount a tmpfs: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @pytest.mark.parametrize("with_ray", [True, False])
-def test_a_full_disk_stops_the_job_with_the_file_and_space_lets_it_finish(cluster, tmp_path, small_disk, with_ray):
+def test_a_full_disk_stops_the_job_naming_the_file_and_it_resumes_with_space(cluster, tmp_path, small_disk, with_ray):
     run = score if with_ray else score_local
     folder = write_job(small_disk / "run")
     recipe = recipe_for(folder, steady(tmp_path))
@@ -75,7 +71,7 @@ def test_a_full_disk_stops_the_job_with_the_file_and_space_lets_it_finish(cluste
     assert 0 < len(before) < 13 and before.items() <= whole.items()
 
 
-def test_a_full_object_store_does_not_matter(cluster, tmp_path):
+def test_a_full_object_store_does_not_affect_the_job(cluster, tmp_path):
     hoard = [ray.put(np.full(1 << 20, i, np.uint8)) for i in range(100)]  # of 100 MiB
     folder = write_job(tmp_path / "run")
     score(recipe_for(folder, steady(tmp_path)), folder)
@@ -95,21 +91,20 @@ def test_two_drivers_on_one_cluster_commit_each_shard_once(cluster, tmp_path):
     assert set(commits(folder).values()) == {1} and len(commits(folder)) == 13
 
 
-def test_fewer_machines_than_were_asked_for_are_an_error():
+def test_fewer_machines_than_cluster_nodes_are_an_error():
     asks_for_two = (
         "from distill.config import Cluster; from ray_jobs import shard_map; shard_map.JOIN_SECONDS = 1\n"
-        "with shard_map.ray_cluster(Cluster(cpus=1, nodes=2, object_store_gib=0.1)): print('went on')"
+        "with shard_map.ray_cluster(Cluster(cpus=1, nodes=2, object_store_gib=0.1)): print('started')"
     )
     done = subprocess.run([sys.executable, "-c", asks_for_two], capture_output=True, text=True)
     assert "RecipeError: cluster: 1 of 2 machines (cluster.nodes) joined in 1 s" in done.stderr
-    assert "went on" not in done.stdout
+    assert "started" not in done.stdout
 
 
 @pytest.mark.slow
-def test_nodes_join_and_are_lost_during_the_job(tmp_path, monkeypatch):
+def test_a_job_survives_nodes_that_join_and_nodes_that_are_lost(tmp_path):
     from ray.cluster_utils import Cluster as Nodes
 
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
     small = {"object_store_memory": 80 << 20, "include_dashboard": False}
     nodes = Nodes(
         initialize_head=True,
@@ -149,7 +144,7 @@ def test_nodes_join_and_are_lost_during_the_job(tmp_path, monkeypatch):
     assert score_files(folder) == score_files(whole)
 
 
-def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
+def test_a_jumping_clock_changes_neither_scores_nor_status(tmp_path, monkeypatch):
     folder = write_job(tmp_path / "run")
     recipe = recipe_for(folder, steady(tmp_path, seconds=0.02))
     jumps = random.Random(0)
@@ -165,6 +160,6 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
 
 
 def _scorers(tmp_path: Path) -> set[str]:
-    """Process ids of the workers that have begun a shard."""
+    """Process ids of the workers that have started a shard."""
     log = tmp_path / "calls.log"
     return {line.split(" ", 1)[0] for line in log.read_text().splitlines()} if log.exists() else set()

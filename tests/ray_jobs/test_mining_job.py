@@ -1,8 +1,9 @@
-"""Mining on Ray: the candidates of one process, whatever the chunks, the shards and who is killed in between."""
+"""Mining on Ray gives the candidates of one process, for any chunk and shard size and after kills."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,19 +11,26 @@ import sys
 import pyarrow as pa
 import pytest
 import ray
-from chaos import HERE, PATIENCE, wait_for, workers
-from small_job import WORDS
-from small_run import save_checkpoint, small_recipe, write_passages, write_queries, write_run
 
-from distill.data.arrow import write_ipc
-from distill.data.candidates import read_candidates
-from distill.data.files import xxh128_file
-from distill.data.judgements import JUDGEMENT_SCHEMA
-from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, write_manifest
-from distill.mining import mine as here
-from distill.recipe_file import dump_recipe
-from ray_jobs.mine import mine
+from distill.recipe.load import dump_recipe
+from distill.run.files import xxh128_file
+from distill.run.layout import RunFolder
+from distill.run.manifest import Manifest, write_manifest
+from distill.store.arrow import write_ipc
+from distill.store.candidates import read_candidates
+from distill.store.judgements import JUDGEMENT_SCHEMA
+from tests.helpers.small_run import (
+    save_checkpoint,
+    small_recipe,
+    write_no_identity,
+    write_passages,
+    write_queries,
+    write_run,
+)
+from tests.helpers.stages import mine as mine_here
+from tests.helpers.stages import mine_on_ray as mine
+from tests.ray_jobs.chaos import PATIENCE, wait_for, workers
+from tests.ray_jobs.small_job import WORDS
 
 
 @pytest.fixture(scope="session")
@@ -47,45 +55,54 @@ def candidates(folder: RunFolder) -> dict[str, bytes]:
 
 def test_workers_mine_the_candidates_of_one_process_byte_for_byte(cluster, tmp_path, tiny_sentence, splade):
     alone, shared = write_run(tmp_path / "alone"), write_run(tmp_path / "shared")
-    here.mine(recipe_for(alone, tiny_sentence, splade), alone)
+    mine_here(recipe_for(alone, tiny_sentence, splade), alone)
     mine(recipe_for(shared, tiny_sentence, splade), shared)
-    assert len(list((shared.data / "index").glob("*/chunk-*.arrow"))) == 2 * 3  # ten passages, four a chunk
-    assert candidates(shared) == candidates(alone) and len(candidates(shared)) == 4 + 2 + 4 + 3
+    assert len(list((shared.data / "index").glob("*/chunk-*.arrow"))) == 2 * 3  # ten passages, four per chunk
+    assert candidates(shared) == candidates(alone)
+    assert sum(name.endswith(".arrow") for name in candidates(shared)) == 10
 
 
-def test_the_size_of_a_chunk_changes_no_candidate(tmp_path, tiny_sentence, splade):
-    found = []
+def test_workers_mine_given_rankings_as_one_process_does(cluster, tmp_path):
+    path = tmp_path / "given.run"
+    path.write_text("".join(f"q{q} Q0 p{(3 * q + i) % 10} {i} {-i} x\n" for q in range(4) for i in range(8)))
+    miners = {"given": {"kind": "run", "path": str(path), "top": 2, "sample": 1, "depth": 6}}
+    alone, shared = write_run(tmp_path / "alone"), write_run(tmp_path / "shared")
+    mine_here(recipe_for(alone, miners=miners), alone)
+    mine(recipe_for(shared, miners=miners), shared)
+    assert candidates(shared) == candidates(alone) and not list(shared.data.glob("index/*/chunk-*"))
+
+
+def test_candidates_do_not_depend_on_the_chunk_size(tmp_path, tiny_sentence, splade):
+    candidates_by_size = []
     for size in (1, 3, 100):
         folder = write_run(tmp_path / str(size))
-        here.mine(recipe_for(folder, tiny_sentence, splade, shard_queries=100, shard_passages=size), folder)
+        mine_here(recipe_for(folder, tiny_sentence, splade, shard_queries=100, shard_passages=size), folder)
         shard = read_candidates(folder.candidates("train") / "part-00000.arrow")
-        found.append([shard.passages.tolist(), shard.source.tolist(), shard.rank.tolist()])
-    assert found[0] == found[1] == found[2]
+        candidates_by_size.append([shard.passages.tolist(), shard.source.tolist(), shard.rank.tolist()])
+    assert candidates_by_size[0] == candidates_by_size[1] == candidates_by_size[2]
 
 
-def test_chunks_are_made_once_and_another_model_has_its_own(tmp_path, tiny_sentence, splade):
+def test_existing_chunks_are_reused_and_another_model_gets_its_own(tmp_path, tiny_sentence, splade):
     folder = write_run(tmp_path / "run")
     recipe = recipe_for(folder, tiny_sentence, splade)
-    here.mine(recipe, folder)
+    mine_here(recipe, folder)
     before = {path: path.stat().st_mtime_ns for path in folder.data.glob("index/*/chunk-*")}
-    gone = min(before)
-    content = xxh128_file(gone)
-    gone.unlink()
+    removed = min(before)
+    checksum = xxh128_file(removed)
+    removed.unlink()
     (folder.candidates("train") / "manifest.json").unlink()
     (folder.candidates("train") / "part-00002.arrow").unlink()
-    here.mine(recipe, folder)
+    mine_here(recipe, folder)
     after = {path: path.stat().st_mtime_ns for path in folder.data.glob("index/*/chunk-*")}
-    assert {path for path in before if before[path] != after[path]} == {gone} and xxh128_file(gone) == content
+    assert {path for path in before if before[path] != after[path]} == {removed} and xxh128_file(removed) == checksum
     (splade / "note.txt").write_text("other content")
-    for split in ("train", "dev", "test"):
-        (folder.candidates(split) / "manifest.json").unlink()
-        (folder.candidates(split) / "part-00000.arrow").unlink()
-    here.mine(recipe, folder)
+    shutil.rmtree(folder.root / "candidates")
+    mine_here(recipe, folder)
     (splade / "note.txt").unlink()
     assert len(list(folder.data.glob("index/*/chunk-*"))) == 9
 
 
-def test_killed_workers_and_a_killed_driver_leave_only_what_is_missing_to_do(cluster, tmp_path, splade):
+def test_after_killed_workers_and_a_killed_driver_only_missing_chunks_are_encoded(cluster, tmp_path, splade):
     folder, alone = many_passages(tmp_path / "run"), many_passages(tmp_path / "alone")
     miners = {"splade": {"kind": "splade", "model": str(splade), "top": 3}}
     recipe = recipe_for(folder, miners=miners, shard_passages=1)
@@ -94,24 +111,24 @@ def test_killed_workers_and_a_killed_driver_leave_only_what_is_missing_to_do(clu
     def chunks() -> list:
         return list(folder.data.glob("index/*/chunk-*.arrow"))
 
-    said = tmp_path / "driver.log"
-    with open(said, "w") as log:
+    driver_log = tmp_path / "driver.log"
+    with open(driver_log, "w") as log:
         driver = subprocess.Popen(
-            [sys.executable, str(HERE / "drive.py"), str(tmp_path / "recipe.yaml"), "mine"],
+            [sys.executable, "-m", "tests.ray_jobs.drive", str(tmp_path / "recipe.yaml"), "mine"],
             stderr=log,
             env={**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address},
         )
     try:
         wait_for(chunks, driver)
         workers("MineWorker")[0].kill()
-        wait_for(lambda: "a worker died" in said.read_text(), driver)
+        wait_for(lambda: "worker died" in driver_log.read_text(), driver)
     finally:
         driver.kill()
     assert driver.wait(timeout=PATIENCE) == -signal.SIGKILL
     before = {path: path.stat().st_mtime_ns for path in chunks()}
     mine(recipe, folder)
     assert len(chunks()) == 400 and before.items() <= {path: path.stat().st_mtime_ns for path in chunks()}.items()
-    here.mine(recipe, alone)
+    mine_here(recipe, alone)
     assert candidates(folder) == candidates(alone)
 
 
@@ -119,6 +136,7 @@ def many_passages(root) -> RunFolder:
     """400 passages of a few words, so that there are many chunks, and eight queries."""
     folder = RunFolder(root)
     write_passages(folder.passages, [" ".join(WORDS[i % 700 : i % 700 + 5]) for i in range(400)])
+    write_no_identity(folder, ["train"])
     write_queries(folder.queries("train"), [" ".join(WORDS[i * 31 : i * 31 + 3]) for i in range(8)])
     rows = pa.RecordBatch.from_pydict(
         dict(zip(JUDGEMENT_SCHEMA.names, [list(range(8)), [i * 31 for i in range(8)], [1] * 8], strict=True)),

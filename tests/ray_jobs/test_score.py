@@ -12,36 +12,27 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from small_job import recipe_for, score_bytes, write_job
+import torch
+from sentence_transformers import CrossEncoder
 
-from distill.data.candidates import iterate_candidates
-from distill.data.files import read_json
-from distill.data.fingerprint import fingerprint
-from distill.data.layout import RunFolder
-from distill.data.manifest import read_manifest, verify
-from distill.data.scores import read_scores
 from distill.errors import FingerprintError, TeacherError
-from distill.recipe_file import dump_recipe
-from ray_jobs.joblog import JobLog
-from ray_jobs.score import score, score_local
-from teachers.base import Pairs, open_teacher
+from distill.recipe.load import dump_recipe
+from distill.run.files import read_json
+from distill.run.fingerprint import fingerprint
+from distill.run.joblog import JobLog
+from distill.run.layout import RunFolder
+from distill.run.manifest import read_manifest, verify
+from distill.store.candidates import iterate_candidates
+from distill.store.scores import read_scores
+from distill.store.texts import TextStore
 from teachers.identity import identity
-
-HERE = Path(__file__).parent
-
-
-def steady(tmp_path: Path, seconds: float = 0, **options) -> dict:
-    (tmp_path / "calls.seconds").write_text(str(seconds))
-    return {
-        "steady": {
-            "kind": "custom",
-            "cls": "job_workers:Steady",
-            "options": {"log": str(tmp_path / "calls.log"), **options},
-        }
-    }
+from teachers.spec import TeacherSpec
+from tests.helpers.stages import score, score_local
+from tests.ray_jobs.small_job import recipe_for, score_bytes, steady, write_job
 
 
 def calls(tmp_path: Path) -> list[list[str]]:
+    """Process id, time and first query of every call of the steady teacher."""
     path = tmp_path / "calls.log"
     return [line.split(" ", 2) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -75,25 +66,27 @@ def test_all_teachers_in_one_job_give_the_bytes_of_one_process(cluster, tmp_path
                 assert name == same
                 assert candidates.query.tolist() == scores.query.tolist()
                 assert candidates.offsets.tolist() == scores.offsets.tolist()
-    assert score(recipe_for(many, models), many)["shards"] == 0  # done: nothing is scored again
+    assert score(recipe_for(many, models), many)["shards"] == 0  # nothing is scored again
 
 
 def test_shards_hold_the_teachers_scores_and_the_record_they_were_made_under(tmp_path, models):
     folder = write_job(tmp_path / "run")
     recipe = recipe_for(folder, {"ranker": {**models["ranker"], "dtype": "float32"}})
     score_local(recipe, folder)
-    teacher = open_teacher("ranker", recipe.teachers["ranker"], folder)
+    reference = CrossEncoder(models["ranker"]["model"], max_length=48, device="cpu")
+    queries, passages = TextStore.open(folder.queries("train")), TextStore.open(folder.passages)
     for (_, candidates), (_, scores) in zip(
         iterate_candidates(folder.candidates("train")), read_scores(folder, "ranker", "train"), strict=True
     ):
-        again = teacher.score(Pairs(candidates.pair_queries, candidates.passages, "train"))
-        assert scores.values.tolist() == pytest.approx(again.tolist(), abs=1e-5)
+        texts = zip(queries.texts(candidates.pair_queries), passages.texts(candidates.passages), strict=True)
+        expected = reference.predict(list(texts), activation_fn=torch.nn.Identity())
+        assert scores.values.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
     record = read_json(folder.scores("ranker", "execution.json"))
-    teacher = fingerprint(identity("ranker", recipe.teachers["ranker"], folder))
-    assert record == {"teacher": teacher, "device": "cpu", "precision": "float32", "threads": 1, "batch_tokens": 4096}
+    model = fingerprint(identity(TeacherSpec("ranker", recipe.teachers["ranker"], folder)))
+    assert record == {"teacher": model, "device": "cpu", "precision": "float32", "threads": 1, "batch_tokens": 4096}
 
 
-def test_a_killed_worker_costs_its_shard_and_nothing_else(cluster, tmp_path):
+def test_a_killed_worker_loses_only_the_shard_it_was_scoring(cluster, tmp_path):
     folder = write_job(tmp_path / "run")
     recipe = recipe_for(folder, steady(tmp_path, seconds=0.15))
 
@@ -111,18 +104,18 @@ def test_a_killed_worker_costs_its_shard_and_nothing_else(cluster, tmp_path):
     assert [event["event"] for event in JobLog(folder).events()].count("death") == 1
 
 
-def test_a_killed_driver_is_started_again_and_no_committed_shard_is_scored_twice(tmp_path):
+def test_after_a_killed_driver_no_committed_shard_is_scored_twice(tmp_path):
     folder = write_job(tmp_path / "run")
     recipe = recipe_for(folder, steady(tmp_path, seconds=0.3))
     committed = _start_and_kill_driver(recipe, folder, tmp_path, shards=4)
     score_local(recipe, folder)
     again = [query for query, times in Counter(query for _, _, query in calls(tmp_path)).items() if times > 1]
     assert committed >= 4
-    assert len(again) <= 2  # what the two workers had in hand when they died
+    assert len(again) <= 2  # the two shards that the workers were scoring
     assert score_bytes(folder) == undisturbed(tmp_path)
 
 
-def test_two_drivers_share_the_work(cluster, tmp_path):
+def test_a_ray_driver_and_a_local_process_share_one_folder(cluster, tmp_path):
     folder = write_job(tmp_path / "run")
     recipe = recipe_for(folder, steady(tmp_path, seconds=0.1))
     errors = []
@@ -142,7 +135,7 @@ def test_two_drivers_share_the_work(cluster, tmp_path):
     assert not verify(folder.scores("steady", "train"))
 
 
-def test_a_job_array_shares_out_the_shards(tmp_path, models):
+def test_a_job_array_splits_the_shards_evenly_and_gives_the_bytes_of_one_process(tmp_path, models):
     whole, array = write_job(tmp_path / "whole"), write_job(tmp_path / "array")
     score_local(recipe_for(whole, models), whole)
     done = []
@@ -178,8 +171,7 @@ def test_a_damaged_shard_is_set_aside_and_scored_again(tmp_path, damage, finishe
     assert path.with_name("part-00001.arrow.damaged").exists()
 
 
-def test_a_shard_damaged_after_its_task_ended_is_not_taken_into_the_manifest(tmp_path):
-    """Of a job array: the last task looks at the others' checksums in their logs."""
+def test_the_last_array_task_checks_the_other_tasks_shards_against_their_logged_checksums(tmp_path):
     folder = write_job(tmp_path / "run", queries=6)
     recipe = recipe_for(folder, steady(tmp_path))
     score_local(recipe, folder)
@@ -190,13 +182,13 @@ def test_a_shard_damaged_after_its_task_ended_is_not_taken_into_the_manifest(tmp
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
     names = [shard.name for shard in read_manifest(folder.candidates("train")).shards]
-    score_local(recipe, folder, part=((names.index(path.name) + 1) % 3, 3))  # the share of another task
+    score_local(recipe, folder, part=((names.index(path.name) + 1) % 3, 3))  # a task that did not write it
     assert not (home / "manifest.json").exists() and path.with_name("part-00001.arrow.damaged").exists()
     score_local(recipe, folder)
     assert score_bytes(folder) == whole
 
 
-def test_nan_is_refused_with_the_pair_and_nothing_is_committed_for_it(cluster, tmp_path):
+def test_a_nan_score_is_reported_with_its_pair_and_its_shard_is_not_committed(cluster, tmp_path):
     folder = write_job(tmp_path / "run", queries=2)
     recipe = recipe_for(folder, steady(tmp_path, nan=True))
     with pytest.raises(
@@ -216,25 +208,22 @@ def test_a_teacher_that_cannot_be_loaded_stops_the_job_before_anything_is_writte
     assert not (folder.root / "scores").exists()
 
 
-def test_scores_of_another_recipe_are_never_mixed_in(tmp_path, models):
+def test_scores_of_other_inputs_are_refused_also_in_an_unfinished_folder(tmp_path, models):
     folder = write_job(tmp_path / "run", queries=4)
     score_local(recipe_for(folder, {"ranker": models["ranker"]}), folder)
     shorter = recipe_for(folder, {"ranker": {**models["ranker"], "max_length": 24}})
     with pytest.raises(FingerprintError, match="max_length 48 -> 24"):
         score_local(shorter, folder)
-    for split in ("train", "test"):  # an unfinished folder is protected as well
+    for split in ("train", "test"):
         (folder.scores("ranker", split) / "manifest.json").unlink()
     with pytest.raises(FingerprintError, match="max_length 48 -> 24"):
         score_local(shorter, folder)
 
 
 def _start_and_kill_driver(recipe, folder: RunFolder, tmp_path: Path, shards: int) -> int:
-    """Run the job in another process, kill it hard once `shards` are there; returns how many it left."""
+    """Run the job in another process and kill it after `shards` commits; returns the number of committed shards."""
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
-    driver = subprocess.Popen(
-        [sys.executable, str(HERE / "drive.py"), str(tmp_path / "recipe.yaml")],
-        env={**os.environ, "PYTHONPATH": str(HERE)},
-    )
+    driver = subprocess.Popen([sys.executable, "-m", "tests.ray_jobs.drive", str(tmp_path / "recipe.yaml")])
     try:
         while len(score_bytes(folder)) < shards:
             assert driver.poll() is None, "the driver ended before it could be killed"

@@ -1,4 +1,4 @@
-"""Rounds: the real pipeline twice over, the second time from the student of the first; and what a recipe may say."""
+"""Rounds: the real pipeline, with a second round from the first round's student; and what a recipe may declare."""
 
 import json
 import shlex
@@ -6,26 +6,28 @@ import shutil
 
 import pytest
 import torch
-from small_run import small_recipe
 
-from distill.data.candidates import iterate_candidates
-from distill.data.checkpoints import checkpoint_digest
-from distill.data.layout import RunFolder, run_at
-from distill.data.manifest import read_manifest
+from distill.cli.inspect import inspect_path
 from distill.errors import FingerprintError, RecipeError
 from distill.evaluation.compare import compare
-from distill.inspection import inspect_path
-from distill.pipeline import run, stage_states
-from distill.recipe_file import dump_recipe, load_recipe, parse_recipe
-from distill.rounds import all_rounds, round_of
-from distill.student.checkpoint import load_checkpoint
-from distill.submit import submit_jobs
+from distill.pipeline.run import run_pipeline
+from distill.pipeline.status import stage_states
+from distill.pipeline.submit import submit_jobs
+from distill.recipe.expand import all_rounds, open_run, open_runs
+from distill.recipe.load import dump_recipe, load_recipe, parse_recipe
+from distill.run.layout import RunFolder, run_at
+from distill.run.manifest import read_manifest
+from distill.run.model_ref import content_hash
+from distill.store.candidates import iterate_candidates
+from distill.student.checkpoint import load_student
+from tests.helpers.small_run import small_recipe
 
 SECOND = {
     "mine": {"miners": {"student": {"kind": "splade", "model": "round:previous", "top": 4}}},
     "score": {"rerank": False},
     "student": {"model": "round:previous"},
-    "train": {"lr": 5e-4, "steps": 3},
+    # without evaluation, which keeps the start where no step is better
+    "train": {"lr": 5e-4, "steps": 3, "evaluate_every": None},
 }
 
 
@@ -34,7 +36,7 @@ def with_rounds(recipe, *rounds):
 
 
 def parameters(path) -> torch.Tensor:
-    return torch.cat([p.flatten() for p in load_checkpoint(path).parameters()])
+    return torch.cat([p.flatten() for p in load_student(path).parameters()])
 
 
 def files(folder) -> dict:
@@ -43,19 +45,19 @@ def files(folder) -> dict:
 
 @pytest.fixture(scope="module")
 def two_rounds(tmp_path_factory, finished):
-    """A copy of a finished run that has got a second round since, as if it had been killed between the two.
+    """A finished run to which a second round was added, as if it had been killed between the two rounds.
 
-    The recipe, and when the files of the first round were written.
+    Returns the recipe, and the modification times of the first round's files.
     """
     root = tmp_path_factory.mktemp("rounds") / "run"
     shutil.copytree(finished.folder, root)
     before = files(root)
     recipe = with_rounds(finished.model_copy(update={"run_dir": root}), SECOND)
-    run(recipe)
+    run_pipeline(recipe)
     return recipe, before
 
 
-def test_a_run_killed_between_rounds_goes_on_and_leaves_the_first_as_it_was(two_rounds):
+def test_a_run_killed_between_rounds_resumes_without_touching_the_first_round(two_rounds):
     recipe, before = two_rounds
     assert before.items() <= files(recipe.folder).items()
     second = RunFolder.of(all_rounds(recipe)[1])
@@ -63,68 +65,68 @@ def test_a_run_killed_between_rounds_goes_on_and_leaves_the_first_as_it_was(two_
     assert not (second.root / "data").exists() and not (second.root / "teachers").exists()
 
 
-def test_the_second_round_mines_with_the_first_rounds_student_and_starts_from_its_weights(two_rounds):
+def test_the_second_round_mines_with_and_starts_from_the_first_rounds_student(two_rounds):
     recipe, _ = two_rounds
     first, second = map(RunFolder.of, all_rounds(recipe))
     assert torch.equal(parameters(second.start), parameters(first.model))
     assert not torch.equal(parameters(second.model), parameters(first.model))
-    found = [candidates for _, candidates in iterate_candidates(second.candidates("train"))]
-    assert found[0].sources == ("judgement", "bm25", "student")
-    assert sum(int((candidates.source == 2).sum()) for candidates in found) > 0
-    digest = {"checkpoint": checkpoint_digest(first.model)}
+    shards = [candidates for _, candidates in iterate_candidates(second.candidates("train"))]
+    assert shards[0].sources == ("judgement", "bm25", "student")
+    assert sum(int((candidates.source == 2).sum()) for candidates in shards) > 0
+    digest = {"content": content_hash(first.model)}
     assert read_manifest(second.candidates("train")).fields["miners"]["student"]["model"] == digest
     assert read_manifest(second.model).fields["student"]["model"] == digest
     rows = {row["name"]: row for row in json.loads(second.evaluation.read_text())["rows"]}
     assert list(rows) == ["BM25", "previous", "student"]
-    theirs = {row["name"]: row for row in json.loads(first.evaluation.read_text())["rows"]}["student"]
-    assert rows["previous"]["metrics"] == theirs["metrics"]
+    first_rows = {row["name"]: row for row in json.loads(first.evaluation.read_text())["rows"]}
+    assert rows["previous"]["metrics"] == first_rows["student"]["metrics"]
 
 
-def test_started_again_everything_is_done_and_both_rounds_are_shown(two_rounds, caplog, capsys):
+def test_a_finished_run_with_rounds_is_not_repeated_and_shows_both_rounds(two_rounds, caplog, capsys):
     recipe, _ = two_rounds
     before = files(recipe.folder)
     with caplog.at_level("INFO"):
-        run(recipe)
+        run_pipeline(recipe)
     assert "everything was done already" in caplog.text and files(recipe.folder) == before
     shown = capsys.readouterr().out
     assert "round 1" in shown and "round 2" in shown and f"{recipe.folder}/round-2/model" in shown
-    states = stage_states(recipe, verify=True)
+    states = stage_states(open_runs(recipe), verify=True)
     assert {state.state for state in states} == {"done"}
     assert [state.stage for state in states if state.round == 2] == ["mine", "score", "label", "train", "evaluate"]
 
 
-def test_a_changed_override_of_the_second_round_makes_only_that_one_stale(two_rounds):
+def test_a_changed_entry_of_the_second_round_makes_only_that_round_stale(two_rounds):
     recipe, _ = two_rounds
-    states = stage_states(with_rounds(recipe, {**SECOND, "train": {"lr": 1e-4, "steps": 3}}))
+    states = stage_states(open_runs(with_rounds(recipe, {**SECOND, "train": {"lr": 1e-4, "steps": 3}})))
     assert {(state.round, state.stage): state.state for state in states if state.state != "done"} == {
         (2, "train"): "stale",
         (2, "evaluate"): "pending",
     }
     with pytest.raises(FingerprintError, match=r"round-2/model was made from .*train\.lr 0\.0005 -> 0\.0001"):
-        run(with_rounds(recipe, {**SECOND, "train": {"lr": 1e-4, "steps": 3}}))
+        run_pipeline(with_rounds(recipe, {**SECOND, "train": {"lr": 1e-4, "steps": 3}}))
 
 
-def test_another_student_of_the_first_round_makes_the_second_stale(two_rounds):
+def test_a_changed_student_of_the_first_round_makes_the_second_round_stale(two_rounds):
     recipe, _ = two_rounds
     extra = RunFolder.of(recipe).model / "note.txt"
     extra.write_text("another checkpoint")
     try:
-        state = next(state for state in stage_states(round_of(recipe, 2)) if state.stage == "mine")
-        assert state.state == "stale" and "miners.student.model.checkpoint" in state.reason
+        state = next(state for state in stage_states([open_run(recipe, round=2)]) if state.stage == "mine")
+        assert state.state == "stale" and "miners.student.model.content" in state.reason
     finally:
         extra.unlink()
 
 
-def test_each_rounds_own_recipe_file_is_enough_for_its_stages(two_rounds):
+def test_the_recipe_file_of_a_round_suffices_for_its_stages(two_rounds):
     recipe, _ = two_rounds
-    own = load_recipe(recipe.folder / "round-2" / "recipe.yaml")
-    assert own == all_rounds(recipe)[1]
-    assert {state.state for state in stage_states(own)} == {"done"}
-    with pytest.raises(RecipeError, match="no stage 'import' of its own"):
-        run(own, only="import")
+    second = load_recipe(recipe.folder / "round-2" / "recipe.yaml")
+    assert second == all_rounds(recipe)[1]
+    assert {state.state for state in stage_states(open_runs(second))} == {"done"}
+    with pytest.raises(RecipeError, match="stage 'import' runs in the first round only"):
+        run_pipeline(second, only="import")
 
 
-def test_tools_that_take_a_folder_know_a_round_by_where_it_lies(two_rounds, capsys):
+def test_tools_that_take_a_run_folder_accept_that_of_a_round(two_rounds, capsys):
     recipe, _ = two_rounds
     second = recipe.folder / "round-2"
     assert run_at(second).passages == RunFolder.of(recipe).passages and run_at(recipe.folder).first is None
@@ -134,7 +136,7 @@ def test_tools_that_take_a_folder_know_a_round_by_where_it_lies(two_rounds, caps
     assert "where is" in capsys.readouterr().out
 
 
-def test_a_round_is_the_recipe_with_a_merge_patch(tmp_path):
+def test_an_entry_of_rounds_is_a_merge_patch_on_the_recipe(tmp_path):
     base = small_recipe(
         tmp_path,
         mine={"miners": {"bm25": {"kind": "bm25", "top": 9, "skip": 2}}},
@@ -150,12 +152,25 @@ def test_a_round_is_the_recipe_with_a_merge_patch(tmp_path):
     assert first.train == base.train and first.folder == tmp_path
     assert (second.mine.miners["bm25"].top, second.mine.miners["bm25"].skip) == (3, 2)
     assert [loss.kind for loss in second.train.losses] == ["margin-mse"] and second.train.lr == 1e-3
-    assert list(third.mine.miners) == ["own"] and third.train == base.train  # of the recipe, not of the round before
+    assert list(third.mine.miners) == ["own"] and third.train == base.train  # not from the round before
     assert third.mine.miners["own"].model == str(tmp_path / "round-2" / "model")
     assert parse_recipe(json.loads(third.model_dump_json())) == third and "rounds: []" in dump_recipe(third)
 
 
-def test_a_calibrated_start_is_the_first_rounds_alone(tmp_path):
+def test_a_round_on_the_previous_student_does_not_learn_bm25_again(tmp_path):
+    base = small_recipe(tmp_path, student={"model": "m", "lexical_start": {"epochs": 2}})
+    anew, further, asked = (
+        all_rounds(with_rounds(base, {"student": student}))[1].student.lexical_start
+        for student in (
+            {"query_max_length": 32},
+            {"model": "round:previous"},
+            {"model": "round:previous", "lexical_start": {"epochs": 1}},
+        )
+    )
+    assert (anew.epochs, further, asked.epochs) == (2, None, 1)
+
+
+def test_only_a_round_that_starts_anew_has_a_calibrated_start(tmp_path):
     base = small_recipe(tmp_path, student={"model": "m", "revision": "v1", "start": "calibrated"})
     _, anew, further = all_rounds(with_rounds(base, {}, {"student": {"model": "round:previous"}}))
     assert (anew.student.start, anew.student.revision) == ("calibrated", "v1")
@@ -169,21 +184,22 @@ def test_a_calibrated_start_is_the_first_rounds_alone(tmp_path):
         ({"train": {"lrr": 1}}, "rounds.0: unknown field 'train.lrr'; did you mean 'lr'"),
         ({"teachers": {"new": {"kind": "cross-encoder", "model": "m", "fine_tune": {}}}}, "in the first round only"),
         ({"teachers": {"given": {"kind": "imported"}}}, r"teachers: \{given: null\}"),
+        ({"student": None}, "rounds.0: a further round trains a student"),
     ],
 )
-def test_what_a_round_cannot_say_is_refused_with_a_remedy(tmp_path, changes, message):
+def test_what_a_round_cannot_change_is_refused_with_a_remedy(tmp_path, changes, message):
     with pytest.raises(RecipeError, match=message):
         all_rounds(with_rounds(small_recipe(tmp_path), changes))
 
 
-def test_the_first_round_has_none_before_it(tmp_path):
-    with pytest.raises(RecipeError, match=r"student\.model is 'round:previous', but the first round"):
+def test_a_first_round_from_the_previous_round_and_an_unknown_round_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"student\.model is 'round:previous', but no round precedes the first"):
         small_recipe(tmp_path, student={"model": "round:previous"})
     with pytest.raises(RecipeError, match="there is no round 2: the recipe has 1"):
-        round_of(small_recipe(tmp_path), 2)
+        open_run(small_recipe(tmp_path), round=2)
 
 
-def test_the_jobs_of_all_rounds_wait_for_one_another(tmp_path, capsys):
+def test_the_jobs_of_all_rounds_depend_on_one_another_in_order(tmp_path, capsys):
     submit_jobs(with_rounds(small_recipe(tmp_path / "run", slurm={"array": 2}), SECOND), dry_run=True)
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if line.startswith("sbatch ")]
     names = [word.removeprefix("--job-name=distill-") for command in commands for word in command if "job-name" in word]

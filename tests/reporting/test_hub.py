@@ -1,4 +1,4 @@
-"""What would be pushed, and what is refused in words; no hub is needed."""
+"""Files to push and refusals of `distill push`; no hub is needed."""
 
 import os
 import subprocess
@@ -7,10 +7,11 @@ import sys
 import pytest
 from huggingface_hub import ModelCard
 
-from distill.data.layout import RunFolder
 from distill.errors import HubError
-from distill.recipe_file import dump_recipe
+from distill.recipe.load import dump_recipe
 from distill.reporting.hub import files_to_push, push
+from distill.run.layout import RunFolder
+from distill.run.run import Run
 
 
 def distill_push(recipe, tmp_path, *options, **environment) -> subprocess.CompletedProcess:
@@ -26,9 +27,9 @@ def distill_push(recipe, tmp_path, *options, **environment) -> subprocess.Comple
     )
 
 
-def test_a_dry_run_lists_the_whole_model_its_recipe_and_its_evaluation(finished):
+def test_push_dry_run_lists_model_recipe_and_evaluation(finished):
     folder = RunFolder.of(finished)
-    listed = [line.split()[1] for line in push(finished, folder, "org/model", dry_run=True).splitlines()]
+    listed = [line.split()[1] for line in push(Run(finished, folder), "org/model", dry_run=True).splitlines()]
     assert {
         "README.md",
         "modules.json",
@@ -41,23 +42,23 @@ def test_a_dry_run_lists_the_whole_model_its_recipe_and_its_evaluation(finished)
     assert ModelCard.load(folder.model / "README.md").data.eval_results
 
 
-def test_a_run_that_is_not_finished_is_refused(finished, tmp_path):
+def test_push_of_an_unfinished_run_is_refused(finished, tmp_path):
     recipe = finished.model_copy(update={"run_dir": tmp_path / "elsewhere"})
     result = distill_push(recipe, tmp_path)
     assert result.returncode == 2 and "run `distill train` first" in result.stderr
 
 
-def test_without_a_token_it_says_how_to_log_in(finished, tmp_path):
+def test_push_without_a_token_names_the_ways_to_log_in(finished, tmp_path):
     result = distill_push(finished, tmp_path)
     assert result.returncode == 2 and "hf auth login" in result.stderr and "HF_TOKEN" in result.stderr
 
 
-def test_a_hub_that_cannot_be_reached_is_named(finished, tmp_path):
+def test_push_names_a_hub_that_cannot_be_reached(finished, tmp_path):
     result = distill_push(finished, tmp_path, HF_TOKEN="hf_none", HF_ENDPOINT="http://127.0.0.1:1")
     assert result.returncode == 2 and "could not be pushed to http://127.0.0.1:1" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_name_that_the_hub_would_not_take_is_refused(finished):
+def test_push_to_an_invalid_repository_name_is_refused(finished):
     with pytest.raises(HubError, match="--repo"):
-        push(finished, RunFolder.of(finished), "a/b/c", dry_run=True)
+        push(Run(finished, RunFolder.of(finished)), "a/b/c", dry_run=True)

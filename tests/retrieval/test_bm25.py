@@ -1,4 +1,4 @@
-"""BM25 against bm25s itself, and against a hand-worked formula for what bm25s cannot do."""
+"""BM25 against bm25s, and against the written-out formula for passages that are not in the index."""
 
 import json
 import math
@@ -9,9 +9,9 @@ import ir_measures
 import numpy as np
 import pytest
 import Stemmer
-from small_run import PASSAGES, VARIANTS, write_passages
 
-from distill.mining.bm25 import build_index, open_index, save_index
+from distill.retrieval.bm25 import build_index, open_index, save_index
+from tests.helpers.small_run import PASSAGES, VARIANTS, write_passages
 
 CRANFIELD = Path(__file__).resolve().parents[3] / "shared" / "data" / "cranfield"
 
@@ -33,12 +33,12 @@ def test_scores_equal_bm25s(store):
     np.testing.assert_allclose(np.stack(index.score_pairs(queries, [every] * 3)), expected, rtol=1e-5, atol=1e-6)
     rows, scores = index.search(queries, 4)
     for i in range(3):
-        found = rows[i] >= 0
-        np.testing.assert_allclose(scores[i][found], np.sort(expected[i])[::-1][:4][found], rtol=1e-5)
-        np.testing.assert_allclose(expected[i][rows[i][found]], scores[i][found], rtol=1e-5)
+        hit = rows[i] >= 0
+        np.testing.assert_allclose(scores[i][hit], np.sort(expected[i])[::-1][:4][hit], rtol=1e-5)
+        np.testing.assert_allclose(expected[i][rows[i][hit]], scores[i][hit], rtol=1e-5)
 
 
-def test_a_variant_is_scored_on_its_own_words_with_the_collections_statistics(store):
+def test_a_variant_is_scored_by_its_own_words_with_the_statistics_of_the_collection(store):
     """Variant "the fell in the wind" keeps 2 stems (fell, wind) of passage 6's "tree fell storm wind"."""
     lengths = [
         len(words)
@@ -63,12 +63,12 @@ def test_variants_and_empty_passages_are_never_found(store):
     assert (rows[1:] == -1).all() and (scores[1:] == 0).all()
 
 
-def test_ties_go_to_the_lower_row(tmp_path):
+def test_bm25_ties_go_to_the_lower_row(tmp_path):
     index = build_index(write_passages(tmp_path / "passages.arrow", ["same words"] * 5 + ["other"]))
     assert index.search(["words"], 3)[0].tolist() == [[0, 1, 2]]
 
 
-def test_an_empty_collection_and_no_queries(tmp_path, store):
+def test_empty_collections_queries_and_lists_of_pairs_give_empty_results(tmp_path, store):
     assert build_index(write_passages(tmp_path / "passages.arrow", [])).search(["word"], 3)[0].shape == (1, 0)
     assert build_index(store).search([], 3)[0].shape == (0, 3)
     assert build_index(store).score_pairs([], []) == []
@@ -76,7 +76,7 @@ def test_an_empty_collection_and_no_queries(tmp_path, store):
     assert [len(scores) for scores in pairs] == [0, 2]
 
 
-@pytest.mark.skipif(not CRANFIELD.is_dir(), reason="Cranfield is not here")
+@pytest.mark.skipif(not CRANFIELD.is_dir(), reason="the Cranfield collection is not beside this checkout")
 def test_cranfield_gives_the_published_figures(tmp_path):
     corpus = [json.loads(line) for line in (CRANFIELD / "corpus.jsonl").open()]
     queries = [json.loads(line) for line in (CRANFIELD / "queries.jsonl").open()]
@@ -86,25 +86,25 @@ def test_cranfield_gives_the_published_figures(tmp_path):
     rows, _ = build_index(store).search([query["text"] for query in queries], 100)
     run = [
         ir_measures.ScoredDoc(query["_id"], corpus[row]["_id"], -rank)
-        for query, found in zip(queries, rows, strict=True)
-        for rank, row in enumerate(found)
+        for query, ranking in zip(queries, rows, strict=True)
+        for rank, row in enumerate(ranking)
         if row >= 0
     ]
-    found = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.R @ 100], qrels, run)
-    assert found[ir_measures.nDCG @ 10] == pytest.approx(0.430, abs=0.005)
-    assert found[ir_measures.R @ 100] == pytest.approx(0.753, abs=0.005)
+    measured = ir_measures.calc_aggregate([ir_measures.nDCG @ 10, ir_measures.R @ 100], qrels, run)
+    assert measured[ir_measures.nDCG @ 10] == pytest.approx(0.430, abs=0.005)
+    assert measured[ir_measures.R @ 100] == pytest.approx(0.753, abs=0.005)
 
 
-def test_a_saved_index_is_the_built_one_and_one_of_other_texts_or_damaged_is_none(store, tmp_path):
+def test_a_saved_index_equals_the_built_one_unless_it_is_stale_or_damaged(store, tmp_path):
     built, home = build_index(store), tmp_path / "index"
     assert open_index(store, home) is None
     save_index(built, home, postings=True)
     opened = open_index(store, home, verify=True)
     queries, rows = ["cat on the mats", "winds", "unheard of"], [np.arange(len(store))] * 3
-    for one, other in zip(built.score_pairs(queries, rows), opened.score_pairs(queries, rows), strict=True):
-        assert one.tobytes() == other.tobytes()
-    for one, other in zip(built.search(queries, 5), opened.search(queries, 5), strict=True):
-        assert (one == other).all()
+    for expected, scores in zip(built.score_pairs(queries, rows), opened.score_pairs(queries, rows), strict=True):
+        assert expected.tobytes() == scores.tobytes()
+    for expected, result in zip(built.search(queries, 5), opened.search(queries, 5), strict=True):
+        assert (expected == result).all()
     assert not opened.weights.data.flags.owndata and not opened.inverted.data.flags.owndata  # mapped
     assert open_index(store, home, k1=1.2) is None
     assert open_index(write_passages(tmp_path / "others.arrow", ["one passage"]), home) is None

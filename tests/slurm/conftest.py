@@ -1,6 +1,6 @@
-"""A real Slurm for the session, and finished run folders for its jobs to begin from.
+"""A real Slurm for the session, and finished run folders that its jobs start from.
 
-Jobs take long to start and little to run, so those of a test file are submitted together, before its first test.
+Jobs are slow to start and quick to run, so all jobs of a test file are submitted together, before its first test.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from slurm_cluster import SlurmCluster, missing_programs
-from whole_run import whole_recipe
 
 from distill.config import Recipe
-from distill.data.layout import RunFolder
-from distill.pipeline import run
-from distill.recipe_file import dump_recipe, parse_recipe
-from distill.slurm import Job, recorded_jobs
+from distill.pipeline.run import run_pipeline
+from distill.pipeline.slurm import Job, recorded_jobs
+from distill.recipe.load import dump_recipe, parse_recipe
+from distill.run.layout import RunFolder
+from tests.helpers.whole_run import whole_recipe
+from tests.slurm.slurm_cluster import SlurmCluster, missing_programs
 
-STAGES_AFTER = {  # stage -> what lies in the run folder from it on
+STAGES_AFTER = {  # what a stage and those after it leave in the run folder
     "score": ("scores", "labels", "start", "checkpoints", "model", "metrics", "logs", "report.html"),
     "train": ("start", "checkpoints", "model", "metrics", "logs", "report.html"),
 }
@@ -46,21 +46,21 @@ def slurm() -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, tiny_mlm, tiny_sentence) -> Recipe:
-    """The recipe of a run that was made on this machine, without Slurm, to compare with and to begin from."""
+    """The recipe of a run finished on this machine without Slurm, to compare with and to start from."""
     torch.set_num_threads(1)
     recipe = whole_recipe(tmp_path_factory.mktemp("whole"), tiny_mlm, tiny_sentence)
-    run(recipe)
+    run_pipeline(recipe)
     return recipe
 
 
 @dataclass
 class Run:
-    """A run folder, its recipe, and `distill` on it as a person would call it."""
+    """A run folder, its recipe, and `distill` commands on it."""
 
     slurm: SlurmCluster
     recipe: Recipe
     file: Path
-    ids: list[str] = field(default_factory=list)  # of its jobs
+    ids: list[str] = field(default_factory=list)  # job ids
 
     @property
     def folder(self) -> RunFolder:
@@ -85,7 +85,7 @@ class Run:
         return self.jobs
 
     def sbatch(self, *command: str) -> None:
-        """Submit one of the scripts in slurm/ by hand."""
+        """Submit one of the scripts in slurm/ without `distill submit`."""
         setup = self.file.with_name("setup.sh")
         setup.write_text(f"python=({shlex.quote(sys.executable)})\n", encoding="utf-8")
         self.folder.jobs.mkdir(parents=True, exist_ok=True)
@@ -101,11 +101,11 @@ class Run:
         ]
 
     def output(self) -> str:
-        """What the jobs have written, for the message of a test that fails."""
+        """The jobs' logs, for failure messages."""
         return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted(self.folder.jobs.rglob("*.out")))
 
     def wait(self, seconds: float = 300) -> None:
-        """Until all jobs of the run have completed."""
+        """Wait until all jobs of the run have completed."""
         try:
             self.slurm.wait(*self.ids, seconds=seconds)
         except AssertionError as error:
@@ -114,7 +114,7 @@ class Run:
 
 @pytest.fixture(scope="session")
 def new_run(slurm, finished, tmp_path_factory):
-    """new_run(name, stage, **sections): a run whose stages before `stage` are done, with its recipe changed."""
+    """new_run(name, stage, **sections): a run whose stages before `stage` are done, with changed recipe sections."""
 
     def make(name: str, stage: str = "import", **sections) -> Run:
         root = tmp_path_factory.mktemp("runs") / name
@@ -136,6 +136,5 @@ def new_run(slurm, finished, tmp_path_factory):
     return make
 
 
-# of this process and of the jobs
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # they share few cores
-os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+# this process and the jobs share few cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")

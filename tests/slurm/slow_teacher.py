@@ -1,4 +1,4 @@
-"""A teacher whose scores anyone can work out, and that takes its time: there is a middle to interrupt it in."""
+"""A slow teacher with known scores, for tests that interrupt a job."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 class SlowTeacher:
-    """Scores a pair by the lengths of its texts, `seconds` a shard."""
+    """Scores a pair by the lengths of its texts, taking `seconds` per shard."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds

@@ -1,4 +1,4 @@
-"""A Slurm of three nodes on this machine: munged, slurmctld and three slurmd, in one folder, on ports of their own."""
+"""A Slurm of three nodes on this machine: munged, slurmctld and three slurmd, in one folder, on free ports."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 NODES = ("n1", "n2", "n3")
+SETTLED = 5.0  # seconds after which a requeued job's first script has ended on its node, which would refuse a second
 FAILED = ("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 
-# Jobs in `low` give way to jobs in `high`: they are asked to stop, and requeued.
+# Jobs in `high` preempt jobs in `low`, which are asked to stop and requeued.
 CONFIGURATION = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -55,12 +56,12 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 
 
 def missing_programs() -> str:
-    """Why there can be no Slurm here; empty where there can."""
+    """The reason why Slurm cannot run here, or an empty string."""
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
     missing = [program for program in PROGRAMS if shutil.which(program, path=path) is None]
     if missing:
         return f"needs Slurm ({', '.join(missing)} not found): apt-get install slurm-wlm munge"
-    return "" if os.geteuid() == 0 else "slurmd starts jobs as root only, and this is another user"
+    return "" if os.geteuid() == 0 else "needs root: slurmd starts jobs as root only"
 
 
 class SlurmCluster:
@@ -134,7 +135,7 @@ class SlurmCluster:
                 os.kill(pid, signal.SIGKILL)
 
     def run(self, *command: str, **options) -> str:
-        """What a command of Slurm's printed; `CalledProcessError`, with what it said, where it failed."""
+        """Run a Slurm command and return its output. Raises `CalledProcessError`."""
         options = {"env": self.environment, "timeout": 60, **options}
         return subprocess.run(command, check=True, capture_output=True, text=True, **options).stdout.strip()
 
@@ -148,7 +149,7 @@ class SlurmCluster:
     # ------------------------------------------------------------------------------------------------ jobs
 
     def state(self, job: str) -> str:
-        """PENDING, RUNNING, COMPLETED, FAILED, ..., also of jobs that have ended; of an array, the worst of all."""
+        """PENDING, RUNNING, COMPLETED, FAILED, ..., also after the end; of an array, the worst of its tasks' states."""
         command = ("squeue", "--noheader", "--array", "--states=all", "--format=%T", f"--jobs={job}")
         states = set(self.run(*command).split())
         return min(states, key=lambda state: (state not in FAILED, state == "COMPLETED"))
@@ -164,12 +165,12 @@ class SlurmCluster:
         return next(value for name, _, value in (word.partition("=") for word in fields) if name == field)
 
     def hurry(self, job: str) -> None:
-        """Let a requeued job start now; Slurm would hold it for two minutes."""
+        """Start a requeued job now; Slurm would hold it for two minutes."""
         with contextlib.suppress(subprocess.CalledProcessError):  # it runs already
             self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def hold_still(self, job: str, seconds: float) -> None:
-        """Stop the steps of a running job, until it has run for so many seconds or Slurm has awoken and ended it."""
+        """Suspend the steps of a running job until it has run for `seconds`, or Slurm has ended it."""
         self.run("scancel", "--signal=STOP", job)
         wait_until(
             "the held job's time to pass",
@@ -184,13 +185,16 @@ class SlurmCluster:
         return 3600 * hours + 60 * minutes + seconds
 
     def wait(self, *jobs: str, seconds: float = 240) -> None:
-        """Until all jobs have completed; requeued ones start at once. `AssertionError` where one ends otherwise."""
+        """Wait until all jobs have completed, starting requeued ones soon. `AssertionError` if one fails."""
+        pending_since: dict[str, float] = {}
 
         def over() -> bool:
             for job in jobs:
                 state = self.state(job)
-                assert state not in FAILED, f"job {job}: {state}"
-                if state == "PENDING":
+                assert state not in FAILED, f"job {job}: {state}\n{self.run('scontrol', 'show', 'job', job)}"
+                if state != "PENDING":
+                    pending_since.pop(job, None)
+                elif time.monotonic() - pending_since.setdefault(job, time.monotonic()) > SETTLED:
                     self.hurry(job)
             return all(self.state(job) == "COMPLETED" for job in jobs)
 
@@ -202,7 +206,7 @@ class SlurmCluster:
         self._start(name, "slurmd", "-D", "-N", name)
 
     def take_down(self, name: str) -> None:
-        """As if the machine had lost its power: its slurmd and whatever ran on it are gone at once."""
+        """Simulate a power failure: kill the node's slurmd and everything that runs on it."""
         daemon = self._daemons.pop(name)
         for pid in (daemon.pid, *self._processes_of(name)):
             with contextlib.suppress(ProcessLookupError):
@@ -210,17 +214,17 @@ class SlurmCluster:
         daemon.wait()
 
     def _processes_of(self, *names: str) -> list[int]:
-        """Processes of jobs on these nodes, and the slurmstepd that watch over them."""
-        found = set()
-        mine = f"SLURM_CONF={self.environment['SLURM_CONF']}"
+        """Processes of jobs on these nodes, and their slurmstepd."""
+        pids = set()
+        this_cluster = f"SLURM_CONF={self.environment['SLURM_CONF']}"
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 variables = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                if mine in variables and any(f"SLURMD_NODENAME={name}" in variables for name in names):
+                if this_cluster in variables and any(f"SLURMD_NODENAME={name}" in variables for name in names):
                     parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
                     watcher = Path(f"/proc/{parent}/comm").read_text().startswith("slurmstepd")
-                    found |= {int(entry.name), parent} if watcher else {int(entry.name)}
-        return sorted(found, reverse=True)
+                    pids |= {int(entry.name), parent} if watcher else {int(entry.name)}
+        return sorted(pids, reverse=True)
 
     def _start(self, name: str, *command: str) -> None:
         with open(self.root / f"{name}.out", "w") as output:
@@ -242,12 +246,12 @@ def wait_until(what: str, condition: Callable[[], bool], seconds: float, every: 
 
 
 def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: also when the tests are killed
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: even if the tests are killed
 
 
 def _free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]

@@ -1,4 +1,4 @@
-"""The quickstart recipe, made small, submitted with one command: its table is that of the same run without Slurm."""
+"""A small quickstart recipe, submitted with one command, gives the table of the same run without Slurm."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from distill.data.layout import RunFolder
-from distill.recipe_file import load_recipe
-from distill.slurm import recorded_jobs
+from distill.pipeline.slurm import recorded_jobs
+from distill.recipe.load import load_recipe
+from distill.run.layout import RunFolder
 
 pytestmark = pytest.mark.slurm
 RECIPE = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -29,10 +29,10 @@ SAME = (
     "evaluate.precision=float32",
     "teachers.cross-encoder.dtype=float32",
     "teachers.bi-encoder.dtype=float32",
-)  # what `auto` measures may come out one way or the other
+)  # `auto` measures, and its choice may differ between runs
 
 
-def test_the_quickstart_is_submitted_with_one_command_and_ends_with_the_same_table(slurm, tmp_path):
+def test_the_submitted_quickstart_ends_with_the_table_of_a_run_without_slurm(slurm, tmp_path):
     def arguments(name: str) -> list[str]:
         return [str(RECIPE), f"run_dir={tmp_path / name}", *SMALL, *SAME, "--limit=32"]
 
@@ -48,8 +48,8 @@ def test_the_quickstart_is_submitted_with_one_command_and_ends_with_the_same_tab
     )
     assert alone.returncode == 0, alone.stderr
     slurm.wait(*(job.id for job in jobs), seconds=400)
-    said = "\n".join(path.read_text() for path in sorted(folder.jobs.rglob("evaluate-*.out")))
-    assert table(said) == table(alone.stdout)
+    output = "\n".join(path.read_text() for path in sorted(folder.jobs.rglob("evaluate-*.out")))
+    assert table(output) == table(alone.stdout)
     rows = [
         json.loads(RunFolder(tmp_path / f"{name}-limit-32").evaluation.read_text())["rows"]
         for name in ("alone", "slurm")
@@ -58,6 +58,6 @@ def test_the_quickstart_is_submitted_with_one_command_and_ends_with_the_same_tab
     assert load_recipe(folder.recipe).name == "quickstart"
 
 
-def table(said: str) -> str:
-    """From the line above the table to the paths that differ."""
-    return said[said.index("32 test queries, ") : said.index("checkpoint:")]
+def table(output: str) -> str:
+    """The printed table, without the paths below it, which differ."""
+    return output[output.index("32 test queries, ") : output.index("checkpoint:")]

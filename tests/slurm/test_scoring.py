@@ -1,4 +1,4 @@
-"""Scoring as Slurm jobs: in an array, and in Ray clusters inside allocations that share their machines."""
+"""Scoring as Slurm jobs: as an array, and on Ray clusters of two allocations that share their machines."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from slow_teacher import expected
-from slurm_cluster import wait_until
 
-from distill.data.candidates import read_candidates
-from distill.data.layout import RunFolder
-from distill.data.manifest import verify
-from distill.data.scores import read_scores
-from distill.data.texts import TextStore
-from ray_jobs.joblog import JobLog
+from distill.run.joblog import JobLog
+from distill.run.layout import RunFolder
+from distill.run.manifest import verify
+from distill.store.candidates import read_candidates
+from distill.store.scores import read_scores
+from distill.store.texts import TextStore
+from tests.slurm.slow_teacher import expected
+from tests.slurm.slurm_cluster import wait_until
 
 pytestmark = pytest.mark.slurm
-ODD = "a b;touch ODD-$(id -u)'\"&|*%j"  # a name that a shell, or Slurm, would make something of
+ODD = "a b;touch ODD-$(id -u)'\"&|*%j"  # a name that a shell, or Slurm, would expand
 
 
 def scores(folder: RunFolder) -> dict[str, bytes]:
@@ -30,9 +30,9 @@ def scores(folder: RunFolder) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def runs(new_run):
-    """An array, and two Ray jobs on the same two machines, one of them by hand; all submitted together."""
-    made = {
-        "array": new_run(ODD, "score", slurm={"array": 3, "at_once": 2, "setup": ["export ODD='$HOME; \"x\"'"]}),
+    """An array, and two Ray jobs on the same two machines, one submitted with sbatch; all submitted together."""
+    runs = {
+        "array": new_run(ODD, "score", slurm={"array": 3, "max_parallel": 2, "setup": ["export ODD='$HOME; \"x\"'"]}),
         "ray": new_run(
             "ray",
             "score",
@@ -41,27 +41,27 @@ def runs(new_run):
         ),
         "neighbour": new_run("neighbour", "score"),
     }
-    made["array"].submit("--stage", "score")
-    made["ray"].submit("--stage", "score")
-    made["neighbour"].sbatch(
+    runs["array"].submit("--stage", "score")
+    runs["ray"].submit("--stage", "score")
+    runs["neighbour"].sbatch(
         "--nodelist=n1,n2",
         "--cpus-per-task=1",
         "slurm/score_ray.sbatch",
-        str(made["neighbour"].file),
+        str(runs["neighbour"].file),
         "cluster.object_store_gib=0.1",
     )
-    return made
+    return runs
 
 
 @pytest.mark.parametrize("name", ["array", "ray", "neighbour"])
-def test_scores_are_those_of_a_run_without_slurm(runs, finished, name):
+def test_scoring_jobs_give_the_bytes_of_a_run_without_slurm(runs, finished, name):
     run = runs[name]
     run.wait()
     assert scores(run.folder) == scores(RunFolder(finished.folder)), run.output()
     assert not verify(run.folder.scores("tuned", "train"))
 
 
-def test_the_array_shares_out_the_shards_and_every_shard_is_scored_once(runs):
+def test_the_array_tasks_score_every_shard_once(runs):
     run = runs["array"]
     run.wait()
     done = [event["task"] for event in JobLog(run.folder).events() if event["event"] == "done"]
@@ -70,7 +70,7 @@ def test_the_array_shares_out_the_shards_and_every_shard_is_scored_once(runs):
     assert not list(Path().glob("ODD-*"))
 
 
-def test_ray_jobs_side_by_side_each_have_two_machines_and_leave_nothing_behind(runs, slurm):
+def test_concurrent_ray_jobs_each_use_two_machines_and_leave_nothing_behind(runs, slurm):
     for name in ("ray", "neighbour"):
         run = runs[name]
         run.wait()
@@ -79,8 +79,8 @@ def test_ray_jobs_side_by_side_each_have_two_machines_and_leave_nothing_behind(r
 
 
 @pytest.mark.parametrize("kind", ["array", "ray"])
-def test_preempted_scoring_requeues_itself_and_goes_on_with_the_missing_shards(new_run, slurm, kind):
-    slow = {"kind": "custom", "cls": "slow_teacher:SlowTeacher", "options": {"seconds": 4}}
+def test_preempted_scoring_requeues_itself_and_resumes_with_the_missing_shards(new_run, slurm, kind):
+    slow = {"kind": "custom", "cls": "tests.slurm.slow_teacher:SlowTeacher", "options": {"seconds": 4}}
     run = new_run(
         f"preempted {kind}",
         "score",
@@ -104,7 +104,7 @@ def test_preempted_scoring_requeues_itself_and_goes_on_with_the_missing_shards(n
     slurm.wait(urgent, seconds=100)
     assert not (committed / "manifest.json").exists()
     run.wait()
-    assert "is requeued and will go on with the missing shards" in run.output()
+    assert "is requeued and will resume with the missing shards" in run.output()
     assert {path: path.stat().st_mtime_ns for path in first} == first
     done = Counter(event["task"] for event in JobLog(run.folder).events() if event["event"] == "done")
     assert set(done.values()) == {1}

@@ -1,4 +1,4 @@
-"""Training over two machines as a Slurm job; whatever interrupts it, it ends with the weights of an undisturbed one."""
+"""Training on two machines as a Slurm job: any interruption ends with the weights of an undisturbed job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
-from slurm_cluster import wait_until
+
+from tests.slurm.slurm_cluster import wait_until
 
 pytestmark = pytest.mark.slurm
 STEPS = 240
@@ -24,15 +25,15 @@ def weights(run) -> dict[str, torch.Tensor]:
 
 
 def assert_same_weights(run, other) -> None:
-    mine, theirs = weights(run), weights(other)
-    assert mine.keys() == theirs.keys()
-    for name, value in theirs.items():
-        assert torch.equal(mine[name], value), name
+    values, expected = weights(run), weights(other)
+    assert values.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(values[name], value), name
 
 
 @pytest.fixture(scope="module")
 def new_training(new_run):
-    """new_training(name, nodes): a training of two ranks, submitted."""
+    """new_training(name, nodes): a submitted training job with two ranks."""
 
     def make(name: str, nodes: str, by_hand: bool = False, **slurm):
         train = {"steps": STEPS, "evaluate_every": None, "checkpoints": {"every": 20}, "dropout": 0.1}
@@ -53,24 +54,21 @@ def new_training(new_run):
 
 
 @pytest.fixture(scope="module")
-def runs(new_training):
-    """Trainings that run at the same time; those on n3 will be disturbed from outside."""
-    return {
-        "undisturbed": new_training("undisturbed", "n1,n2", by_hand=True),
-        "preempted": new_training("preempted", "n2,n3"),
-    }
-
-
-def test_two_machines_train_as_two_ranks(runs, slurm):
-    run = runs["undisturbed"]
+def undisturbed(new_training):
+    """A training job that nothing interrupts."""
+    run = new_training("undisturbed", "n1,n2", by_hand=True)
     run.wait()
-    manifest = json.loads((run.folder.model / "manifest.json").read_text())
+    return run
+
+
+def test_two_machines_train_as_two_ranks(undisturbed, slurm):
+    manifest = json.loads((undisturbed.folder.model / "manifest.json").read_text())
     assert manifest["counts"]["processes"] == 2 and manifest["counts"]["steps"] == STEPS
-    assert slurm.restarts(run.ids[0]) == 0
+    assert slurm.restarts(undisturbed.ids[0]) == 0
 
 
-def test_preempted_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm):
-    run = runs["preempted"]
+def test_preempted_training_requeues_itself_and_ends_with_the_same_weights(undisturbed, new_training, slurm):
+    run = new_training("preempted", "n2,n3")
     wait_until("some steps", lambda: steps(run) > 5, seconds=200)
     urgent = slurm.run(
         "sbatch",
@@ -84,34 +82,32 @@ def test_preempted_it_requeues_itself_and_ends_with_the_same_weights(runs, slurm
     slurm.wait(urgent, seconds=100)
     run.wait()
     assert slurm.restarts(run.ids[0]) == 1
-    assert "asked to stop: training is saved at step" in run.output()
-    runs["undisturbed"].wait()
-    assert_same_weights(run, runs["undisturbed"])
+    assert "asked to stop: training was saved at step" in run.output()
+    assert_same_weights(run, undisturbed)
 
 
-def test_cut_by_its_time_limit_it_requeues_itself_and_ends_with_the_same_weights(runs, new_training, slurm):
+def test_training_requeues_itself_before_its_time_limit_and_ends_with_the_same_weights(
+    undisturbed, new_training, slurm
+):
     run = new_training("time-limit", "n1,n2", time="1", warn=20)
     wait_until("some steps", lambda: steps(run) > 5, seconds=200)
-    slurm.hold_still(*run.ids, seconds=42)  # a fast machine would be done before the limit
+    slurm.hold_still(*run.ids, seconds=42)  # else a fast machine would finish before the limit
     run.wait(seconds=300)
     assert slurm.restarts(run.ids[0]) >= 1
-    runs["undisturbed"].wait()
-    assert_same_weights(run, runs["undisturbed"])
+    assert_same_weights(run, undisturbed)
 
 
-def test_a_machine_that_goes_down_ends_its_peers_and_training_goes_on_when_it_is_back(runs, new_training, slurm):
-    runs["preempted"].wait()  # it needs n3, too
+def test_training_ends_when_a_machine_goes_down_and_resumes_when_it_is_back(undisturbed, new_training, slurm):
     run = new_training("machine-down", "n2,n3")
     wait_until("a checkpoint", lambda: steps(run) > 25, seconds=200)
     slurm.take_down("n3")
-    # Whichever comes first: the script, when srun has ended the peers, or Slurm, when it misses the machine.
+    # requeued by the script once srun has ended the peers, or by Slurm once it misses the machine
     wait_until("the job to be requeued", lambda: slurm.restarts(run.ids[0]) == 1, seconds=90)
     wait_until("the peers to end", lambda: slurm.node_states()["n2"] == "idle", seconds=60)
     assert steps(run) < STEPS
-    assert "Connection" in run.output()  # the peer saw it; it did not wait for ever
+    assert "Connection" in run.output()  # the peer noticed, and did not wait for ever
     slurm.start_node("n3")
     time.sleep(10)  # Slurm holds a requeued job for two minutes; started within a second, it finds one machine of two
     run.wait()
     assert slurm.restarts(run.ids[0]) >= 1
-    runs["undisturbed"].wait()
-    assert_same_weights(run, runs["undisturbed"])
+    assert_same_weights(run, undisturbed)

@@ -1,11 +1,16 @@
-"""Text and token stores, candidate and score shards: what goes in comes out."""
+"""Text and token stores, candidate and score shards, judgements."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from distill.data.arrow import write_ipc
-from distill.data.candidates import (
+from distill.errors import DataError, StorageError
+from distill.run.layout import RunFolder
+from distill.run.manifest import Manifest, write_manifest
+from distill.run.seals import is_damaged
+from distill.store.arrow import write_ipc
+from distill.store.candidates import (
+    SCHEMA,
     Candidates,
     candidate_shards,
     from_lists,
@@ -13,13 +18,10 @@ from distill.data.candidates import (
     read_candidates,
     write_candidates,
 )
-from distill.data.judgements import from_triples
-from distill.data.layout import RunFolder
-from distill.data.manifest import Manifest, write_manifest
-from distill.data.scores import read_scores, write_scores
-from distill.data.texts import PASSAGE_SCHEMA, TextStore
-from distill.data.tokens import TokenStore, build_token_store, token_key
-from distill.errors import DataError, StorageError
+from distill.store.judgements import from_triples
+from distill.store.scores import read_scores, write_scores
+from distill.store.texts import PASSAGE_SCHEMA, TextStore
+from distill.store.tokens import TokenStore, build_token_store, token_key
 
 
 @pytest.fixture
@@ -39,24 +41,24 @@ def passages(tmp_path) -> TextStore:
     return TextStore.open(tmp_path / "passages.arrow")
 
 
-def test_a_passage_reads_as_title_and_text_with_one_space_between(passages):
+def test_the_text_of_a_passage_is_title_space_text(passages):
     assert passages.texts([1, 2, 3, 0, 31]) == ["Title text 1", "text 2", "Title", "", "too"]
     assert [text for batch in passages.text_batches(stop=9) for text in batch] == passages.texts(np.arange(9))
 
 
-def test_the_collection_ends_where_the_variants_begin(passages):
+def test_collection_size_excludes_the_variants(passages):
     assert len(passages) == 32 and passages.collection_size == 30
     assert passages.origin([29, 30, 31]).tolist() == [-1, 4, 1]
 
 
-def test_ids_are_found_whatever_their_order_and_repeats(passages):
-    asked = ["p29", "nowhere", "p0", "p29", "p4#title"]  # a variant isn't part of the collection
-    assert passages.rows_of(asked).tolist() == [29, -1, 0, 29, -1]
+def test_rows_of_ids_in_any_order_with_repeats_and_unknown_ids(passages):
+    ids = ["p29", "nowhere", "p0", "p29", "p4#title"]  # a variant is not part of the collection
+    assert passages.rows_of(ids).tolist() == [29, -1, 0, 29, -1]
     assert passages.rows_of([]).tolist() == []
     assert passages.ids(passages.rows_of(["p7", "p3"])) == ["p7", "p3"]
 
 
-def test_document_frequencies_count_a_token_once_a_text_of_the_collection_inside_the_cut(passages, tiny_mlm, tmp_path):
+def test_document_frequencies_count_each_token_once_per_text_within_the_cut(passages, tiny_mlm, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
@@ -68,7 +70,7 @@ def test_document_frequencies_count_a_token_once_a_text_of_the_collection_inside
     np.testing.assert_array_equal(store.document_frequencies(len(tokenizer), 30, max_tokens=4), expected)
 
 
-def test_tokens_are_the_tokenizers_own_without_special_ones(passages, tiny_mlm, tmp_path):
+def test_stored_tokens_are_those_of_the_tokenizer_without_special_tokens(passages, tiny_mlm, tmp_path):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
@@ -81,7 +83,7 @@ def test_tokens_are_the_tokenizers_own_without_special_ones(passages, tiny_mlm, 
     assert store.take(rows)[0].dtype == np.int32 and len(store) == len(passages)
 
 
-def test_a_token_store_is_built_once_and_serves_shorter_lengths(passages, tiny_mlm, tmp_path):
+def test_a_token_store_serves_smaller_cuts_and_is_rebuilt_for_larger_ones(passages, tiny_mlm, tmp_path):
     path = tmp_path / "passages.arrow.tokens"
     build_token_store(passages, str(tiny_mlm), path, 4)
     written = path.stat().st_mtime_ns
@@ -90,7 +92,27 @@ def test_a_token_store_is_built_once_and_serves_shorter_lengths(passages, tiny_m
     assert build_token_store(passages, str(tiny_mlm), path, 9).max_tokens == 9 == TokenStore.open(path).max_tokens
 
 
-def test_a_token_key_depends_on_content_and_prefix_not_on_calls(tiny_mlm):
+@pytest.mark.parametrize("damage", ["zero length", "cut", "other text", "another Arrow file"])
+def test_a_token_store_that_cannot_be_opened_is_made_again(passages, tiny_mlm, tmp_path, damage, caplog):
+    path = tmp_path / "tokens" / "passages.arrow"
+    build_token_store(passages, str(tiny_mlm), path, 4)
+    whole = path.read_bytes()
+    if damage == "another Arrow file":
+        write_ipc(path, pa.schema([("a", pa.int64())]), [], {"texts": passages.fingerprint, "max_tokens": "x"})
+    else:
+        path.write_bytes({"zero length": b"", "cut": whole[:-40], "other text": b"hello"}[damage])
+    build_token_store(passages, str(tiny_mlm), path, 4)
+    assert path.read_bytes() == whole and not is_damaged(path)
+    assert "passages.arrow: damaged" in caplog.text and path.with_name("passages.arrow.damaged").exists()
+
+
+def test_a_shard_of_no_or_several_batches_is_damaged(tmp_path):
+    write_ipc(tmp_path / "part-00000.arrow", SCHEMA, [])
+    with pytest.raises(StorageError, match=r"part-00000\.arrow: damaged, a shard has one record batch, not 0"):
+        read_candidates(tmp_path / "part-00000.arrow")
+
+
+def test_token_keys_depend_on_tokenizer_content_and_prefix_not_on_call_settings(tiny_mlm):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)
@@ -99,9 +121,10 @@ def test_a_token_key_depends_on_content_and_prefix_not_on_calls(tiny_mlm):
     assert token_key(tokenizer) == before == token_key(tiny_mlm) != token_key(tiny_mlm, "query: ")
 
 
-def test_the_token_key_of_a_slow_tokenizer_depends_on_its_options_not_on_its_place(tmp_path):
-    from tiny_models import tiny_tokenizer
+def test_the_token_key_of_a_slow_tokenizer_depends_on_options_not_on_location(tmp_path):
     from transformers import BertJapaneseTokenizer
+
+    from tests.helpers.tiny_models import tiny_tokenizer
 
     (tmp_path / "vocab.txt").write_text("\n".join(tiny_tokenizer().get_vocab()), encoding="utf-8")
     options = {"vocab_file": str(tmp_path / "vocab.txt"), "word_tokenizer_type": "basic"}
@@ -110,9 +133,9 @@ def test_the_token_key_of_a_slow_tokenizer_depends_on_its_options_not_on_its_pla
     by_letters = BertJapaneseTokenizer(**options, subword_tokenizer_type="character")
     assert by_letters.get_vocab() == tokenizer.get_vocab() and token_key(by_letters) != token_key(tokenizer)
     keys = set()
-    for place in ("here", "there"):
-        tokenizer.save_pretrained(tmp_path / place)
-        moved = BertJapaneseTokenizer.from_pretrained(tmp_path / place)
+    for location in ("here", "there"):
+        tokenizer.save_pretrained(tmp_path / location)
+        moved = BertJapaneseTokenizer.from_pretrained(tmp_path / location)
         keys.add(token_key(moved))
         moved.model_max_length = 64
         moved.save_pretrained(tmp_path / "again")
@@ -131,33 +154,27 @@ def candidates() -> Candidates:
     )
 
 
-def test_candidates_survive_the_disk(tmp_path):
+def test_candidates_are_equal_after_writing_and_reading(tmp_path):
     shard = write_candidates(tmp_path / "part-00000.arrow", candidates(), "f")
     write_manifest(tmp_path, Manifest({}, [shard]))
     assert candidate_shards(tmp_path) == (shard,)
     ((name, back),) = iterate_candidates(tmp_path)
     assert name == shard.name and back.sources == ("judgement", "bm25")
     for field in ("query", "offsets", "passages", "positive", "source", "rank"):
-        want, got = getattr(candidates(), field), getattr(back, field)
-        assert want.tolist() == got.tolist() and want.dtype == got.dtype
-    assert back.pair_queries.tolist() == [3, 3, 3, 5, 9, 9] and back.positive.tolist() == [
-        True,
-        False,
-        False,
-        False,
-        True,
-        True,
-    ]
+        written, read = getattr(candidates(), field), getattr(back, field)
+        assert written.tolist() == read.tolist() and written.dtype == read.dtype
+    assert back.pair_queries.tolist() == [3, 3, 3, 5, 9, 9]
+    assert np.flatnonzero(back.positive).tolist() == [0, 4, 5]
 
 
-def test_candidates_with_a_positive_behind_a_negative_are_a_bug(tmp_path):
-    bad = candidates()
-    bad.positive[2] = True
+def test_writing_a_positive_after_a_negative_is_an_assertion_error(tmp_path):
+    unordered = candidates()
+    unordered.positive[2] = True
     with pytest.raises(AssertionError):
-        write_candidates(tmp_path / "x.arrow", bad, "f")
+        write_candidates(tmp_path / "x.arrow", unordered, "f")
 
 
-def test_scores_survive_the_disk_beside_their_candidates(tmp_path):
+def test_scores_are_equal_after_writing_and_reading_and_need_a_manifest(tmp_path):
     folder = RunFolder(tmp_path)
     write_candidates(folder.candidates("train") / "part-00000.arrow", candidates(), "f")
     pairs = read_candidates(folder.candidates("train") / "part-00000.arrow")
@@ -175,14 +192,14 @@ def test_scores_survive_the_disk_beside_their_candidates(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_score_that_is_no_number_is_refused_with_its_pair(tmp_path, bad):
+def test_a_score_that_is_not_finite_is_refused_with_its_pair(tmp_path, bad):
     values = np.array([1, 2, 3, 4, bad, 6], np.float32)
     with pytest.raises(DataError, match="query row 9 and passage row 5"):
         write_scores(tmp_path / "x.arrow", candidates(), values, fingerprint="g", teacher="t")
     assert not list(tmp_path.iterdir())
 
 
-def test_judgements_group_by_query_and_zero_is_no_positive():
+def test_judgements_are_grouped_by_query_and_grade_zero_is_not_positive():
     judged = from_triples(np.array([4, 1, 4, 4]), np.array([10, 11, 12, 13]), np.array([1, 2, 0, 3], np.int32))
     assert judged.queries.tolist() == [1, 4] and len(judged) == 2
     assert judged.positives(4).tolist() == [10, 13] and judged.of(4)[1].tolist() == [1, 0, 3]

@@ -1,4 +1,4 @@
-"""Backbones of many architectures: one cached step, saved, and read by SparseEncoder."""
+"""Backbones of many architectures: one cached step, saved and read by SparseEncoder."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SparseEncoder
-from test_model import ARCHITECTURES, random_mlm
-from tiny_models import tiny_tokenizer
 
 from distill import config
 from distill.losses.objective import Objective
-from distill.losses.sparse_products import list_scores
-from distill.student.checkpoint import load_checkpoint, save_student
+from distill.sparse.products import list_scores
+from distill.student.checkpoint import load_student, save_student
 from distill.student.dropout import set_dropout
-from distill.student.model import SpladeStudent, load_student
+from distill.student.model import SpladeStudent, start_splade
 from distill.training.engine import Engine
-from distill.training.step import Texts, cached_step, plan
+from distill.training.step import TokenBatch, cached_step, plan
 from distill.training.world import join
+from tests.helpers.tiny_models import tiny_tokenizer
+from tests.student.test_model import ARCHITECTURES, random_mlm
 
 QUERIES = ["sorted list", "open a file"]
 PASSAGES = ["the function returns a sorted list", "open the file for reading", "a new file", "the list of files"]
@@ -34,7 +34,7 @@ def assert_read_by_sparse_encoder(student, path):
     encoder = SparseEncoder(str(path), device="cpu")
     with torch.no_grad():
         ours = student.eval()(*student.assemble(ids_of(student.tokenizer, PASSAGES), LENGTH)).to_dense()
-        again = load_checkpoint(path).eval()(*student.assemble(ids_of(student.tokenizer, PASSAGES), LENGTH)).to_dense()
+        again = load_student(path).eval()(*student.assemble(ids_of(student.tokenizer, PASSAGES), LENGTH)).to_dense()
     assert torch.equal(again, ours) and ours.count_nonzero() > 0
     torch.testing.assert_close(
         encoder.encode_document(PASSAGES, convert_to_sparse_tensor=False), ours, rtol=1e-5, atol=1e-5
@@ -42,7 +42,7 @@ def assert_read_by_sparse_encoder(student, path):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_cached_step_is_the_plain_one_and_its_outcome_is_saved(name, tmp_path):
+def test_a_cached_step_equals_a_plain_step_and_its_result_is_saved(name, tmp_path):
     tokenizer = tiny_tokenizer()
     mlm, plain = (random_mlm(name, vocab_size=len(tokenizer)) for _ in range(2))
     student = SpladeStudent(mlm, tokenizer, query_max_length=LENGTH, passage_max_length=LENGTH)
@@ -51,7 +51,7 @@ def test_a_cached_step_is_the_plain_one_and_its_outcome_is_saved(name, tmp_path)
     train = config.Train(optimizer="sgd", lr=0.1, weight_decay=0.0, max_grad_norm=0.0, precision="fp32")
     world = join()
     engine = Engine(student, train, world, "fp32")
-    sides = tuple(Texts(ids_of(tokenizer, texts), LENGTH, 2) for texts in (QUERIES, PASSAGES))
+    sides = tuple(TokenBatch(ids_of(tokenizer, texts), LENGTH, 2) for texts in (QUERIES, PASSAGES))
 
     def goal(queries, passages):
         return Objective((list_scores(queries, passages) - LABELS).square().mean(), {})
@@ -78,11 +78,11 @@ def test_a_cached_step_is_the_plain_one_and_its_outcome_is_saved(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES.keys() - {"ModernBert"})  # whose head has no biases to calibrate
-def test_a_backbone_without_a_head_becomes_a_student_all_the_same(name, tmp_path):
+def test_a_backbone_without_an_mlm_head_becomes_a_student_that_sparse_encoder_reads(name, tmp_path):
     tokenizer = tiny_tokenizer()
     random_mlm(name, vocab_size=len(tokenizer)).base_model.save_pretrained(tmp_path / "body")
     tokenizer.save_pretrained(tmp_path / "body")
-    student = load_student(
+    student = start_splade(
         config.Student(model=str(tmp_path / "body"), query_max_length=LENGTH, passage_max_length=LENGTH),
         [*PASSAGES, *QUERIES] * 4,
     )

@@ -1,4 +1,4 @@
-"""The calibrated start, measured on the model's own materialised logits."""
+"""The calibrated start, measured by the model's own materialised logits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_models import WORDS, tiny_tokenizer
 
 from distill import config
 from distill.errors import StudentError
 from distill.student.calibrate import calibrate_head
-from distill.student.model import load_student
+from distill.student.model import start_splade
+from tests.helpers.tiny_models import WORDS, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 CFG = config.CalibratedStart(percentile=98.0, margin=2.0)
@@ -36,7 +36,7 @@ ARCHITECTURES = {
 
 
 def some_texts(count, seed):
-    """Texts of 5 to 25 words, drawn as words are in real texts: the r-th most common with weight 1/r."""
+    """Texts of 5 to 25 words drawn by Zipf's law: the r-th most common word with weight 1/r."""
     rng, words = np.random.default_rng(seed), WORDS.read_text(encoding="utf-8").split()
     chances = 1 / np.arange(1, len(words) + 1)
     return [" ".join(rng.choice(words, rng.integers(5, 26), p=chances / chances.sum())) for _ in range(count)]
@@ -50,7 +50,7 @@ def random_mlm(name="Bert"):
     changes = ARCHITECTURES[name]
     fields = {key: value for key, value in SMALL.items() if "dim" not in changes or "hidden" not in key}
     mlm = getattr(transformers, f"{name}ForMaskedLM")(getattr(transformers, f"{name}Config")(**fields, **changes))
-    mlm.get_input_embeddings().weight.data.normal_()  # words are told apart in all layers, as in trained backbones
+    mlm.get_input_embeddings().weight.data.normal_()  # distinguishable words in all layers, as in trained models
     return mlm
 
 
@@ -72,10 +72,10 @@ def max_logits(mlm, texts):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_text_has_its_own_words_first_and_few_others(name):
+def test_calibrated_texts_have_their_own_words_first_and_few_other_terms(name):
     logits, has = max_logits(calibrated(name), UNSEEN)
     active = logits > 0
-    assert (active & ~has).sum(1).float().mean() < 0.04 * len(TOKENIZER)  # asked for: at most 0.02
+    assert (active & ~has).sum(1).float().mean() < 0.04 * len(TOKENIZER)  # configured: at most 0.02
     assert not active[:, TOKENIZER.all_special_ids].any()
     strongest = logits.argsort(dim=1, descending=True)[:, :5]
     assert has.gather(1, strongest).float().mean() > 0.8
@@ -83,7 +83,7 @@ def test_a_text_has_its_own_words_first_and_few_others(name):
     assert (uncalibrated > 0).float().mean() > 0.5
 
 
-def test_a_term_is_active_in_the_asked_share_of_the_texts_without_it():
+def test_a_term_is_active_in_the_configured_share_of_texts_without_it():
     logits, has = max_logits(calibrated(cfg=config.CalibratedStart(percentile=95.0, idf_scale=100.0)), TEXTS)
     special = torch.zeros(len(TOKENIZER), dtype=torch.bool)
     special[TOKENIZER.all_special_ids] = True
@@ -92,7 +92,7 @@ def test_a_term_is_active_in_the_asked_share_of_the_texts_without_it():
     assert share[~special].mean() > 0.04
 
 
-def test_own_words_stand_above_silence_by_the_margin_and_common_ones_by_their_idf():
+def test_own_words_exceed_silence_by_the_margin_and_common_words_by_their_idf():
     steep, _ = max_logits(calibrated(cfg=config.CalibratedStart(margin=2.0, idf_scale=100.0)), TEXTS)
     flat, has = max_logits(calibrated(cfg=config.CalibratedStart(margin=2.0, idf_scale=0.5)), TEXTS)
     texts_with = has.sum(0)
@@ -104,7 +104,7 @@ def test_own_words_stand_above_silence_by_the_margin_and_common_ones_by_their_id
     assert (flat <= steep + 1e-4).all()
 
 
-def test_calibration_is_deterministic_and_touches_the_head_only():
+def test_calibration_is_deterministic_and_changes_only_the_head():
     mlm = random_mlm()
     body = copy.deepcopy(mlm.bert.state_dict())
     assert mlm.training
@@ -116,23 +116,23 @@ def test_calibration_is_deterministic_and_touches_the_head_only():
         assert torch.equal(value, mlm.state_dict()[name])
 
 
-def test_a_backbone_without_a_head_gets_a_calibrated_one(tiny_sentence):
-    student = load_student(
+def test_a_calibrated_student_has_few_active_terms_on_unseen_texts(tiny_sentence):
+    student = start_splade(
         config.Student(model=str(tiny_sentence), calibration=CFG, query_max_length=32, passage_max_length=32), TEXTS
     )
     ids = [TOKENIZER(text, add_special_tokens=False)["input_ids"] for text in UNSEEN]
     with torch.no_grad():
         reps = student.eval()(*student.assemble(ids, 32))
-    assert reps.active.float().mean() < 0.04 * len(TOKENIZER) + 15
+    assert reps.nnz.float().mean() < 0.04 * len(TOKENIZER) + 15
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""]])
-def test_no_words_to_measure_on_is_refused(texts):
+def test_calibration_on_texts_without_words_is_refused(texts):
     with pytest.raises(StudentError, match="needs passages"):
         calibrate_head(random_mlm(), TOKENIZER, texts, CFG)
 
 
-def test_a_head_of_another_layout_is_refused():
+def test_calibration_of_a_head_of_another_layout_is_refused():
     mlm = transformers.ModernBertForMaskedLM(
         transformers.ModernBertConfig(
             vocab_size=50,
@@ -147,5 +147,5 @@ def test_a_head_of_another_layout_is_refused():
             eos_token_id=2,
         )
     )
-    with pytest.raises(StudentError, match="ModernBertForMaskedLM has another"):
+    with pytest.raises(StudentError, match="the MLM head of ModernBertForMaskedLM cannot be calibrated"):
         calibrate_head(mlm, TOKENIZER, TEXTS, CFG)

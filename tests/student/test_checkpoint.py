@@ -1,4 +1,4 @@
-"""What is saved is what sentence-transformers and transformers load, to the same vectors."""
+"""Saved students load into sentence-transformers and transformers, and give the same vectors."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import json
 import pytest
 import torch
 from sentence_transformers import SparseEncoder
-from tiny_models import tiny_tokenizer
 from transformers import AutoModelForMaskedLM, BertTokenizer
 
 from distill import config
-from distill.errors import StudentError
-from distill.mining.encode import encode_texts
-from distill.student.checkpoint import load_checkpoint, save_student
-from distill.student.model import load_student
+from distill.errors import ModelError, RecipeError, StudentError
+from distill.retrieval.encode import encode_texts
+from distill.student.checkpoint import load_student, save_student
+from distill.student.model import start_splade
+from tests.helpers.tiny_models import tiny_tokenizer
 
 TEXTS = ["the function returns a sorted list", "open the file for reading", "", "set " * 60]
 
@@ -27,8 +27,8 @@ def vectors(student, texts, max_length):
 
 
 @pytest.mark.parametrize("options", [{}, {"pooling": "sum"}, {"activation": "log1p_relu"}, {"top_k": 7}], ids=str)
-def test_sparse_encoder_loads_what_is_saved_to_the_same_vectors(tiny_mlm, tmp_path, options):
-    student = load_student(config.Student(model=str(tiny_mlm), query_max_length=16, passage_max_length=40, **options))
+def test_sparse_encoder_loads_a_saved_student_to_the_same_vectors(tiny_mlm, tmp_path, options):
+    student = start_splade(config.Student(model=str(tiny_mlm), query_max_length=16, passage_max_length=40, **options))
     save_student(student, tmp_path / "model")
     encoder = SparseEncoder(str(tmp_path / "model"), device="cpu")
     close = {"rtol": 1e-5, "atol": 1e-5}
@@ -41,27 +41,27 @@ def test_sparse_encoder_loads_what_is_saved_to_the_same_vectors(tiny_mlm, tmp_pa
     types = [module["type"] for module in json.loads((tmp_path / "model/modules.json").read_text())]
     assert [kind.rsplit(".", 1)[-1] for kind in types] == ["Transformer", "SpladePooling"]
 
-    again = load_checkpoint(tmp_path / "model")
+    again = load_student(tmp_path / "model")
     assert (again.query_max_length, again.passage_max_length, again.top_k) == (16, 40, options.get("top_k"))
     torch.testing.assert_close(vectors(again, TEXTS, 40), vectors(student, TEXTS, 40), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("query", ["model", "binary"])
-def test_lower_casing_is_saved_with_every_tokenizer(tiny_mlm, tmp_path, query):
+def test_lower_casing_is_saved_with_the_tokenizers_of_model_and_query_table(tiny_mlm, tmp_path, query):
     AutoModelForMaskedLM.from_pretrained(tiny_mlm).save_pretrained(tmp_path / "cased")
     BertTokenizer(vocab=tiny_tokenizer().get_vocab(), do_lower_case=False, model_max_length=128).save_pretrained(
         tmp_path / "cased"
     )
-    kept, lowered = (
-        load_student(config.Student(model=str(tmp_path / "cased"), lower_case=lower_case, query={"kind": query}))
+    cased, lowered = (
+        start_splade(config.Student(model=str(tmp_path / "cased"), lower_case=lower_case, query={"kind": query}))
         for lower_case in (False, True)
     )
     save_student(lowered, tmp_path / "model")
     encoder, shouted = SparseEncoder(str(tmp_path / "model"), device="cpu"), [text.upper() for text in TEXTS]
     for side, encode in (("query", encoder.encode_query), ("passage", encoder.encode_document)):
         expected = encode_texts(lowered, TEXTS, side).toarray()
-        assert (expected != encode_texts(kept, shouted, side).toarray()).any()
-        for ours in (lowered, load_checkpoint(tmp_path / "model")):
+        assert (expected != encode_texts(cased, shouted, side).toarray()).any()
+        for ours in (lowered, load_student(tmp_path / "model")):
             assert (encode_texts(ours, shouted, side).toarray() == expected).all()
         torch.testing.assert_close(
             encode(shouted, convert_to_sparse_tensor=False), torch.from_numpy(expected), rtol=1e-5, atol=1e-5
@@ -69,7 +69,7 @@ def test_lower_casing_is_saved_with_every_tokenizer(tiny_mlm, tmp_path, query):
 
 
 def test_a_saved_folder_is_a_plain_masked_language_model_with_its_ties(tiny_mlm, tmp_path):
-    student = load_student(config.Student(model=str(tiny_mlm)))
+    student = start_splade(config.Student(model=str(tiny_mlm)))
     save_student(student, tmp_path / "model")
     plain, info = AutoModelForMaskedLM.from_pretrained(tmp_path / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
@@ -79,20 +79,20 @@ def test_a_saved_folder_is_a_plain_masked_language_model_with_its_ties(tiny_mlm,
 
 
 def test_saving_replaces_a_checkpoint_and_keeps_prompts(tiny_mlm, tmp_path):
-    student = load_student(config.Student(model=str(tiny_mlm), query_max_length=8))
+    student = start_splade(config.Student(model=str(tiny_mlm), query_max_length=8))
     save_student(student, tmp_path / "model")
     student.prompts = {"query": "find: "}
     with torch.no_grad():
         student.head.weight.mul_(2)
     save_student(student, tmp_path / "model")
-    again = load_checkpoint(tmp_path / "model")
+    again = load_student(tmp_path / "model")
     assert again.prompts == {"query": "find: "} and again.query_max_length == 8
     assert torch.equal(again.head.weight, student.head.weight)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_plain_masked_language_model_loads_as_a_splade_checkpoint(tiny_mlm):
-    student = load_checkpoint(tiny_mlm)
+    student = load_student(tiny_mlm)
     encoder = SparseEncoder(str(tiny_mlm), device="cpu")
     torch.testing.assert_close(
         encoder.encode(TEXTS, convert_to_sparse_tensor=False),
@@ -103,7 +103,7 @@ def test_a_plain_masked_language_model_loads_as_a_splade_checkpoint(tiny_mlm):
 
 
 def test_the_older_layout_of_sentence_transformers_loads(tiny_mlm, tmp_path):
-    student = load_student(config.Student(model=str(tiny_mlm), pooling="sum"))
+    student = start_splade(config.Student(model=str(tiny_mlm), pooling="sum"))
     folder = tmp_path / "model"
     save_student(student, folder)
     (folder / "modules.json").write_text(
@@ -125,13 +125,36 @@ def test_the_older_layout_of_sentence_transformers_loads(tiny_mlm, tmp_path):
         )
     )
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
-    again = load_checkpoint(folder)
+    again = load_student(folder)
     assert again.head.pooling == "sum" and again.passage_max_length == again.query_max_length == 24
 
 
-def test_other_models_are_refused_in_words(tiny_sentence, tmp_path):
+def test_loading_a_model_that_is_not_a_splade_checkpoint_is_refused(tiny_sentence, tmp_path):
     with pytest.raises(StudentError, match="not a SPLADE checkpoint"):
-        load_checkpoint(tiny_sentence)
-    for load in (load_checkpoint, lambda name: load_student(config.Student(model=str(name)))):
-        with pytest.raises(StudentError, match="nothing: no such folder"):
+        load_student(tiny_sentence)
+    for load in (load_student, lambda name: start_splade(config.Student(model=str(name)))):
+        with pytest.raises(ModelError, match="nothing: no such folder"):
             load(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("content", [{"cls": "evil.module:Student"}, {"cls": "os:system"}, {"cls": "evil:X"}])
+def test_a_class_that_a_checkpoint_names_runs_no_code_without_trust(tiny_mlm, tmp_path, monkeypatch, content):
+    save_student(start_splade(config.Student(model=str(tiny_mlm), query_max_length=16)), tmp_path / "model")
+    (tmp_path / "model" / "student.json").write_text(json.dumps(content))
+    (tmp_path / "evil").mkdir()
+    for name in ("__init__", "module"):
+        (tmp_path / "evil" / f"{name}.py").write_text("open('ran', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudentError, match=r"names the class .*, whose code would run.*--trust-remote-code"):
+        load_student(tmp_path / "model")
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises((StudentError, RecipeError)):  # trusted, but no student
+        load_student(tmp_path / "model", trust_remote_code=True)
+
+
+@pytest.mark.parametrize("content", ["null", "5", "{}", '{"cls": 3}', "[]"])
+def test_a_damaged_file_of_the_class_is_a_message(tiny_mlm, tmp_path, content):
+    save_student(start_splade(config.Student(model=str(tiny_mlm), query_max_length=16)), tmp_path / "model")
+    (tmp_path / "model" / "student.json").write_text(content)
+    with pytest.raises(StudentError, match="damaged, it names no class"):
+        load_student(tmp_path / "model")

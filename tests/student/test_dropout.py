@@ -1,4 +1,4 @@
-"""Dropout by the kernel: the share and independence of what it drops, its gradient, and the attention around it."""
+"""The dropout kernel: the share and independence of the dropped values, the gradient, and the attention around it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compiler():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [1, 127, 128, 5001, 400_003])
-def test_values_are_dropped_or_scaled_and_the_gradient_by_the_same_mask(dtype, size):
+def test_dropout_zeroes_or_scales_values_and_the_gradient_by_the_same_mask(dtype, size):
     torch.manual_seed(3)
     x = torch.randn(size, dtype=dtype).requires_grad_()
     y = kernel.dropout(x, 0.25)
@@ -37,7 +37,7 @@ def test_values_are_dropped_or_scaled_and_the_gradient_by_the_same_mask(dtype, s
         assert kept.double().mean() == pytest.approx(0.75, abs=5 * (0.25 * 0.75 / size) ** 0.5)
 
 
-def test_masks_are_random_along_a_tensor_and_between_draws():
+def test_dropout_masks_are_uncorrelated_along_a_tensor_and_between_draws():
     torch.manual_seed(0)
     first, second = (kernel.dropout(torch.ones(1 << 20), 0.5).sign() * 2 - 1 for _ in range(2))
     bound = 5 / first.numel() ** 0.5  # five standard deviations of the mean of independent signs
@@ -46,7 +46,7 @@ def test_masks_are_random_along_a_tensor_and_between_draws():
         assert abs(float((first[:-distance] * first[distance:]).mean())) < 1.1 * bound
 
 
-def test_the_generator_decides_and_threads_do_not():
+def test_dropout_masks_depend_on_the_generator_and_not_on_threads():
     x, before = torch.randn(300_000), torch.get_num_threads()
     masks = []
     try:
@@ -59,7 +59,7 @@ def test_the_generator_decides_and_threads_do_not():
     assert torch.equal(*masks) and not torch.equal(masks[0], kernel.dropout(x, 0.1))
 
 
-def test_words_are_those_of_philox():
+def test_dropout_masks_equal_philox_in_python_integers():
     """Against the counter-based generator as published (Salmon et al. 2011), in Python's integers."""
 
     def philox(counter, key):
@@ -77,12 +77,12 @@ def test_words_are_those_of_philox():
 
     assert philox(0, 0) == [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]  # the authors' known answer
     seed, p = 0x123456789ABCDEF, 0.3
-    found = kernel._masked(torch.ones(1000), p, seed) != 0
+    mask = kernel.masked(torch.ones(1000), p, seed) != 0
     for i in range(1000):
         block, inside = divmod(i, 128)
         row, lane = divmod(inside, 16)
         half = philox(block * 16 + lane, seed)[row // 2] >> 16 * (row % 2) & 0xFFFF
-        assert bool(found[i]) == (half >= round(p * 65536))
+        assert bool(mask[i]) == (half >= round(p * 65536))
 
 
 def model_and_inputs():
@@ -103,26 +103,26 @@ def model_and_inputs():
     return model, ids, mask
 
 
-def test_attention_written_out_equals_torchs():
+def test_attention_written_out_equals_torchs_with_its_gradients():
     model, ids, mask = model_and_inputs()
     ours = copy.deepcopy(model)
     dropout.use_kernel(ours)
     assert any(isinstance(module, dropout.Dropout) for module in ours.modules())
-    for one in (model, ours):
-        dropout.set_dropout(one, 0.0)
-    for layer in ours.bert.encoder.layer:  # so little that no weight is dropped: but the written-out route is taken
+    for mlm in (model, ours):
+        dropout.set_dropout(mlm, 0.0)
+    for layer in ours.bert.encoder.layer:  # takes the written-out route, but drops no weight
         layer.attention.self.dropout.p = 1e-9
     logits = []
-    for one in (model, ours):
-        out = one(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    for mlm in (model, ours):
+        out = mlm(input_ids=ids, attention_mask=mask).logits[mask.bool()]
         out.square().mean().backward()
         logits.append(out.detach())
     torch.testing.assert_close(logits[1], logits[0])
-    for (name, expected), found in zip(model.named_parameters(), ours.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, expected.grad, msg=lambda text, name=name: f"{name}: {text}")
+    for (name, expected), parameter in zip(model.named_parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, expected.grad, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_mean_over_many_draws_is_the_output_without_dropout():
+def test_attention_averaged_over_dropout_draws_is_the_output_without_dropout():
     torch.manual_seed(2)
     query, key, value = (torch.randn(2, 2, 5, 8) for _ in range(3))
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
@@ -134,7 +134,7 @@ def test_mean_over_many_draws_is_the_output_without_dropout():
     assert float(draws.std(0).min()) > 0.01
 
 
-def test_in_evaluation_nothing_is_dropped():
+def test_dropout_kernel_drops_nothing_in_evaluation_mode():
     model, ids, mask = model_and_inputs()
     dropout.use_kernel(model)
     model.eval()

@@ -1,4 +1,4 @@
-"""Query tables: the same vectors as sentence-transformers' Router, and the gradients of the plain dense formula."""
+"""Query tables give the vectors of sentence-transformers' Router, and the gradients of the plain dense formula."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 import torch
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding, SpladePooling, Transformer
-from test_model import random_mlm
-from tiny_models import tiny_tokenizer
 
 from distill import config
 from distill.errors import StudentError
-from distill.mining.encode import encode_texts
-from distill.student.checkpoint import load_checkpoint, save_student
-from distill.student.model import load_student
+from distill.retrieval.encode import encode_texts
+from distill.sparse.reps import RepsGradient
+from distill.student.checkpoint import load_student, save_student
+from distill.student.model import start_splade
+from tests.helpers.tiny_models import tiny_tokenizer
+from tests.student.test_model import random_mlm
 
 TEXTS = ["the function returns a sorted list", "open the file, open it for reading", "set " * 60, "zzz [SEP] file", ""]
 COUNTED = ["the file", "open the file", "a list of the list"]
@@ -35,7 +36,7 @@ def student_of(model, kind, **options):
     cfg = config.Student.model_validate(
         {"model": str(model), "query": {"kind": kind}, "query_max_length": 9, "passage_max_length": 20, **options}
     )
-    return load_student(cfg, document_frequencies=document_frequencies)
+    return start_splade(cfg, document_frequencies=document_frequencies)
 
 
 def both(student, texts=TEXTS):
@@ -53,7 +54,7 @@ def assert_same(got, expected):
 
 
 @pytest.mark.parametrize("kind", ["lexical", "binary", "idf", "learned"])
-def test_sparse_encoder_loads_what_is_saved_and_it_loads_back(tiny_mlm, tmp_path, kind):
+def test_a_saved_query_table_loads_into_sparse_encoder_and_back(tiny_mlm, tmp_path, kind):
     student = student_of(tiny_mlm, kind, activation="log1p_relu", top_k=None if kind == "binary" else 5)
     student.prompts = {"query": "find: "}
     if kind == "learned":
@@ -65,17 +66,17 @@ def test_sparse_encoder_loads_what_is_saved_and_it_loads_back(tiny_mlm, tmp_path
     assert_same(both(student), theirs(encoder))
     torch.testing.assert_close(encoder.encode(TEXTS, convert_to_sparse_tensor=False), both(student)[1], **CLOSE)
 
-    again = load_checkpoint(tmp_path / "model")
+    again = load_student(tmp_path / "model")
     assert (again.query_max_length, again.passage_max_length) == (9, 20)
     assert again.table.learned == (kind == "learned") and again.inference_free == (kind != "lexical")
     for ours, before in zip(both(again), both(student), strict=True):
         assert torch.equal(ours, before)
-    encoder.save(str(tmp_path / "theirs"))  # and once more through their own hands
-    assert_same(both(load_checkpoint(tmp_path / "theirs")), theirs(encoder))
+    encoder.save(str(tmp_path / "theirs"))  # once more, as sentence-transformers saves it
+    assert_same(both(load_student(tmp_path / "theirs")), theirs(encoder))
 
 
 @pytest.mark.parametrize("kind", ["learned", "idf", "model"])
-def test_a_further_round_starts_from_the_last_student_and_its_learned_table(tiny_mlm, tmp_path, kind):
+def test_a_later_round_starts_from_the_previous_student_and_its_learned_table(tiny_mlm, tmp_path, kind):
     first = student_of(tiny_mlm, "learned")
     with torch.no_grad():
         first.head.weight.mul_(1.5)
@@ -90,7 +91,7 @@ def test_a_further_round_starts_from_the_last_student_and_its_learned_table(tiny
 
 
 @pytest.mark.parametrize("lexical", [False, True])
-def test_what_sentence_transformers_saves_loads(tiny_mlm, tmp_path, lexical):
+def test_a_router_saved_by_sentence_transformers_loads(tiny_mlm, tmp_path, lexical):
     transformer = Transformer(str(tiny_mlm), transformer_task="fill-mask", max_seq_length=20)
     weight = torch.rand(len(transformer.tokenizer), generator=torch.Generator().manual_seed(0)) + 0.1
     pooling, static = SpladePooling("max"), SparseStaticEmbedding(transformer.tokenizer, weight, frozen=True)
@@ -99,10 +100,10 @@ def test_what_sentence_transformers_saves_loads(tiny_mlm, tmp_path, lexical):
         modules=[Router.for_query_document(query, [transformer, pooling])], device="cpu", similarity_fn_name="dot"
     )
     encoder.save(str(tmp_path / "model"))
-    assert_same(both(load_checkpoint(tmp_path / "model")), theirs(encoder))
+    assert_same(both(load_student(tmp_path / "model")), theirs(encoder))
 
 
-def test_the_files_of_opensearch_s_models_load(tiny_mlm, tmp_path):
+def test_the_layout_of_opensearch_models_loads(tiny_mlm, tmp_path):
     """Their layout: older names of modules, weights and tokenizer at the root, no lengths."""
     student = student_of(tiny_mlm, "idf", activation="log1p_relu")
     save_student(student, tmp_path)
@@ -125,13 +126,13 @@ def test_the_files_of_opensearch_s_models_load(tiny_mlm, tmp_path):
             }
         )
     )
-    again = load_checkpoint(tmp_path)
+    again = load_student(tmp_path)
     assert again.inference_free and not again.table.learned and again.head.activation == "log1p_relu"
     assert_same(both(again), both(student))
     assert_same(both(again), theirs(SparseEncoder(str(tmp_path), device="cpu")))
 
 
-def test_a_table_in_opensearch_s_json_weighs_as_sentence_transformers_loads_it(tiny_mlm, tmp_path):
+def test_an_opensearch_idf_json_gives_the_weights_that_sentence_transformers_reads(tiny_mlm, tmp_path):
     (tmp_path / "idf.json").write_text(json.dumps({"file": 2.5, "open": 1.5, "[SEP]": 0.25, "the": 0.125}))
     student = student_of(tiny_mlm, "binary", query={"kind": "idf", "file": str(tmp_path / "idf.json")})
     static = SparseStaticEmbedding.from_json(str(tmp_path / "idf.json"), student.tokenizer)
@@ -142,7 +143,7 @@ def test_a_table_in_opensearch_s_json_weighs_as_sentence_transformers_loads_it(t
         student_of(tiny_mlm, "binary", query={"kind": "idf", "file": str(tmp_path / "idf.json")})
 
 
-def test_idf_is_that_of_the_passages_and_binary_is_one_a_distinct_token(tiny_mlm):
+def test_idf_weights_come_from_the_passages_and_binary_weights_are_one(tiny_mlm):
     query, weights = "open the the file [CLS]", []
     for kind in ("binary", "idf"):
         student = student_of(tiny_mlm, kind)
@@ -154,11 +155,11 @@ def test_idf_is_that_of_the_passages_and_binary_is_one_a_distinct_token(tiny_mlm
     assert weights[1] == pytest.approx([math.log(1 + (3 - n + 0.5) / (n + 0.5)) for n in (1, 3, 2)])
 
 
-def test_queries_without_a_word_are_empty(tiny_mlm):
+def test_inference_free_queries_without_tokens_are_empty(tiny_mlm):
     assert both(student_of(tiny_mlm, "idf"), ["", " "])[0].count_nonzero() == 0
 
 
-def test_lexical_queries_are_the_model_s_own_vectors_without_the_expansion(tiny_mlm):
+def test_lexical_queries_are_the_models_vectors_without_expansion(tiny_mlm):
     full, lexical = student_of(tiny_mlm, "model"), student_of(tiny_mlm, "lexical")
     full.query_max_length = lexical.query_max_length = 20
     queries, passages = both(lexical)
@@ -173,16 +174,16 @@ def test_lexical_queries_are_the_model_s_own_vectors_without_the_expansion(tiny_
 
 @pytest.mark.parametrize("pooling", ["max", "sum"])
 @pytest.mark.parametrize("kind", ["lexical", "learned"])
-def test_gradients_and_the_surrogate_s_equal_autograd_on_the_dense_formula(tiny_mlm, kind, pooling):
+def test_query_table_gradients_and_surrogate_equal_autograd_on_the_dense_formula(tiny_mlm, kind, pooling):
     student = student_of(tiny_mlm, kind, pooling=pooling).eval()
     with torch.no_grad():
-        student.table.weight[10:300] = torch.rand(290) - 0.2  # some have left it
+        student.table.weight[10:300] = torch.rand(290) - 0.2  # some terms at or below zero
     ids = [np.array(student.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in TEXTS]
     inputs = student.assemble(ids, 9, "query")
     reps = student(*inputs, side="query")
     assert (reps.values > 0).all()
     upstream = torch.randn(len(ids), student.vocab_size, generator=torch.Generator().manual_seed(1))
-    at_terms = upstream[reps.texts, reps.terms]
+    at_terms = upstream[reps.row_ids, reps.terms]
 
     present = torch.zeros(len(ids), student.vocab_size).scatter(1, inputs[0], inputs[1].float())
     dense = present * student.table.weight.relu()
@@ -197,7 +198,10 @@ def test_gradients_and_the_surrogate_s_equal_autograd_on_the_dense_formula(tiny_
     (dense * upstream).sum().backward()
     expected = {name: p.grad.clone() for name, p in reference.items() if p.grad is not None}
     assert expected
-    for loss in ((reps.values * at_terms).sum(), student(*inputs, (reps.detach(), at_terms), "query")):
+    for loss in (
+        (reps.values * at_terms).sum(),
+        student.surrogate(*inputs, "query", reps.detach(), RepsGradient(at_terms)),
+    ):
         trained.zero_grad()
         loss.backward()
         for name, gradient in expected.items():
@@ -213,7 +217,7 @@ def random_bert(student):
     return mlm
 
 
-def test_rows_that_only_pad_the_vocabulary_are_cut_so_that_the_router_loads(tmp_path):
+def test_embedding_rows_that_only_pad_the_vocabulary_are_cut_for_the_router(tmp_path):
     tokenizer = tiny_tokenizer()
     mlm = random_mlm("ModernBert", vocab_size=len(tokenizer) + 7)
     mlm.save_pretrained(tmp_path / "mlm")
@@ -224,11 +228,11 @@ def test_rows_that_only_pad_the_vocabulary_are_cut_so_that_the_router_loads(tmp_
     assert_same(both(student), theirs(SparseEncoder(str(tmp_path / "model"), device="cpu")))
 
 
-def test_other_routes_are_refused_in_words(tiny_mlm, tmp_path):
+def test_routers_with_other_routes_are_refused(tiny_mlm, tmp_path):
     transformer, other = (Transformer(str(tiny_mlm), transformer_task="fill-mask") for _ in range(2))
     pooling, static = SpladePooling("max"), SparseStaticEmbedding(transformer.tokenizer)
     for query in ([other, pooling], [other, pooling, static], [transformer, SpladePooling("sum"), static]):
         router = Router.for_query_document(query, [transformer, pooling])
         SparseEncoder(modules=[router], device="cpu").save(str(tmp_path / "two"))
         with pytest.raises(StudentError, match="its routes are query: Transformer"):
-            load_checkpoint(tmp_path / "two")
+            load_student(tmp_path / "two")

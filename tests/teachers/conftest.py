@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small_run import PASSAGES, QUERIES, small_recipe, write_run
 
-from distill.data.layout import RunFolder
-from distill.mining.mine import mine
+from distill.run.layout import RunFolder
+from distill.store.texts import TextStore
 from teachers.base import Pairs
+from tests.helpers.small_run import PASSAGES, QUERIES, small_recipe, write_run
+from tests.helpers.stages import mine
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +34,7 @@ def pairs() -> Pairs:
 
 @pytest.fixture
 def texts(folder, pairs) -> tuple[list[str], list[str]]:
-    from distill.data.texts import TextStore
-
+    """Queries and passages of `pairs`."""
     return (
         TextStore.open(folder.queries("test")).texts(pairs.query_rows),
         TextStore.open(folder.passages).texts(pairs.passage_rows),

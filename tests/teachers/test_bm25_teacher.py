@@ -1,27 +1,21 @@
-"""The index of the BM25 teacher is made once for all workers and launches, and makes no difference to the scores."""
+"""The BM25 teacher's index is built once for all workers and launches, and rebuilt if it is damaged."""
 
 from __future__ import annotations
 
-import numpy as np
-
 from distill.config import Teacher
-from distill.mining.bm25 import build_index
-from teachers import bm25
-from teachers.base import open_teacher, prepare
+from tests.teachers.scoring import scores_of
 
 
-def test_bm25_indexes_the_collection_once_and_again_where_the_index_is_damaged(folder, pairs, monkeypatch):
-    built = []
-    monkeypatch.setattr(
-        bm25, "build_index", lambda store, **options: (built.append(store), build_index(store, **options))[1]
-    )
+def test_the_index_is_built_once_and_rebuilt_only_if_it_is_damaged(folder, pairs):
     cfg, index = Teacher(kind="bm25"), folder.scores("t", "index")
 
-    def score() -> np.ndarray:
-        prepare("t", cfg, folder, ["test"])
-        return open_teacher("t", cfg, folder).score(pairs)
+    def files() -> dict[str, tuple[int, int]]:
+        return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in index.glob("*.*")}
 
-    scores = score()
-    assert score().tobytes() == scores.tobytes() and len(built) == 1
+    scores = scores_of(cfg, folder, pairs)
+    built = files()
+    assert "indices.npy" in built
+    assert scores_of(cfg, folder, pairs).tobytes() == scores.tobytes() and files() == built
     (index / "indices.npy").write_bytes((index / "indices.npy").read_bytes()[:-4])
-    assert score().tobytes() == scores.tobytes() and len(built) == 2
+    assert scores_of(cfg, folder, pairs).tobytes() == scores.tobytes()
+    assert all(files()[name] != built[name] for name in built)

@@ -1,4 +1,4 @@
-"""Computing only the first token in the last layer changes no logit, and less work is done."""
+"""Computing only the first token in the last layer changes no logit and saves work."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def inputs() -> dict[str, torch.Tensor]:
     ],
 )
 @torch.inference_mode()
-def test_logits_are_the_same_for_an_eighth_less_work(config, cls):
+def test_first_token_only_keeps_the_logits_and_saves_an_eighth_of_the_work(config, cls):
     torch.manual_seed(0)
     model = cls(config(**SIZE)).eval()
     expected = model(**inputs()).logits
@@ -64,7 +64,7 @@ def test_logits_are_the_same_for_an_eighth_less_work(config, cls):
 
 
 @torch.inference_mode()
-def test_models_of_another_build_are_left_alone():
+def test_first_token_only_leaves_other_architectures_alone():
     torch.manual_seed(0)
     model = DistilBertForSequenceClassification(
         DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4, hidden_dim=64, num_labels=1)
@@ -73,7 +73,7 @@ def test_models_of_another_build_are_left_alone():
 
 
 @torch.inference_mode()
-def test_a_model_that_reads_all_tokens_is_put_back():
+def test_first_token_only_restores_a_model_that_reads_all_tokens():
     class MeanOfTokens(BertForSequenceClassification):
         def forward(self, input_ids, attention_mask):
             hidden = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state

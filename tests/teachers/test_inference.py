@@ -1,4 +1,4 @@
-"""Batches that do not fit the memory: what is left is planned again, once, and nothing is lost."""
+"""Batches that exceed the memory: the remaining items are batched again, once, and none is lost."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def score(lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, Execution, li
     return scores, execution, sizes, work
 
 
-def test_one_failure_halves_the_budget_once_and_every_score_is_in_its_place():
+def test_one_out_of_memory_error_halves_the_budget_once_and_keeps_the_order_of_scores():
     lengths = np.random.default_rng(0).integers(5, 60, 500)
     scores, execution, sizes, work = score(lengths, capacity=600)
     np.testing.assert_array_equal(scores, np.arange(500))
@@ -35,6 +35,6 @@ def test_one_failure_halves_the_budget_once_and_every_score_is_in_its_place():
     assert work == Work(lengths.sum(), sum(sizes))  # of the batches that ran, not of those first planned
 
 
-def test_a_pair_that_does_not_fit_alone_is_an_error():
+def test_a_single_pair_that_exceeds_the_memory_is_an_error():
     with pytest.raises(torch.OutOfMemoryError):
         score(np.full(4, 60), capacity=50)

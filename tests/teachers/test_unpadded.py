@@ -1,11 +1,10 @@
-"""Pairs laid end to end get the logits of padded batches, and a model that cannot be packed is left as it was."""
+"""Pairs joined end to end get the logits of padded batches; a model that cannot be packed is left as it was."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from test_first_token import SIZE, inputs
 from torch._subclasses import FakeTensorMode
 from torch.nn.attention import varlen
 from transformers import (
@@ -24,6 +23,7 @@ from transformers import (
 from teachers.execution import Execution
 from teachers.first_token import first_token_only
 from teachers.unpadded import attend, drop_padding, kernel_serves, pack
+from tests.teachers.test_first_token import SIZE, inputs
 
 
 def packed(first_position: int, pad_left: bool = False) -> dict:
@@ -49,7 +49,7 @@ def packed(first_position: int, pad_left: bool = False) -> dict:
     ],
 )
 @torch.inference_mode()
-def test_logits_are_those_of_padded_batches(config, cls, first):
+def test_unpadded_batches_give_the_logits_of_padded_ones(config, cls, first):
     torch.manual_seed(0)
     model = cls(config(**SIZE)).eval()
     expected = model(**inputs()).logits
@@ -59,7 +59,7 @@ def test_logits_are_those_of_padded_batches(config, cls, first):
 
 
 @torch.inference_mode()
-def test_a_model_of_another_build_or_without_the_saving_stays_padded():
+def test_other_architectures_and_models_without_first_token_only_stay_padded():
     torch.manual_seed(0)
     distil = DistilBertForSequenceClassification(
         DistilBertConfig(vocab_size=300, dim=32, n_layers=2, n_heads=4, hidden_dim=64, num_labels=1)
@@ -70,7 +70,7 @@ def test_a_model_of_another_build_or_without_the_saving_stays_padded():
         torch.testing.assert_close(model(**inputs()).logits, expected, rtol=0, atol=0)
 
 
-def test_a_torch_whose_kernel_takes_other_arguments_does_not_serve(monkeypatch):
+def test_a_torch_whose_kernel_takes_other_arguments_is_not_used(monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", lambda q, k, v, q_ends, k_ends, max_q, max_k, is_causal=False: q)
     model = BertForSequenceClassification(BertConfig(**SIZE))
     with FakeTensorMode():  # CUDA tensors without CUDA
@@ -81,7 +81,7 @@ def test_a_torch_whose_kernel_takes_other_arguments_does_not_serve(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_the_cuda_kernel_computes_what_one_product_a_pair_does():
+def test_the_cuda_kernel_equals_one_product_per_pair():
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 127, 4, 32, device="cuda", dtype=torch.bfloat16)
     ends = torch.tensor([0, 40, 43, 60, 99, 127], device="cuda", dtype=torch.int32)

@@ -12,18 +12,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from make_recipe import make_recipe
 
-from distill.data.importing import import_data
-from distill.data.labels import build_labels
-from distill.data.layout import RunFolder
+from distill.run.layout import RunFolder
+from tests.helpers.stages import build_labels, import_data
+from tests.training.make_recipe import make_recipe
 
-HERE = Path(__file__).parent
+WORDS = Path(__file__).parents[1] / "helpers" / "words.txt"
 
 
 @pytest.fixture(scope="session")
 def run_processes():
-    """run_processes(n, script, *arguments): so many processes on gloo, as torchrun would start them."""
+    """run_processes(n, script, *arguments): run n processes on gloo, as torchrun would start them."""
 
     def run(processes: int, script: str, *arguments: object) -> None:
         with socket.socket() as free:
@@ -35,11 +34,10 @@ def run_processes():
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(processes),
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parents[1])]),
         }
         workers = [
             subprocess.Popen(
-                [sys.executable, HERE / script, *map(str, arguments)],
+                [sys.executable, "-m", f"tests.training.{script}", *map(str, arguments)],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -58,16 +56,17 @@ def run_processes():
     return run
 
 
-@pytest.fixture(scope="session")
-def labelled_folder(tmp_path_factory) -> Path:
-    """A run folder, imported and labelled: 48 training queries with 5 scored passages each, and 8 development ones."""
-    root = tmp_path_factory.mktemp("labelled")
-    words = [word for word in (HERE.parent / "words.txt").read_text().split() if word.isalpha() and len(word) > 3]
-    draw = random.Random(3)
+def build_labelled(root: Path, queries: int, words_per_passage: tuple[int, int], seed: int = 3) -> Path:
+    """Import and label random triples: training queries with 5 scored passages each, and 8 development queries."""
+    words = [word for word in WORDS.read_text().split() if word.isalpha() and len(word) > 3]
+    draw = random.Random(seed)
     with open(root / "triples.jsonl", "w", encoding="utf-8") as file:
-        for i in range(56):
+        for i in range(queries + 8):
             topic = draw.sample(words, 12)
-            passages = [" ".join(draw.sample(topic if kind == 0 else words, draw.randint(4, 10))) for kind in range(5)]
+            passages = [
+                " ".join(draw.sample(topic if kind == 0 else words, draw.randint(*words_per_passage)))
+                for kind in range(5)
+            ]
             file.write(
                 json.dumps(
                     {
@@ -83,6 +82,12 @@ def labelled_folder(tmp_path_factory) -> Path:
     import_data(recipe, RunFolder(root / "run"))
     build_labels(recipe, RunFolder(root / "run"))
     return root
+
+
+@pytest.fixture(scope="session")
+def labelled_folder(tmp_path_factory) -> Path:
+    """A run folder, imported and labelled: 48 training queries with 5 scored passages each, and 8 development ones."""
+    return build_labelled(tmp_path_factory.mktemp("labelled"), 48, (4, 10))
 
 
 @pytest.fixture

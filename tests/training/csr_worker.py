@@ -1,6 +1,6 @@
 """One process of a real DeepSpeed run of a CSR student: two steps for each ZeRO stage, weights written by rank 0.
 
-python csr_worker.py MODEL OUT; the place comes from the environment, as under torchrun.
+python -m tests.training.csr_worker MODEL OUT; the rank comes from the environment, as under torchrun.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, train_section
 
 from distill import config
-from distill.losses.objective import Place, objective
+from distill.losses.objective import GlobalSlice, Supervision, objective
 from distill.student.csr import CsrStudent
 from distill.student.dropout import set_dropout
 from distill.training.engine import Engine
-from distill.training.step import Texts, cached_step, plan
+from distill.training.step import TokenBatch, cached_step, plan
 from distill.training.world import World, join
+from tests.training.reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, train_section
 
 SECTION = config.CsrStudent(
     kind="csr",
@@ -26,12 +26,12 @@ SECTION = config.CsrStudent(
     latents=96,
     k=8,
     dead_after=2,
+    reconstruction=config.Reconstruction(weight=2.0, beta=0.3),
     query_max_length=QUERY_LENGTH,
     passage_max_length=PASSAGE_LENGTH,
 )
 TRAIN = {
     "losses": [{"kind": "kl"}, {"kind": "margin-mse", "weight": 0.05}, {"kind": "infonce", "weight": 0.5}],
-    "reconstruction": {"weight": 2.0, "beta": 0.3},
     "query_regularizers": [],
     "passage_regularizers": [],
 }
@@ -39,11 +39,12 @@ VOCABULARY = 200  # token ids below it are words of the tiny models
 
 
 def start(model: str) -> CsrStudent:
-    """Half of its latents are dead."""
+    """A CSR student with half of its latents dead."""
     torch.manual_seed(3)
     student = CsrStudent.start(SECTION.model_copy(update={"model": model}))
     student.autoencoder.stats_last_nonzero[::2] = 5
     set_dropout(student, 0.0)
+    student.begin_training(SECTION)
     return student
 
 
@@ -56,10 +57,16 @@ def run(model: str, stage: int, kept_tokens: float, world: World) -> dict[str, t
         total, lists = labels.shape
         here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
         sides = (
-            Texts(queries[here], QUERY_LENGTH, 2),
-            Texts(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
+            TokenBatch(queries[here], QUERY_LENGTH, 2),
+            TokenBatch(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
         )
-        goal = partial(objective, train, labels=labels[here], place=Place(here.start, total), step=step + 1)
+        goal = partial(
+            objective,
+            train,
+            supervision=Supervision(labels[here], GlobalSlice(here.start, total)),
+            step=step + 1,
+            own_losses=student.own_losses,
+        )
         cached_step(engine, sides, plan(sides, 60, world, kept_tokens), goal, lambda out_of_memory: None)
         engine.step(1.0)
     parameters = engine.parameters()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.config import Recipe
-from distill.recipe_file import parse_recipe
+from distill.recipe.load import parse_recipe
 
 
 def make_recipe(model, root: Path, student: dict | None = None, teachers: dict | None = None, **train) -> Recipe:
-    """A recipe on the data of `labelled_folder`; `student` and `train` go over small defaults."""
+    """A recipe on the data of `labelled_folder`; `student` and `train` override small defaults."""
     return parse_recipe(
         {
             "name": "test",

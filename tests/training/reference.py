@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -12,8 +13,7 @@ from torch.nn import functional as F
 from transformers import BertForMaskedLM
 
 from distill import config
-from distill.losses import ranking
-from distill.losses.collective import sum_over_processes
+from distill.sparse.collective import sum_over_processes
 
 BATCH, LISTS = 6, 3
 QUERY_LENGTH, PASSAGE_LENGTH = 12, 24
@@ -29,7 +29,7 @@ def make_batch(seed: int, vocab_size: int):
 
 
 def dense_reps(model: BertForMaskedLM, ids: list[np.ndarray], max_length: int) -> torch.Tensor:
-    """[n, V], a text at a time: [CLS] ids [SEP], no padding."""
+    """[n, V], one text at a time: [CLS] ids [SEP], no padding."""
     reps = []
     for text in ids:
         row = torch.tensor([[2, *text[: max_length - 2].tolist(), 3]])
@@ -38,12 +38,12 @@ def dense_reps(model: BertForMaskedLM, ids: list[np.ndarray], max_length: int) -
 
 
 def table_weights(vocab_size: int) -> torch.Tensor:
-    """Of a query table: some terms weigh nothing."""
+    """Weights [V] of a query table, some of them zero."""
     return (torch.rand(vocab_size, generator=torch.Generator().manual_seed(7)) * 3 - 0.3).clamp(min=0)
 
 
 def dense_queries(model: BertForMaskedLM, table: torch.Tensor | None, kind: str, ids: list[np.ndarray]) -> torch.Tensor:
-    """[n, V]: by the model, by a table [V] of its own tokens, or (lexical, special tokens too) by both."""
+    """[n, V]: by the model, by a table [V] over the query's own tokens, or (lexical, with special tokens) by both."""
     if kind == "model":
         return dense_reps(model, ids, QUERY_LENGTH)
     own = torch.zeros(len(ids), model.config.vocab_size)
@@ -86,13 +86,14 @@ def dense_objective(train: config.Train, queries, passages, labels) -> torch.Ten
 
 
 def _other_loss(loss, queries, lists, scores, labels) -> torch.Tensor:
-    """sentence-transformers' on all pairs, or the loss of the order on dense scores."""
+    """sentence-transformers' losses on all pairs, or the formulas of the losses on the teacher's ranking."""
     wide = queries[:, None].expand_as(lists)
     match loss.kind:
         case "ranknet":
-            return ranking.ranknet(scores, labels, loss.pair_weights)
+            assert loss.pair_weights == "ndcg"
+            return torch.stack([lambdarank(*pair) for pair in zip(scores, labels, strict=True)]).mean()
         case "adr-mse":
-            return ranking.adr_mse(scores, labels, loss.temperature)
+            return torch.stack([adr_mse(*pair, loss.temperature) for pair in zip(scores, labels, strict=True)]).mean()
         case "cosine-similarity":
             return (F.cosine_similarity(wide, lists, dim=-1) - labels).square().mean()
         case "triplet":
@@ -107,13 +108,43 @@ def _other_loss(loss, queries, lists, scores, labels) -> torch.Tensor:
             return (scores - labels).abs().mean() * loss.options["factor"]
 
 
+def ranks(scores: torch.Tensor) -> list[int]:
+    """Rank of each score, 1 for the highest."""
+    values = scores.tolist()
+    order = sorted(range(len(values)), key=lambda i: -values[i])
+    return [order.index(i) + 1 for i in range(len(values))]
+
+
+def lambdarank(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """RankNet on one list, each pair weighted by the change in nDCG if the student swapped it (Burges 2010)."""
+    gains = (teacher - teacher.min()) / (teacher.max() - teacher.min())
+    discounts = [1 / math.log2(1 + rank) for rank in ranks(student)]
+    ideal = sum(float(gain) / math.log2(2 + k) for k, gain in enumerate(sorted(gains.tolist(), reverse=True)))
+    losses, weights = [], []
+    for i, j in itertools.permutations(range(len(student)), 2):
+        if teacher[i] > teacher[j]:
+            weights.append(abs(float(gains[i] - gains[j])) * abs(discounts[i] - discounts[j]) / ideal)
+            losses.append(weights[-1] * (1 + (student[j] - student[i]).exp()).log())
+    return sum(losses) / sum(weights)
+
+
+def adr_mse(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Discounted squared error of approximate ranks on one list (arXiv 2405.07920)."""
+    errors = []
+    for i, rank in enumerate(ranks(teacher)):
+        others = [j for j in range(len(student)) if j != i]
+        approximate = 1 + sum(torch.sigmoid((student[j] - student[i]) / temperature) for j in others)
+        errors.append((approximate - rank).square() / math.log2(1 + rank))
+    return torch.stack(errors).mean()
+
+
 def absolute_error(scores: torch.Tensor, labels: torch.Tensor, factor: float) -> torch.Tensor:
-    """A loss of one's own, given by its import path."""
+    """A user-defined loss, named by its import path."""
     return (scores - labels).abs().mean() * factor
 
 
 def total_weight(reps, total: int, power: float) -> torch.Tensor:
-    """A regulariser of one's own: each process adds its texts' part."""
+    """A user-defined regulariser: each process adds the part of its texts."""
     return sum_over_processes(reps.values.pow(power).sum()) / total
 
 
@@ -141,8 +172,10 @@ def train_section(**changes) -> config.Train:
 def reference_steps(
     path, train: config.Train, steps: int, kind: str = "model"
 ) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Weights after so many SGD steps on the whole batch, and the gradient norms before clipping. `kind`: of query
-    side, as in the recipe; a learned table has the rate `train.table_lr`."""
+    """Weights after `steps` SGD steps on the whole batch, and the gradient norms before clipping.
+
+    `kind`: that of the query side, as in the recipe; a learned table has the learning rate `train.table_lr`.
+    """
     model = BertForMaskedLM.from_pretrained(path).eval()
     table = None if kind == "model" else table_weights(model.config.vocab_size).requires_grad_(kind == "learned")
     trained = dict(model.named_parameters())

@@ -1,4 +1,4 @@
-"""The optimizer's state goes from one ZeRO stage to others, whole: python state_worker.py MODEL OUT STAGES."""
+"""Move the optimizer's state between ZeRO stages: python -m tests.training.state_worker MODEL OUT STAGES."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, train_section
 from transformers import AutoTokenizer, BertForMaskedLM
 
-from distill.losses.objective import Place, objective
+from distill.losses.objective import GlobalSlice, Supervision, objective
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent
 from distill.training.checkpoints import load_parameters
 from distill.training.engine import Engine
-from distill.training.step import Texts, cached_step, plan
+from distill.training.step import TokenBatch, cached_step, plan
 from distill.training.world import World, join
+from tests.training.reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, train_section
 
 
 def open_engine(model: str, zero: dict, world: World, parameters: dict | None) -> tuple[Engine, object]:
@@ -43,10 +43,11 @@ def step(engine: Engine, train, number: int, world: World) -> None:
     total, lists = labels.shape
     here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
     sides = (
-        Texts(queries[here], QUERY_LENGTH, 2),
-        Texts(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
+        TokenBatch(queries[here], QUERY_LENGTH, 2),
+        TokenBatch(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
     )
-    goal = partial(objective, train, labels=labels[here], place=Place(here.start, total), step=number)
+    supervision = Supervision(labels[here], GlobalSlice(here.start, total))
+    goal = partial(objective, train, supervision=supervision, step=number)
     cached_step(engine, sides, plan(sides, 100, world, 0), goal, lambda out_of_memory: None)
     assert engine.step(1.0).applied
 
@@ -57,7 +58,7 @@ def main(model: str, out: str, *zeros: str) -> None:
     engine, train = open_engine(model, {"stage": 0}, world, None)
     step(engine, train, 1, world)
     step(engine, train, 2, world)
-    saved = world.from_first((engine.parameters(), engine.optimizer_state(), engine.updates()))
+    saved = world.broadcast((engine.parameters(), engine.optimizer_state(), engine.updates()))
     step(engine, train, 3, world)
     expected = engine.parameters()
     results = {}

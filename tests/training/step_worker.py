@@ -1,6 +1,6 @@
 """One process of a real DeepSpeed run: three steps for each case, weights and norms written by rank 0.
 
-python step_worker.py MODEL OUT CASES.json; the place comes from the environment, as under torchrun.
+python -m tests.training.step_worker MODEL OUT CASES.json; the rank comes from the environment, as under torchrun.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, table_weights, train_section
 from transformers import AutoTokenizer, BertForMaskedLM
 
-from distill.losses.objective import Place, objective
+from distill.losses.objective import GlobalSlice, Supervision, objective
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent
 from distill.student.query_table import QueryTable
 from distill.training.engine import Engine
-from distill.training.step import Texts, cached_step, plan
+from distill.training.step import TokenBatch, cached_step, plan
 from distill.training.world import World, join
+from tests.training.reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, table_weights, train_section
 
 
 def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
@@ -39,17 +39,19 @@ def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
     train = train_section(deepspeed={"zero_optimization": zero}, **case.get("train", {}))
     engine = Engine(student, train, world, train.precision)
     if engine.loss_scale is not None:
-        engine.loss_scale.scale = 8.0  # what a few overflows would bring it to
+        engine.loss_scale.scale = 8.0  # as after a few overflows
     norms = []
     for step in range(3):
         queries, passages, labels = make_batch(step, student.mlm.config.vocab_size)
         total, lists = labels.shape
         here = slice(world.rank * total // world.size, (world.rank + 1) * total // world.size)
         sides = (
-            Texts(queries[here], QUERY_LENGTH, student.special_tokens("query")),
-            Texts(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
+            TokenBatch(queries[here], QUERY_LENGTH, student.special_tokens("query")),
+            TokenBatch(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
         )
-        goal = partial(objective, train, labels=labels[here], place=Place(here.start, total), step=step + 1)
+        goal = partial(
+            objective, train, supervision=Supervision(labels[here], GlobalSlice(here.start, total)), step=step + 1
+        )
         cached_step(
             engine,
             sides,

@@ -1,16 +1,17 @@
-"""The DeepSpeed engine: what it refuses, half precision, and state that moves between ZeRO stages."""
+"""The DeepSpeed engine: refused settings, half precision, and state that moves between ZeRO stages."""
 
 import json
 
 import pytest
 import torch
-from reference import reference_steps, train_section
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from distill.errors import RecipeError
 from distill.student.model import SpladeStudent
-from distill.training.engine import Engine, LossScale, deepspeed_config
+from distill.training.deepspeed_config import deepspeed_config
+from distill.training.engine import Engine, LossScale
 from distill.training.world import join
+from tests.training.reference import reference_steps, train_section
 
 
 @pytest.mark.parametrize(
@@ -27,20 +28,20 @@ from distill.training.world import join
         ({"zero_optimization": {"compute_grad_norm": False}}, "train.max_bad_steps"),
     ],
 )
-def test_what_contradicts_the_recipe_is_refused_with_both_fields_named(section, field):
+def test_deepspeed_settings_that_contradict_the_recipe_are_refused_naming_both_fields(section, field):
     with pytest.raises(RecipeError) as refused:
         deepspeed_config(train_section(deepspeed=section), 2, "bf16")
     assert f"train.deepspeed.{next(iter(section))}" in str(refused.value)
     assert field in str(refused.value)
 
 
-def test_a_section_that_is_none_is_refused():
-    with pytest.raises(RecipeError, match=r"train\.deepspeed\.fp16 is a section of fields, not True"):
+def test_a_deepspeed_section_that_is_not_a_mapping_is_refused():
+    with pytest.raises(RecipeError, match=r"train\.deepspeed\.fp16 must be a section of fields, not True"):
         deepspeed_config(train_section(deepspeed={"fp16": True}), 1, "fp16")
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tiny_mlm, stage):
+def test_a_non_finite_gradient_leaves_the_parameters_unchanged(tiny_mlm, stage):
     student = SpladeStudent(
         BertForMaskedLM.from_pretrained(tiny_mlm),
         AutoTokenizer.from_pretrained(tiny_mlm),
@@ -59,7 +60,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(tiny_mlm, sta
     engine.close()
 
 
-def test_what_agrees_with_the_recipe_or_concerns_deepspeed_alone_passes():
+def test_deepspeed_settings_that_agree_or_concern_only_deepspeed_are_accepted():
     got = deepspeed_config(
         train_section(
             deepspeed={
@@ -81,7 +82,7 @@ def test_what_agrees_with_the_recipe_or_concerns_deepspeed_alone_passes():
     assert "bf16" not in got
 
 
-def test_no_clipping_is_written_out():
+def test_disabled_clipping_is_passed_to_deepspeed_explicitly():
     assert deepspeed_config(train_section(max_grad_norm=0.0), 1, "fp32")["gradient_clipping"] == 0.0
 
 
@@ -105,7 +106,7 @@ def test_half_precision_follows_float32_at_every_stage(run_processes, tiny_mlm, 
         for stage in range(4)
     }
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    run_processes(1, "step_worker.py", tiny_mlm, tmp_path, tmp_path / "cases.json")
+    run_processes(1, "step_worker", tiny_mlm, tmp_path, tmp_path / "cases.json")
     start, _ = reference_steps(tiny_mlm, train_section(), steps=0)
     parameters, norms = reference_steps(tiny_mlm, train_section(max_grad_norm=100.0), steps=3)
     change = torch.cat([(parameters[name] - start[name]).flatten() for name in start])
@@ -120,7 +121,7 @@ def test_half_precision_follows_float32_at_every_stage(run_processes, tiny_mlm, 
 
 @pytest.mark.parametrize("zeros", [["1", "2", "3"], pytest.param(["1-offload", "2-offload"], marks=pytest.mark.slow)])
 def test_adams_state_moves_between_zero_stages_unchanged(run_processes, tiny_mlm, tmp_path, zeros):
-    run_processes(2, "state_worker.py", tiny_mlm, tmp_path, *zeros)
+    run_processes(2, "state_worker", tiny_mlm, tmp_path, *zeros)
     got = torch.load(tmp_path / "states.pt")
     parameters, moments, updates = got["saved"]
     assert updates == 2

@@ -1,4 +1,4 @@
-"""The cached step under real DeepSpeed equals a plain single-process step: every ZeRO stage, chunking, world size."""
+"""The cached step under real DeepSpeed equals a plain single-process step, at any stage, chunking and world size."""
 
 import copy
 import itertools
@@ -7,7 +7,15 @@ from functools import partial
 
 import pytest
 import torch
-from reference import (
+from transformers import AutoTokenizer, BertForMaskedLM
+
+from distill.losses.objective import GlobalSlice, Supervision, objective
+from distill.student.dropout import set_dropout, use_kernel
+from distill.student.model import SpladeStudent
+from distill.training.engine import Engine
+from distill.training.step import TokenBatch, cached_step, plan
+from distill.training.world import join
+from tests.training.reference import (
     PASSAGE_LENGTH,
     QUERY_LENGTH,
     dense_objective,
@@ -16,16 +24,8 @@ from reference import (
     table_weights,
     train_section,
 )
-from transformers import AutoTokenizer, BertForMaskedLM
 
-from distill.losses.objective import Place, objective
-from distill.student.dropout import set_dropout, use_kernel
-from distill.student.model import SpladeStudent
-from distill.training.engine import Engine
-from distill.training.step import Texts, cached_step, plan
-from distill.training.world import join
-
-SMALL, LARGE = 30, 10_000  # tokens a chunk: one text or two; everything
+SMALL, LARGE = 30, 10_000  # tokens per chunk: one or two texts; the whole batch
 NONE, SOME, ALL = 0, 120, 10_000  # tokens whose graphs are kept from the first pass
 CASES = {
     f"zero{stage}-chunk{chunk}-kept{kept}": {"stage": stage, "chunk_tokens": chunk, "kept_tokens": kept}
@@ -50,7 +50,7 @@ def expected(tiny_mlm):
 
 def run_cases(processes, cases, run_processes, tiny_mlm, tmp_path):
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    run_processes(processes, "step_worker.py", tiny_mlm, tmp_path, tmp_path / "cases.json")
+    run_processes(processes, "step_worker", tiny_mlm, tmp_path, tmp_path / "cases.json")
     return {name: torch.load(tmp_path / f"{name}.pt") for name in cases}
 
 
@@ -74,12 +74,12 @@ TABLES = {
 
 
 @pytest.mark.parametrize("processes", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
-def test_three_sgd_steps_equal_the_reference(processes, expected, run_processes, tiny_mlm, tmp_path):
+def test_three_cached_sgd_steps_equal_the_reference(processes, expected, run_processes, tiny_mlm, tmp_path):
     start = dict(BertForMaskedLM.from_pretrained(tiny_mlm).named_parameters())
     assert_equal_steps(run_cases(processes, CASES, run_processes, tiny_mlm, tmp_path), *expected, start)
 
 
-def test_so_they_do_where_queries_are_looked_up_in_a_table(run_processes, tiny_mlm, tmp_path):
+def test_cached_steps_with_query_tables_equal_the_reference(run_processes, tiny_mlm, tmp_path):
     start = dict(BertForMaskedLM.from_pretrained(tiny_mlm).named_parameters())
     start["table.weight"] = table_weights(len(start["bert.embeddings.word_embeddings.weight"]))
     got = run_cases(2, TABLES, run_processes, tiny_mlm, tmp_path)
@@ -97,12 +97,12 @@ OTHER_LOSSES = {
         {"kind": "triplet", "margin": 1.0, "weight": 0.5},
         {"kind": "cosent", "scale": 3.0},
         {"kind": "angle", "scale": 2.0},
-        {"kind": "custom", "cls": "reference:absolute_error", "options": {"factor": 0.1}},
+        {"kind": "custom", "cls": "tests.training.reference:absolute_error", "options": {"factor": 0.1}},
     ],
     "passage_regularizers": [
         {
             "kind": "custom",
-            "cls": "reference:total_weight",
+            "cls": "tests.training.reference:total_weight",
             "options": {"power": 1.5},
             "weight": 0.02,
             "ramp": "constant",
@@ -112,7 +112,7 @@ OTHER_LOSSES = {
 }
 
 
-def test_so_they_do_with_every_other_loss(run_processes, tiny_mlm, tmp_path):
+def test_cached_steps_with_every_other_loss_equal_the_reference(run_processes, tiny_mlm, tmp_path):
     start = dict(BertForMaskedLM.from_pretrained(tiny_mlm).named_parameters())
     cases = {
         f"zero{stage}": {"stage": stage, "chunk_tokens": 60, "kept_tokens": SOME, "train": OTHER_LOSSES}
@@ -129,14 +129,14 @@ def assert_equal_steps(cases, parameters, norms, start):
         for key, value in parameters.items():
             difference = got["parameters"][key] - value
             assert difference.norm() <= 1e-5 * value.norm() + 1e-7, f"{name}: {key}"
-            # the change itself, too: three clipped steps move a matrix little (a key's bias has gradient zero)
+            # also the change itself, since three clipped steps move a matrix little (a key's bias has gradient zero)
             assert difference.norm() <= 1e-4 * (value - start[key]).norm() + 1e-7, f"{name}: change of {key}"
 
 
 @pytest.mark.parametrize("kept_tokens", [NONE, 200, ALL])
-def test_with_dropout_it_equals_a_plain_step_over_the_same_chunks_and_draws(tiny_mlm, kept_tokens):
+def test_a_cached_step_with_dropout_equals_a_plain_step_with_the_same_draws(tiny_mlm, kept_tokens):
     queries, passages, labels = make_batch(0, 1000)
-    sides = (Texts(queries, QUERY_LENGTH, 2), Texts(passages, PASSAGE_LENGTH, 2))
+    sides = (TokenBatch(queries, QUERY_LENGTH, 2), TokenBatch(passages, PASSAGE_LENGTH, 2))
     train = train_section()
     world = join()
     plans = plan(sides, 100, world, kept_tokens)
@@ -151,10 +151,10 @@ def test_with_dropout_it_equals_a_plain_step_over_the_same_chunks_and_draws(tiny
     )
     for module in (model, student):
         set_dropout(module, 0.3)
-    use_kernel(model)  # as the engine does with the student: the same draws
+    use_kernel(model)  # as the engine does for the student, for the same draws
     engine = Engine(student, train, world, "fp32")
     torch.manual_seed(5)
-    goal = partial(objective, train, labels=labels, place=Place(0, len(labels)), step=1)
+    goal = partial(objective, train, supervision=Supervision(labels, GlobalSlice(0, len(labels))), step=1)
     cached_step(engine, sides, plans, goal, lambda out_of_memory: None)
     ours = {name.removeprefix("mlm."): parameter.grad for name, parameter in student.named_parameters()}
     draws = torch.rand(1)
@@ -170,7 +170,7 @@ def test_with_dropout_it_equals_a_plain_step_over_the_same_chunks_and_draws(tiny
             (torch.from_numpy(planned.chunk.rows),), torch.log1p(logits.max(dim=1).values.relu())
         )
     dense_objective(train, *reps, labels).backward()
-    assert torch.equal(draws, torch.rand(1)), "the generators go on from after the first pass"
+    assert torch.equal(draws, torch.rand(1)), "the generators must be as the first pass left them"
     for name, parameter in model.named_parameters():
         scale = max(float(parameter.grad.norm()), 1.0)  # of 400 in all; a key's bias has gradient zero
         assert (ours[name] - parameter.grad).norm() <= 1e-5 * scale, name

@@ -1,4 +1,4 @@
-"""Training on a sparse teacher's vectors, those that its scores were made of."""
+"""Training on a sparse teacher's vectors, from which its scores were computed."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from make_recipe import make_recipe
 from sentence_transformers import SparseEncoder
-from small_run import save_checkpoint
-from test_loop import assert_close, assert_equal, once_logged, run, steps
 
 from distill.config import OWN
-from distill.data.candidates import iterate_candidates
-from distill.data.labels import build_labels
-from distill.data.layout import RunFolder
-from distill.data.texts import TextStore
 from distill.errors import Preempted, RecipeError, StorageError, TeacherError
-from distill.pipeline import run as run_stages
-from distill.recipe_file import dump_recipe
-from distill.student.checkpoint import load_checkpoint, save_student
+from distill.pipeline.run import run_pipeline
+from distill.recipe.load import dump_recipe
+from distill.run.layout import RunFolder
+from distill.run.run import Run
+from distill.store.candidates import iterate_candidates
+from distill.store.texts import TextStore
+from distill.student.checkpoint import load_student, save_student
 from distill.training.datasets import datasets
-from distill.training.opening import training_fields
+from distill.training.fields import training_fields
 from distill.training.targets import DatasetTargets, build_targets
-from ray_jobs.score import score_local
 from teachers import vectors
+from tests.helpers.small_run import save_checkpoint
+from tests.helpers.stages import build_labels, score_local
+from tests.training.make_recipe import make_recipe
+from tests.training.test_trainer import assert_close, assert_equal, once_logged, run, steps
 
 LOSS = {"kind": "embedding-mse", "teacher": "sparse", "weight": 1000.0}
 
@@ -55,11 +55,11 @@ def recipe_of(mlm, root: Path, teacher: str = "teacher", **changes):
 
 @pytest.fixture(scope="module")
 def scored(labelled_folder, tiny_mlm, tmp_path_factory) -> Path:
-    """A run folder, labelled anew with a SPLADE teacher beside the given scores."""
+    """A run folder, labelled again with a SPLADE teacher in addition to the imported scores."""
     root = tmp_path_factory.mktemp("scored") / "scored"
     shutil.copytree(labelled_folder, root)
     shutil.rmtree(root / "run" / "labels")
-    student = load_checkpoint(save_checkpoint(tiny_mlm, root / "teacher"))
+    student = load_student(save_checkpoint(tiny_mlm, root / "teacher"))
     torch.manual_seed(7)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -80,10 +80,10 @@ def root(scored, tmp_path) -> Path:
 
 @pytest.fixture
 def in_chunks(tiny_mlm, root, monkeypatch) -> Path:
-    """The same, its vectors in several chunks."""
+    """`root` with the vectors in several chunks."""
     monkeypatch.setattr(vectors, "CHUNK", 32)
     shutil.rmtree(vectors_of(root))
-    build_targets(recipe_of(tiny_mlm, root), RunFolder(root / "run"))
+    build_targets(Run(recipe_of(tiny_mlm, root), RunFolder(root / "run")))
     assert len(chunks(root)) > 5
     return root
 
@@ -110,7 +110,7 @@ def encoded(model: Path, texts: tuple[list[str], list[str]]) -> torch.Tensor:
     return torch.cat([encoder.encode_query(texts[0]).to_dense(), encoder.encode_document(texts[1]).to_dense()])
 
 
-def test_a_student_comes_near_the_teachers_vectors(tiny_mlm, root):
+def test_training_on_teacher_vectors_brings_the_students_vectors_closer(tiny_mlm, root):
     recipe = recipe_of(tiny_mlm, root, steps=60)
     run(recipe)
     folder = RunFolder(recipe.folder)
@@ -121,12 +121,12 @@ def test_a_student_comes_near_the_teachers_vectors(tiny_mlm, root):
     assert log[-1]["embedding-mse"] < 0.5 * log[0]["embedding-mse"]
 
 
-def test_a_step_gets_the_vectors_of_its_texts(tiny_mlm, in_chunks):
+def test_targets_are_the_teachers_vectors_of_the_given_texts(tiny_mlm, in_chunks):
     folder, teacher = RunFolder(in_chunks / "run"), in_chunks / "teacher"
-    own = datasets(recipe_of(tiny_mlm, in_chunks), folder)[OWN]
+    own = datasets(Run(recipe_of(tiny_mlm, in_chunks), folder))[OWN]
     _, shard = next(iterate_candidates(folder.candidates("train")))
     queries, passages = shard.query[[5, 2, 5]], shard.passages[[200, 7, 7, 100, 31]]
-    vocabulary = len(load_checkpoint(teacher).tokenizer)
+    vocabulary = len(load_student(teacher).tokenizer)
     got = DatasetTargets(own, vocabulary).take(queries, passages, torch.device("cpu"))
     encoder = SparseEncoder(str(teacher), device="cpu")
     for side, encode, store, rows in (
@@ -140,7 +140,7 @@ def test_a_step_gets_the_vectors_of_its_texts(tiny_mlm, in_chunks):
         assert torch.equal(reps.to_dense(), got[key].to_dense()[:, :-100])
 
 
-def test_two_processes_learn_them_as_one(tiny_mlm, root, scored, tmp_path):
+def test_two_processes_learn_teacher_vectors_like_one(tiny_mlm, root, scored, tmp_path):
     changes = {
         "steps": 3,
         "optimizer": "sgd",
@@ -154,7 +154,7 @@ def test_two_processes_learn_them_as_one(tiny_mlm, root, scored, tmp_path):
     assert_close(run(two), expected)
 
 
-def test_vectors_of_several_datasets_and_a_resume_that_is_exact(tiny_mlm, root, scored, tmp_path):
+def test_training_on_vectors_of_several_datasets_resumes_exactly(tiny_mlm, root, scored, tmp_path):
     other = Path(shutil.copytree(scored, tmp_path / "else"))
     changes = {
         "steps": 8,
@@ -171,23 +171,23 @@ def test_vectors_of_several_datasets_and_a_resume_that_is_exact(tiny_mlm, root, 
     assert ["embedding-mse" in line for line in steps(recipe)] == [False, True] * 4
 
 
-def test_vectors_that_were_removed_are_made_again_by_the_same_model_only(tiny_mlm, in_chunks):
+def test_removed_vectors_are_rebuilt_only_by_the_same_model(tiny_mlm, in_chunks):
     recipe, folder, before = recipe_of(tiny_mlm, in_chunks), RunFolder(in_chunks / "run"), chunks(in_chunks)
     for lost in sorted(vectors_of(in_chunks).rglob("*.arrow"))[::2]:
         lost.unlink()
-    build_targets(recipe, folder)
+    build_targets(Run(recipe, folder))
     assert chunks(in_chunks) == before
-    other = load_checkpoint(in_chunks / "teacher")
+    other = load_student(in_chunks / "teacher")
     with torch.no_grad():
         other.head.bias += 1
     save_student(other, in_chunks / "teacher")
-    build_targets(recipe, folder)  # all are there
+    build_targets(Run(recipe, folder))  # all exist: the other model is not used
     shutil.rmtree(vectors_of(in_chunks))
-    with pytest.raises(TeacherError, match=r"'sparse': vectors .* are gone .* the model is another"):
-        build_targets(recipe, folder)
+    with pytest.raises(TeacherError, match=r"'sparse': vectors .* are missing .* the model changed since"):
+        build_targets(Run(recipe, folder))
 
 
-def test_damaged_vectors_stop_the_training_in_words(tiny_mlm, root):
+def test_damaged_vectors_stop_the_training_with_a_remedy(tiny_mlm, root):
     recipe = recipe_of(tiny_mlm, root)
     for path in vectors_of(root).rglob("passages-*.arrow"):
         path.write_bytes(path.read_bytes()[:-40])
@@ -195,32 +195,32 @@ def test_damaged_vectors_stop_the_training_in_words(tiny_mlm, root):
         run(recipe)
 
 
-def test_the_vocabularies_must_agree_before_anything_is_mined(tiny_mlm, root, tiny_sentence):
+def test_different_vocabularies_are_refused_before_mining(tiny_mlm, root, tiny_sentence):
     other = Path(shutil.copytree(root / "teacher", root / "other"))
     (other / "tokenizer.json").write_text((other / "tokenizer.json").read_text().replace('"time":', '"tome":'))
     recipe = recipe_of(tiny_mlm, root, "other")
-    with pytest.raises(RecipeError, match=r"train\.losses: .* 1 of the student's .* words .* teacher 'sparse'"):
-        build_targets(recipe, RunFolder(recipe.folder))
+    with pytest.raises(RecipeError, match=r"train\.losses: .* 1 of the student's .* tokens .* teacher 'sparse'"):
+        build_targets(Run(recipe, RunFolder(recipe.folder)))
     mined = RunFolder(recipe.folder).candidates("train")
     shutil.rmtree(mined)
     with pytest.raises(RecipeError, match="1 of the student's"):
-        run_stages(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"split": "dev"})}))
+        run_pipeline(recipe.model_copy(update={"evaluate": recipe.evaluate.model_copy(update={"split": "dev"})}))
     assert not mined.exists()
     with pytest.raises(RecipeError, match="vectors of teacher 'sparse' are not over a vocabulary"):
-        build_targets(recipe_of(tiny_mlm, root, str(tiny_sentence)), RunFolder(recipe.folder))
+        build_targets(Run(recipe_of(tiny_mlm, root, str(tiny_sentence)), RunFolder(recipe.folder)))
 
 
-def test_another_runs_teacher_must_have_vectors_too(tiny_mlm, root, labelled_folder, tmp_path):
+def test_a_teacher_of_another_run_must_be_of_kind_splade(tiny_mlm, root, labelled_folder, tmp_path):
     other = Path(shutil.copytree(labelled_folder, tmp_path / "other"))
     RunFolder(other / "run").recipe.write_text(dump_recipe(make_recipe(tiny_mlm, other)))
     recipe = recipe_of(tiny_mlm, root, datasets={"else": {"run": str(other / "run")}})
-    with pytest.raises(RecipeError, match=r"train\.datasets\.else: embedding-mse names 'sparse', .*\(given\)"):
+    with pytest.raises(RecipeError, match=r"train\.datasets\.else: .* names 'sparse', .*its teachers: given\)"):
         run(recipe)
 
 
-def test_what_is_learnt_is_part_of_the_fingerprint(tiny_mlm, root):
+def test_the_sides_of_embedding_mse_are_fingerprint_inputs(tiny_mlm, root):
     both, queries = (
-        training_fields(recipe_of(tiny_mlm, root, losses=[{**LOSS, "of": of}]), RunFolder(root / "run"))
+        training_fields(Run(recipe_of(tiny_mlm, root, losses=[{**LOSS, "of": of}]), RunFolder(root / "run")))
         for of in ("both", "query")
     )
     assert both != queries and both["labels"] == queries["labels"]

@@ -1,8 +1,8 @@
-"""The documentation of the Python standard library as a retrieval collection: real text that is always there.
+"""The documentation of the Python standard library as a retrieval collection: real text that needs no download.
 
-Docstrings are read by `ast` from the sources of the running interpreter; nothing is imported or run. The query is
-a docstring's summary (its first paragraph), the passage its body under the object's qualified name, so the answer
-must be found without the words that PEP 257 puts first. Whole modules go to one split, so nothing leaks.
+Docstrings are parsed by `ast` from the sources of the running interpreter; nothing is imported or run. The query is a
+docstring's summary (its first paragraph), the passage is its body under the object's qualified name, so the answer must
+be found without the words of the summary. All queries of a module are in one split, so nothing leaks.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from pathlib import Path
 import pyarrow as pa
 
 from distill import config
-from distill.data.readers.base import Collection
 from distill.errors import DataError
+from distill.importing.readers.base import Collection
 
-# Programs and tests that lie beside the library; which of them are there depends on the distribution.
+# Programs and tests installed beside the library; the distribution decides which.
 NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"}
-QUERY_WORDS = range(3, 41)  # shorter summaries are headings ("Constructor."), longer ones no queries
-LARGEST_MODULE = 0.2  # share of a split's queries that one module may have
+QUERY_WORDS = range(3, 41)  # shorter summaries are headings ("Constructor."), longer ones do not resemble queries
+LARGEST_MODULE = 0.2  # greatest share of a split's queries from one module
 
 
 @dataclass(frozen=True)
 class Docstring:
-    """`name`: qualified, as in `http.cookiejar.CookieJar.add_cookie_header`; `module`: what no split divides."""
+    """`name`: qualified, e.g. `http.cookiejar.CookieJar.add_cookie_header`; `module`: the unit of splitting."""
 
     name: str
     module: str
@@ -39,28 +39,28 @@ class Docstring:
 
 
 def python_docs(source: config.PythonDocs, seed: int) -> Collection:
-    """Passages with a body of `source.min_words` words and more; train, dev and test queries, one judgement each.
+    """Read the library: passages with a body of at least `source.min_words` words, and queries with one judgement each.
 
-    Of passages with the same body (copied between classes) the first is kept. A summary of 3 to 40 words is a query
-    if no other docstring of the library has the same: else its answer would be ambiguous. Passages whose summary is
-    no query stay in the collection. A query has the id of its passage. With `source.documents_only` there are no train
-    and dev queries; the test queries are the same.
+    Of passages with the same body (copied between classes) the first is kept. A summary of 3 to 40 words is a query if
+    no other docstring has the same one, which would make its answer ambiguous. Passages without a query stay in the
+    collection. A query has the id of its passage. With `source.documents_only` only the test split has queries, the
+    same as without it.
 
-    Raises `DataError` where the library's sources are missing, or the splits ask for more than half of the queries.
+    Raises `DataError` if the library's sources are missing, or the splits need more than half of the queries.
     """
     root = Path(sysconfig.get_path("stdlib"))
     docstrings = list(read_docstrings(root))
     passages = _without_copies([doc for doc in docstrings if len(doc.body.split()) >= source.min_words])
-    seen = Counter(_key(doc.summary) for doc in docstrings)
-    asked = [doc for doc in passages if len(doc.summary.split()) in QUERY_WORDS and seen[_key(doc.summary)] == 1]
-    if source.test_queries + source.dev_queries > len(asked) // 2:
+    uses = Counter(_key(doc.summary) for doc in docstrings)
+    queries = [doc for doc in passages if len(doc.summary.split()) in QUERY_WORDS and uses[_key(doc.summary)] == 1]
+    if source.test_queries + source.dev_queries > len(queries) // 2:
         raise DataError(
-            f"the standard library gives {len(asked)} queries (bodies of {source.min_words} words and "
-            f"more), test_queries and dev_queries ask for {source.test_queries} + {source.dev_queries}, "
-            "more than half; are the library's .py files installed?",
+            f"the standard library gives {len(queries)} queries (bodies of at least {source.min_words} words), but "
+            f"test_queries and dev_queries ask for {source.test_queries} + {source.dev_queries}, more than half of "
+            "them. Lower both, or install the library's .py files if they are missing",
             path=root,
         )
-    splits = split_by_module(asked, {"test": source.test_queries, "dev": source.dev_queries}, seed)
+    splits = split_by_module(queries, {"test": source.test_queries, "dev": source.dev_queries}, seed)
     if source.documents_only:
         splits = {"test": splits["test"]}
     return Collection(
@@ -82,8 +82,8 @@ def python_docs(source: config.PythonDocs, seed: int) -> Collection:
 
 
 def read_docstrings(root: Path) -> Iterator[Docstring]:
-    """Every docstring below `root` that has a body, in the order of the paths; names made unique by `#2`, `#3`..."""
-    named: Counter[str] = Counter()
+    """Yield the docstrings below `root` that have a body, in the order of paths; repeated names end in `#2`, `#3`..."""
+    uses: Counter[str] = Counter()
     for path in _sources(root):
         parts = path.relative_to(root).with_suffix("").parts
         try:
@@ -91,15 +91,15 @@ def read_docstrings(root: Path) -> Iterator[Docstring]:
                 warnings.simplefilter("ignore")  # invalid escapes in old sources
                 tree = ast.parse(path.read_bytes())
         except (SyntaxError, ValueError):
-            continue  # templates and samples of bad syntax that some distributions put there
+            continue  # templates and samples of bad syntax in some distributions
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
         for qualified, docstring in _docstrings(tree, name):
             summary, _, body = docstring.partition("\n\n")
             if body.strip():
-                named[qualified] += 1
-                times = named[qualified]  # a property's getter and setter, or two branches of an `if`
+                uses[qualified] += 1
+                number = uses[qualified]  # 2 for a property's setter, or the second branch of an `if`
                 yield Docstring(
-                    qualified if times == 1 else f"{qualified}#{times}",
+                    qualified if number == 1 else f"{qualified}#{number}",
                     _module(parts[0]),
                     " ".join(summary.split()),
                     body.strip(),
@@ -107,10 +107,10 @@ def read_docstrings(root: Path) -> Iterator[Docstring]:
 
 
 def split_by_module(docs: list[Docstring], sizes: dict[str, int], seed: int) -> dict[str, list[Docstring]]:
-    """Give each module wholly to one split: first to those in `sizes`, of so many queries, the rest to `train`.
+    """Assign whole modules to splits: first to those of `sizes` (split -> number of queries), the rest to `train`.
 
-    Modules come in an order shuffled by `seed`. One that has more queries than the split has room for, or more than
-    a fifth of the split's size, is passed on to the next split, so that no module decides a result.
+    Modules are shuffled by `seed`. A module with more queries than a split has room for, or than a fifth of the split's
+    size, goes to the next split, so that no single module decides a result.
     """
     modules: dict[str, list[Docstring]] = {}
     for doc in docs:
@@ -152,7 +152,7 @@ def _docstrings(node: ast.AST, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _module(top: str) -> str:
-    # `_pydecimal`, `_pyio` and `_strptime` document what `decimal`, `io` and `strptime` offer
+    # `_pydecimal`, `_pyio` and `_strptime` share docstrings with `decimal`, `io` and `strptime`
     return top.removeprefix("_py").lstrip("_") or top
 
 

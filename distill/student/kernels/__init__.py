@@ -1,1 +1,1 @@
-"""What the head computes, on flat arrays: `blocked` in plain torch for any device, faster ones where they exist."""
+"""Kernels on flat arrays: the head in plain torch (`blocked`), C++ (`cpu`) and Triton (`cuda`); dropout in C++."""

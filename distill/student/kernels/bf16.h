@@ -1,4 +1,4 @@
-// bf16 is handled as uint16_t: the upper half of a float32.
+// bf16 is stored as uint16_t: the upper half of a float32.
 
 #pragma once
 

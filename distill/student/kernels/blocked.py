@@ -1,19 +1,20 @@
 """The head's products in plain torch, one block of the vocabulary at a time, on any device.
 
-This is the reference the faster kernels agree with, and what runs where they cannot. Hidden states come as [R, H],
-with `rows` [T] of those that are no padding and `offsets` [B+1]: text i is rows[offsets[i]:offsets[i+1]]. Logits
-are float32 whatever the weights' dtype.
+This is the reference for the faster kernels, and the fallback where they cannot run. Hidden states come as [R, H],
+with `rows` [T] of the unpadded ones and `offsets` [B+1]: text i is rows[offsets[i]:offsets[i+1]]. Logits are float32
+whatever the dtype of the weights.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-TILE_BYTES = 64 << 20  # of one block of float32 logits
+TILE_BYTES = 64 << 20  # size of one block of float32 logits
 
 
 def max_forward(
@@ -21,8 +22,8 @@ def max_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Maximum over each text's tokens of `hidden[rows] @ weight.T + bias`, where it is above zero (or NaN).
 
-    Returns `indptr` int64 [B+1], `terms` int64 [nnz] ascending in each text, `maxima` float32 [nnz] and the first
-    row of `hidden`, int64 [nnz], that attains the maximum.
+    Returns `indptr` int64 [B+1], `terms` int64 [nnz] ascending in each text, `maxima` float32 [nnz], and int64 [nnz]
+    the first row of `hidden` that attains each maximum.
     """
     tokens = hidden[rows]
     texts, vocabulary = offsets.numel() - 1, weight.shape[0]
@@ -50,8 +51,8 @@ def max_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The two sparse-dense products: dh[row] += c W[term], dW[term] += c h[row], db[term] += c; float32.
 
-    `indptr` [B+1], with the texts' rows lying in order in `hidden` [R, H]; `rows`, `terms`, `coefficients` [nnz];
-    `needs`: which of dh [R, H], dW [V, H], db [V] to make.
+    `indptr` [B+1], with the rows of the texts in order in `hidden` [R, H]; `rows`, `terms`, `coefficients` [nnz];
+    `needs`: which of dh [R, H], dW [V, H], db [V] to compute.
     """
     d_hidden = d_weight = d_bias = None
     if needs[0]:
@@ -88,7 +89,10 @@ def sum_backward(
     twice: bool,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of `sum_forward` given `d_sums` [B, V]; the logits are computed again, block by block; float32."""
+    """Gradients of `sum_forward` for `d_sums` [B, V]: dh [R, H], dW [V, H], db [V], as `needs` says; float32.
+
+    The logits are recomputed, block by block.
+    """
     tokens = hidden[rows]
     text = _text_of_row(offsets, tokens.shape[0])
     d_tokens = torch.zeros(tokens.shape, device=tokens.device) if needs[0] else None
@@ -112,7 +116,8 @@ def sum_backward(
     return d_hidden, d_weight, d_bias
 
 
-def _logit_blocks(tokens: Tensor, weight: Tensor, bias: Tensor | None):
+def _logit_blocks(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Yield blocks of the vocabulary with their logits [T, block]."""
     width = max(64, TILE_BYTES // (4 * max(1, tokens.shape[0])))
     for start in range(0, weight.shape[0], width):
         block = slice(start, min(start + width, weight.shape[0]))
@@ -121,7 +126,7 @@ def _logit_blocks(tokens: Tensor, weight: Tensor, bias: Tensor | None):
 
 
 def _product(tokens: Tensor, weight: Tensor) -> Tensor:
-    """tokens @ weight.T with a float32 result that is never rounded to the operands' dtype, nor to an autocast's."""
+    """tokens @ weight.T in float32, never rounded to the operands' dtype or that of an autocast."""
     if tokens.dtype != torch.float32 and tokens.is_cuda:
         return torch.mm(tokens, weight.T, out_dtype=torch.float32)
     with torch.autocast(tokens.device.type, enabled=False):
@@ -129,7 +134,7 @@ def _product(tokens: Tensor, weight: Tensor) -> Tensor:
 
 
 def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tensor, size: int) -> Tensor:
-    """out[i] = sum of coefficients[k] * table[source[k]] over the k with into[k] == i; float32 [size, H]."""
+    """out[i] = sum of coefficients[k] * table[source[k]] over all k with into[k] == i; float32 [size, H]."""
     order = torch.sort(into, stable=True)
     starts = torch.searchsorted(order.values, torch.arange(size, device=into.device))
     return F.embedding_bag(
@@ -138,6 +143,7 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
 
 
 def _text_of_row(offsets: Tensor, rows: int) -> Tensor:
+    """Index of each row's text: int64 [T]."""
     return torch.repeat_interleave(
         torch.arange(offsets.numel() - 1, device=offsets.device), offsets.diff(), output_size=rows
     )

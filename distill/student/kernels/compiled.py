@@ -1,7 +1,7 @@
-"""The C++ files of this folder, compiled for the machine at hand on first use, and loaded with ctypes.
+"""The C++ files of this folder, compiled for this machine on first use and loaded with ctypes.
 
-A library is kept in the user's cache folder, under a name that holds its source, compiler and processor, and appears
-there in one step, so that processes may build it at the same time without a lock.
+A library is cached in the user's cache folder, under a hash of its source, compiler and processor. It appears there
+in one step, so that processes may build it at the same time without a lock.
 """
 
 from __future__ import annotations
@@ -29,20 +29,24 @@ FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 
 @functools.cache
 def native(source: str) -> ctypes.CDLL | None:
-    """`source` compiled for this processor; None, with a warning, where it cannot be."""
+    """Load `source`, compiled for this processor; None, with a warning, if it cannot be compiled."""
     try:
         return load(source, "-march=native")
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or error
-        logger.warning("the fast kernel of %s could not be built, a slower one takes its place: %s", source, output)
+        logger.warning(
+            "the fast CPU kernel %s could not be compiled, a slower one is used; install g++ or set CXX: %s",
+            source,
+            output,
+        )
         return None
 
 
 def load(source: str, architecture: str) -> ctypes.CDLL:
-    """`source` compiled for `architecture` (a compiler flag), from the cache or built now."""
+    """Load `source`, compiled for `architecture` (a compiler flag), from the cache or compiled now."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
-        raise OSError("no C++ compiler found (install g++, or name one in CXX)")
+        raise OSError("no C++ compiler found")
     command = [compiler, *FLAGS, architecture, str(HERE / source)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     texts = [path.read_text(encoding="utf-8") for path in (HERE / source, *sorted(HERE.glob("*.h")))]
@@ -60,12 +64,13 @@ def load(source: str, architecture: str) -> ctypes.CDLL:
 
 
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Address of a tensor's data, null for None."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 @contextlib.contextmanager
 def _cache_folder() -> Iterator[str]:
-    """A folder for compiled libraries: the user's cache, or where that cannot be written one for the moment."""
+    """Folder for compiled libraries: the user's cache, or a temporary one if the cache is not writable."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "splade-distill"
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +82,7 @@ def _cache_folder() -> Iterator[str]:
 
 
 def _processor() -> str:
-    """What decides which instructions `-march=native` means: a home may be shared by machines of several kinds."""
+    """Processor model and instruction sets, which decide what `-march=native` means: machines may share a home."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""`head.cpp` behind the interface of `blocked`; where no compiler is found, `blocked` does the work."""
+"""`head.cpp` with the interface of `blocked`, which is the fallback if no compiler is found."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from distill.student.kernels.compiled import pointer
 def max_forward(
     hidden: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `blocked.max_forward`, bf16 multiplied with float32 accumulation where the processor can."""
+    """As `blocked.max_forward`; bf16 is multiplied with float32 accumulation if the processor supports it."""
     library = _library()
     if library is None:
         return blocked.max_forward(hidden, rows, offsets, weight, bias)
@@ -39,7 +39,7 @@ def max_forward(
         pointer(indptr),
     )
     if not handle:
-        raise MemoryError("no memory for the head's forward")
+        raise MemoryError("out of memory in the forward of the SPLADE head's CPU kernel")
     active = int(indptr[-1])
     terms, tokens = torch.empty(active, dtype=torch.int64), torch.empty(active, dtype=torch.int64)
     maxima = torch.empty(active)
@@ -68,7 +68,7 @@ def max_backward(
     d_hidden = torch.zeros(hidden.shape) if needs[0] else None
     d_weight = torch.empty(weight.shape) if needs[1] else None
     d_bias = torch.empty(vocabulary) if needs[2] else None
-    done = library.max_backward(
+    succeeded = library.max_backward(
         pointer(indptr),
         indptr.numel() - 1,
         pointer(rows),
@@ -84,8 +84,8 @@ def max_backward(
         pointer(d_weight),
         pointer(d_bias),
     )
-    if not done:
-        raise MemoryError("no memory for the head's backward")
+    if not succeeded:
+        raise MemoryError("out of memory in the backward of the SPLADE head's CPU kernel")
     return d_hidden, d_weight, d_bias
 
 
@@ -96,7 +96,7 @@ def _library() -> ctypes.CDLL | None:
 
 
 def declared(library: ctypes.CDLL) -> ctypes.CDLL:
-    """`head.cpp`'s functions with the types of their arguments."""
+    """Declare the argument types of `head.cpp`'s functions; returns the library."""
     library.max_forward.restype = ctypes.c_void_p
     size, address, flag = ctypes.c_int64, ctypes.c_void_p, ctypes.c_int
     library.max_forward.argtypes = [*[address] * 3, size, *[address] * 2, size, size, flag, flag, address]

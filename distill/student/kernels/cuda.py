@@ -1,8 +1,8 @@
 """The max-pooling head on CUDA, in Triton: a tile of logits is reduced before it leaves the chip.
 
 Same idea as Sparton (arXiv 2603.25011): maximum and arg-max are taken in registers as tiles of the vocabulary product
-appear, so that [B, V] is all that is written. The backward's two sparse products are one gather-scale-add kernel over
-sorted entries: no atomics, the same result every time. Without Triton the plain torch kernels (`blocked`) serve.
+are computed, so that only [B, V] is written. The backward's two sparse products are one gather-scale-add kernel over
+sorted entries: no atomics, the same result every time. The fallback without Triton is `blocked`.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def max_backward(
 
 
 def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tensor, size: int) -> Tensor:
-    """out[i] = sum of coefficients[k] * table[source[k]] over the k with into[k] == i; float32 [size, H]."""
+    """out[i] = sum of coefficients[k] * table[source[k]] over all k with into[k] == i; float32 [size, H]."""
     order = torch.sort(into, stable=True)
     starts = torch.searchsorted(order.values, torch.arange(size + 1, device=into.device))
     out = torch.empty((size, table.shape[1]), device=table.device)
@@ -106,7 +106,8 @@ def _max_forward(
     TERMS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    # one program: one text, TERMS terms; texts vary fastest, so that neighbours share the weights in the L2 cache
+    # one program: one text, TERMS terms; texts vary fastest, so that neighbours share the weights in the L2 cache.
+    # maxima float32, tokens int32: [B, V], written where a term is inside the vocabulary
     text = tl.program_id(0)
     term = tl.program_id(1) * TERMS + tl.arange(0, TERMS)
     inside = term < vocabulary
@@ -151,6 +152,7 @@ def _max_forward(
 
 @triton.jit
 def _gather_sum_kernel(source, coefficients, starts, table, out, width, COLUMNS: tl.constexpr):
+    # one program: COLUMNS columns of out[target], the sum over entries starts[target]..starts[target + 1] - 1
     target = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = column < width

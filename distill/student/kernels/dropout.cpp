@@ -1,5 +1,5 @@
-// Dropout on CPUs whose mask is a function of (seed, position), so that the backward makes it again instead of
-// keeping it: Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011), 16 bits a value.
+// Dropout on CPUs. The mask is a function of (seed, position), so that the backward recomputes it instead of storing
+// it: Philox4x32-10 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011), 16 bits per value.
 
 #include <cstdint>
 #include <cstring>
@@ -9,18 +9,18 @@
 
 namespace {
 
-constexpr int LANES = 16;            // counters in step
-constexpr int BLOCK = 8 * LANES;     // values that they decide: four words of two halves each
-constexpr int64_t PIECE = 256 * BLOCK;
+constexpr int LANES = 16;               // counters processed together
+constexpr int BLOCK = 8 * LANES;        // values per LANES counters: each gives four words of two halves
+constexpr int64_t PIECE = 256 * BLOCK;  // values per work item of a thread
 
 inline void store(float* out, float value) { *out = value; }
-inline void store(uint16_t* out, float value) {  // to bf16, to the nearest even; NaN stays one
+inline void store(uint16_t* out, float value) {  // to bf16, rounding to nearest even; NaN stays NaN
     uint32_t bits;
     std::memcpy(&bits, &value, 4);
     *out = value == value ? uint16_t((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) : uint16_t(0x7FC0);
 }
 
-// Words of the counters first, first + 1, ...
+// The four Philox words of the counters first, first + 1, ...: words[word][lane].
 inline void philox(uint64_t first, uint64_t seed, uint32_t (&words)[4][LANES]) {
     for (int i = 0; i < LANES; ++i) {
         words[0][i] = uint32_t(first + i);

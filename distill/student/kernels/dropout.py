@@ -1,9 +1,10 @@
-"""`dropout.cpp` behind autograd: torch draws a CPU's masks one number after the other, ten times slower."""
+"""`dropout.cpp` with autograd: torch draws masks on a CPU one number at a time, ten times slower."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,9 +17,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """As `F.dropout(x, p, training=True)`, `p` rounded to 1/65536; one draw of torch's generator decides the mask.
+    """As `F.dropout(x, p, training=True)`, with `p` rounded to 1/65536; one draw of torch's generator seeds the mask.
 
-    On devices other than CPUs, for other dtypes and without a compiler it is torch's own.
+    Falls back to torch's own on devices other than CPUs, for dtypes not in `DTYPES`, and without a compiler.
     """
     if p == 0:
         return x
@@ -29,20 +30,23 @@ def dropout(x: Tensor, p: float) -> Tensor:
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, p, seed):
+    def forward(ctx: Any, x: Tensor, p: float, seed: int) -> Tensor:
         ctx.p, ctx.seed = p, seed
-        return _masked(x, p, seed)
+        return masked(x, p, seed)
 
     @staticmethod
-    def backward(ctx, grad):
-        return _masked(grad, ctx.p, ctx.seed), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return masked(grad, ctx.p, ctx.seed), None, None
 
 
-def _masked(x: Tensor, p: float, seed: int) -> Tensor:
+def masked(x: Tensor, p: float, seed: int) -> Tensor:
+    """Apply the mask of `seed`, which depends on nothing else: the backward recomputes it instead of storing it."""
+    library = _library()
+    assert library is not None, "without a compiler, `dropout` uses torch's own"
     x = x.contiguous()
     out = torch.empty_like(x)
     threshold = round(p * 65536)
-    _library().dropout(
+    library.dropout(
         pointer(x),
         pointer(out),
         x.numel(),

@@ -1,9 +1,9 @@
-// The max-pooling head on CPUs: the vocabulary product whose tiles never leave the registers before they are
-// reduced, and the two sparse-dense products of its backward. Plain C++17 with a C interface (see cpu.py). Results do
-// not depend on the number of threads.
+// The max-pooling head on CPUs: the vocabulary product, with each tile reduced before it leaves the registers, and the
+// two sparse-dense products of its backward. Plain C++17 with a C interface (see cpu.py). Results do not depend on the
+// number of threads.
 //
-// The product is blocked as in BLIS: ROWS tokens times TERMS terms of accumulators in registers, a packed group of
-// the vocabulary in the L2 cache, tokens packed once so that a block of them streams through the L1 cache.
+// The product is blocked as in BLIS: ROWS tokens times TERMS terms accumulate in registers, a packed group of the
+// vocabulary stays in the L2 cache, and tokens are packed once, so that a block of them streams through the L1 cache.
 
 #include <algorithm>
 #include <cmath>
@@ -31,14 +31,14 @@ constexpr int LANES = 8, ROWS = 6, VECTORS = 2;  // 12 of 16
 constexpr int LANES = 4, ROWS = 8, VECTORS = 2;  // NEON: 16 of 32
 #endif
 constexpr int TERMS = LANES * VECTORS;
-constexpr int64_t GROUP_BYTES = 320 << 10;  // of packed weights, to stay in L2
+constexpr int64_t GROUP_BYTES = 320 << 10;  // size of a group's packed weights, to stay in the L2 cache
 
 typedef float Floats __attribute__((vector_size(LANES * 4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(LANES * 4), may_alias));
 
 // ---------------------------------------------------------------------------------------------- forward
 
-// How many values of the hidden dimension one step of the inner loop takes: bf16 comes in pairs.
+// Number of values of the hidden dimension per step of the inner loop: bf16 is multiplied in pairs.
 template <class T> constexpr int STEP = sizeof(T) == 4 ? 1 : 2;
 
 template <class T>
@@ -79,7 +79,7 @@ inline void multiply<uint16_t>(const uint16_t* tokens, const uint16_t* terms, in
 }
 #endif
 
-// Packs rows[0:count] of a [*, width] matrix as [steps][size][STEP]; what lies outside is zero.
+// Packs the rows row(0), ..., row(count - 1) of a [*, width] matrix as [steps][size][STEP], padded with zeros.
 template <class T, int size, class Row>
 void pack(T* out, const T* matrix, int64_t width, int64_t count, Row row) {
     constexpr int step = STEP<T>;
@@ -92,7 +92,7 @@ void pack(T* out, const T* matrix, int64_t width, int64_t count, Row row) {
 }
 
 template <class T>
-struct Aligned {  // memory on a cache line's boundary
+struct Aligned {  // memory aligned to a cache line
     std::vector<char> bytes;
     T* data;
     explicit Aligned(int64_t count) : bytes(count * sizeof(T) + 64) {
@@ -105,14 +105,14 @@ struct Active {
     float value;
 };
 
-struct Found {  // of one group of the vocabulary: the active terms text by text
+struct ActiveTerms {  // active terms of one group of the vocabulary, text by text
     std::vector<Active> entries;
     std::vector<int64_t> starts;  // [texts + 1]
 };
 
 struct Forward {
     int64_t texts;
-    std::vector<Found> groups;
+    std::vector<ActiveTerms> groups;
 };
 
 template <class T>
@@ -169,13 +169,13 @@ Forward* max_forward(const T* hidden, const int64_t* rows, const int64_t* offset
                 }
             }
         }
-        Found& found = result->groups[group];
-        found.starts.assign(texts + 1, 0);
+        ActiveTerms& active = result->groups[group];
+        active.starts.assign(texts + 1, 0);
         for (int64_t b = 0; b < texts; ++b) {
             for (int64_t v = 0; v < count; ++v)
                 if (float value = best.data[b * span + v]; !(value <= 0))
-                    found.entries.push_back({int32_t(first + v), at.data[b * span + v], value});
-            found.starts[b + 1] = found.entries.size();
+                    active.entries.push_back({int32_t(first + v), at.data[b * span + v], value});
+            active.starts[b + 1] = active.entries.size();
         }
     });
     return result.release();
@@ -226,7 +226,7 @@ void hidden_gradient(const int64_t* indptr, int64_t texts, const int64_t* rows, 
     });
 }
 
-// dW[term] += c h[row], db[term] += c; a range of the vocabulary at a time, found in each text by binary search
+// dW[term] += c h[row], db[term] += c; one range of the vocabulary at a time, located in each text by binary search
 template <class T>
 void weight_gradient(const int64_t* indptr, int64_t texts, const int64_t* rows, const int64_t* terms,
                      const float* coefficients, const T* hidden, int64_t vocabulary, int64_t width,
@@ -264,8 +264,8 @@ void weight_gradient(const int64_t* indptr, int64_t texts, const int64_t* rows, 
 
 }  // namespace
 
-// C interface. `half` says that matrices hold bf16 instead of float32. Functions return false (or null) when memory
-// runs out.
+// C interface. With `half`, matrices hold bf16 instead of float32. Functions return false (or null) when memory runs
+// out.
 extern "C" {
 
 int multiplies_bf16() {
@@ -277,7 +277,7 @@ int multiplies_bf16() {
 }
 
 // hidden [R, width]; rows [tokens] of it, text b having rows[offsets[b]:offsets[b+1]]; weight [vocabulary, width];
-// bias float32 [vocabulary] or null. Writes indptr [texts + 1] and returns what `max_collect` takes.
+// bias float32 [vocabulary] or null. Writes indptr [texts + 1] and returns a handle for `max_collect`.
 void* max_forward(const void* hidden, const int64_t* rows, const int64_t* offsets, int64_t texts, const void* weight,
                   const float* bias, int64_t vocabulary, int64_t width, int half, int threads, int64_t* indptr) {
     try {
@@ -293,7 +293,7 @@ void* max_forward(const void* hidden, const int64_t* rows, const int64_t* offset
         indptr[0] = 0;
         for (int64_t b = 0; b < texts; ++b) {
             indptr[b + 1] = indptr[b];
-            for (const Found& found : result->groups) indptr[b + 1] += found.starts[b + 1] - found.starts[b];
+            for (const ActiveTerms& active : result->groups) indptr[b + 1] += active.starts[b + 1] - active.starts[b];
         }
         return result;
     } catch (const std::exception&) {
@@ -306,18 +306,18 @@ void max_collect(void* handle, const int64_t* indptr, int64_t* terms, float* max
     auto* result = (Forward*)handle;
     for (int64_t b = 0; b < result->texts; ++b) {
         int64_t out = indptr[b];
-        for (const Found& found : result->groups)
-            for (int64_t k = found.starts[b]; k < found.starts[b + 1]; ++k, ++out) {
-                terms[out] = found.entries[k].term;
-                maxima[out] = found.entries[k].value;
-                tokens[out] = found.entries[k].row;
+        for (const ActiveTerms& active : result->groups)
+            for (int64_t k = active.starts[b]; k < active.starts[b + 1]; ++k, ++out) {
+                terms[out] = active.entries[k].term;
+                maxima[out] = active.entries[k].value;
+                tokens[out] = active.entries[k].row;
             }
     }
     delete result;
 }
 
 // d_hidden [R, width] must be zero; d_weight [vocabulary, width] and d_bias [vocabulary] are overwritten; any of the
-// three may be null. The rows of a text lie together in `hidden`, and texts in order.
+// three may be null. The rows of a text are adjacent in `hidden`, and the texts in order.
 int max_backward(const int64_t* indptr, int64_t texts, const int64_t* rows, const int64_t* terms,
                  const float* coefficients, const void* hidden, const void* weight, int64_t vocabulary,
                  int64_t width, int half, int threads, float* d_hidden, float* d_weight, float* d_bias) {

@@ -1,4 +1,4 @@
-// Threads for the kernels, started by each call, so that no second OpenMP runtime meets torch's.
+// Threads for the kernels, started by each call: a second OpenMP runtime would conflict with torch's.
 
 #pragma once
 
@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-// Runs work(item) for every item below `count`, each on whichever thread is free.
+// Runs work(item) for every item below `count`, each on the next free thread. Rethrows an exception of `work`.
 template <class Work>
 void parallel(int64_t count, int threads, Work work) {
     std::atomic<int64_t> next{0};
@@ -28,7 +28,7 @@ void parallel(int64_t count, int threads, Work work) {
     std::vector<std::thread> pool;
     try {
         for (int i = 1; i < std::min<int64_t>(threads, count); ++i) pool.emplace_back(loop);
-    } catch (const std::system_error&) {  // the system grants no more threads: those there are do the work
+    } catch (const std::system_error&) {  // the system grants no more threads: those already started do the work
     }
     loop();
     for (auto& thread : pool) thread.join();

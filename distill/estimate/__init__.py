@@ -1,1 +1,0 @@
-"""`distill plan`: what a recipe costs on given devices, before anything is submitted."""

@@ -1,0 +1,1 @@
+"""The import stage: a source to text stores and judgements."""

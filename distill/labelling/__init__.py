@@ -1,0 +1,1 @@
+"""The label stage: training labels from teacher scores."""

@@ -1,0 +1,1 @@
+"""Run, check, plan and submit the stages, in order."""

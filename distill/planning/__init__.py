@@ -1,0 +1,1 @@
+"""Cost of a recipe: volumes, operations, devices, memory."""

@@ -1,0 +1,1 @@
+"""From a YAML file to validated recipes and their runs, one per round."""

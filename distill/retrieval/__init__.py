@@ -1,0 +1,1 @@
+"""Indexes, encoding and search."""

@@ -1,0 +1,1 @@
+"""A run on disk: layout, atomic files, manifests, fingerprints, logs."""

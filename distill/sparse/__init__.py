@@ -1,0 +1,1 @@
+"""Sparse representations and the products on them."""

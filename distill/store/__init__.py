@@ -1,0 +1,1 @@
+"""The Arrow formats, one module each."""
