@@ -11,6 +11,8 @@ RECIPE ?= configs/quickstart.yaml
 ARGS   ?=
 
 BIN := $(VENV)/bin
+# Two processes with a thread each; a file of tests stays on one of them, and so does all of Ray (tests/conftest.py).
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 # Without an NVIDIA driver, pip is also offered PyTorch's CPU builds, which are a tenth of the size.
 TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--extra-index-url https://download.pytorch.org/whl/cpu")
 
@@ -20,10 +22,10 @@ quickstart: setup
 	$(BIN)/distill run $(RECIPE) $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow and not slurm" $(ARGS)
+	$(PYTEST) -m "not slow and not slurm" $(ARGS)
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 test-slurm: setup
 	$(BIN)/python -m pytest -m slurm $(ARGS)

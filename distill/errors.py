@@ -62,6 +62,12 @@ class TrainingError(DistillError):
     """Training cannot start or continue."""
 
 
+class ClusterError(DistillError):
+    """The Ray that this command started has ended. Nothing is wrong with the input: the same command resumes."""
+
+    exit_status = 1
+
+
 class SlurmError(DistillError):
     """Slurm is not installed, or rejects a request."""
 

@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 
 from distill.config import Cluster
-from distill.errors import DistillError, RecipeError
+from distill.errors import ClusterError, DistillError, RecipeError
 from distill.run.signals import postponed
 
 log = logging.getLogger(__name__)
@@ -91,8 +92,8 @@ def shard_map(
     A task whose worker dies is tried again, at most `max_tries` times in all; only the task that was running counts a
     try. `on_dispatch(task)` and `on_worker_death(tasks)` are callbacks (running task first). `diagnose(task, since)`
     may explain a death better than Ray can; `since`: when the task was dispatched, as `time.time`. Raises a worker's
-    `DistillError` with the task's name in front of the message, and `JobFailed` for any other exception. Ray must be
-    running.
+    `DistillError` with the task's name in front of the message, `JobFailed` for any other exception, and `ClusterError`
+    if a worker dies and the Ray that this process started is dead. Ray must be running.
     """
     options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 0, "max_concurrency": 1}
     actor_class: Any = ray.remote(worker).options(**options)
@@ -107,7 +108,7 @@ def shard_map(
                 done(task, result)
     finally:
         with postponed():
-            for actor in state.actors:
+            for actor in state.actors if not _dead_servers() else ():
                 ray.kill(actor.handle)
 
 
@@ -209,7 +210,15 @@ class _Map(Generic[T]):
             yield task, result
 
     def _handle_death(self, actor: _Actor[T], error: RayError) -> None:
-        """Reschedule the tasks of a dead actor. Raises `JobFailed` after too many deaths."""
+        """Reschedule the tasks of a dead actor.
+
+        Raises `JobFailed` after too many deaths, and `ClusterError` if Ray itself is dead, so that no other can start.
+        """
+        if dead := _dead_servers():
+            raise ClusterError(
+                f"{dead[0]} of the Ray that this command started was killed, maybe for want of memory; "
+                "the same command resumes"
+            )
         self.actors.remove(actor)
         ray.kill(actor.handle)  # it may only be unreachable, and would keep its GPU
         lost = [task for _, task in actor.tasks]
@@ -291,6 +300,7 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         home = Path(__file__).resolve().parent.parent
         modules = [str(home / name) for name in ("distill", "teachers", "ray_jobs")]
         options = {"address": cluster.address, "runtime_env": {"py_modules": modules, "env_vars": _WORKER_ENVIRONMENT}}
+    others = psutil.Process().children(recursive=True)
     try:
         # a local Ray inherits the environment; a runtime_env would restart its workers
         with _environment(worker_environment()), postponed(), _own_sigterm():
@@ -306,7 +316,17 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         with postponed(), _own_sigterm():
+            started = [child for child in psutil.Process().children(recursive=True) if child not in others]
             ray.shutdown()
+            for process in started:  # without its raylet or gcs_server, an agent of Ray would stay
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def _dead_servers() -> list[str]:
+    """Names of Ray's servers that this process started and that have died: `gcs_server`, `raylet`."""
+    servers = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
+    return sorted(server.name() for server in servers if server.status() == psutil.STATUS_ZOMBIE)
 
 
 def _temporary_folder() -> str:

@@ -186,7 +186,13 @@ def test_init_uses_the_scores_of_rows_as_a_teacher(tmp_path, scores, label):
     assert {name: teacher.kind for name, teacher in recipe.teachers.items()} == {"given": "imported"}
     assert recipe.label.model_dump(include={"normalise", "scale", "map_to"}) == {**label, "map_to": None}
     assert distill("run", made, "--dry-run").returncode == 0
-    override = f"run_dir={tmp_path / 'run'}"
+
+
+def test_the_recipe_that_init_writes_for_rows_with_scores_runs(tmp_path):
+    rows = [{"query": f"q {i}", "positive": f"p {i}", "negative": "n", "scores": [0.9, 0.4]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    made, override = tmp_path / "made.yaml", f"run_dir={tmp_path / 'run'}"
+    assert distill("init", tmp_path / "rows.jsonl", "-o", made).returncode == 0
     shown = distill("score", made, override)
     assert shown.returncode == 2 and "run `distill import` first" in shown.stderr
     for stage in ("import", "score", "label"):

@@ -23,9 +23,10 @@ HELPERS = Path(__file__).parents[1] / "helpers"
 
 @pytest.mark.skipif(sys.platform != "linux" or shutil.which("cc") is None, reason="needs Linux and a C compiler")
 @pytest.mark.parametrize(
-    ("count", "seed"), [(8, 1), pytest.param(150, 2, marks=[pytest.mark.slow, pytest.mark.timeout(3000)])]
+    ("count", "seed"), [(6, 1), pytest.param(None, 2, marks=[pytest.mark.slow, pytest.mark.timeout(7200)])]
 )
-def test_stages_survive_kills_and_failing_writes(tmp_path, tiny_mlm, tiny_sentence, count, seed):
+def test_stages_survive_kills_and_failing_writes(tmp_path, tiny_mlm, tiny_sentence, count, seed, request):
+    count = count or request.config.getoption("--fault-points")
     recipe = whole_recipe(tmp_path, tiny_mlm, tiny_sentence)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     library = tmp_path / "faults.so"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 
@@ -163,3 +165,27 @@ def _scorers(tmp_path: Path) -> set[str]:
     """Process ids of the workers that have started a shard."""
     log = tmp_path / "calls.log"
     return {line.split(" ", 1)[0] for line in log.read_text().splitlines()} if log.exists() else set()
+
+
+@pytest.mark.slow  # Ray looks for its gcs_server for a minute before it lets its driver go
+def test_a_driver_whose_ray_was_killed_ends_with_a_message_leaves_nothing_and_resumes(tmp_path):
+    folder = write_job(tmp_path / "run", queries=24, per_shard=1)
+    recipe, file = recipe_for(folder, steady(tmp_path, seconds=0.5)), tmp_path / "recipe.yaml"
+    file.write_text(dump_recipe(recipe))
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "tests.ray_jobs.drive", str(file)]
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: committed(folder) >= 2, driver)
+    started = psutil.Process(driver.pid).children(recursive=True)
+    kill = [process for process in started if process.name() == "gcs_server"]
+    kill += [process for process in started if process.name().startswith("ray::ScoreWorker")]
+    assert len(kill) >= 2
+    for process in kill:
+        process.kill()
+    message = driver.communicate(timeout=120)[1]
+    assert driver.returncode == 1 and "ClusterError: gcs_server of the Ray that this command started" in message
+    assert not psutil.wait_procs(started, timeout=10)[1]
+    before = score_files(folder)
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert again.returncode == 0, again.stderr
+    assert before.items() <= score_files(folder).items() and committed(folder) == 26

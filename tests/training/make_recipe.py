@@ -30,6 +30,7 @@ def make_recipe(model, root: Path, student: dict | None = None, teachers: dict |
                 "passage_regularizers": [{"kind": "flops", "weight": 1e-3, "ramp_steps": 4}],
                 **train,
             },
+            "evaluate": {"precision": "float32"},  # `auto` measures, and its choice may differ between calls
             "tracking": {"log_every": 1},
         }
     )
