@@ -34,8 +34,8 @@ from distill.run.run import Run
 from distill.store.arrow import write_ipc
 from distill.store.candidates import from_lists, shard_name, write_candidates
 from distill.store.texts import PASSAGE_SCHEMA, QUERY_SCHEMA
+from ray_jobs.cluster import ray_cluster
 from ray_jobs.score import score
-from ray_jobs.shard_map import ray_cluster
 from ray_jobs.stage import outputs
 
 TARGET_MS = 2.0

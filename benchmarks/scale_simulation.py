@@ -22,8 +22,8 @@ from distill.config import Cluster
 from distill.run.joblog import JobLog
 from distill.run.layout import RunFolder
 from distill.run.run import Run
+from ray_jobs.cluster import ray_cluster
 from ray_jobs.score import score
-from ray_jobs.shard_map import ray_cluster
 from ray_jobs.stage import outputs
 
 PAIRS = 1000  # per shard: few, so that writing them is cheap

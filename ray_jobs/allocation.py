@@ -29,7 +29,7 @@ from distill.config import Recipe
 from distill.errors import DistillError, Preempted, RecipeError
 from distill.recipe.load import load_recipe
 from distill.run.files import write_atomic
-from ray_jobs.shard_map import JOIN_SECONDS, worker_environment
+from ray_jobs.cluster import JOIN_SECONDS, worker_environment
 
 RESTARTS = 3  # of a machine's Ray that ends by itself, before the job continues without the machine
 

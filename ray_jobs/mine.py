@@ -108,7 +108,8 @@ def mine(run: Run, outputs: Sequence[Output]) -> None:
     if shards:
         import ray
 
-        from ray_jobs.shard_map import Resources, ray_cluster
+        from ray_jobs.cluster import ray_cluster
+        from ray_jobs.shard_map import Resources
 
         miners = list(
             {name: None for split in {task.shard.split for task in shards} for name in miners_of(run.recipe, split)}

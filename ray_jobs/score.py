@@ -27,9 +27,10 @@ from distill.run.output import Output
 from distill.run.run import Run
 from distill.store.candidates import candidate_shards, read_candidates
 from distill.store.scores import read_score_shard
+from ray_jobs.cluster import ray_cluster
 from ray_jobs.devices import lost_device
 from ray_jobs.score_worker import Result, ScoreTask, ScoreWorker
-from ray_jobs.shard_map import Resources, named, ray_cluster, shard_map
+from ray_jobs.shard_map import Resources, named, shard_map
 from teachers.base import prepare
 from teachers.execution import read_record
 from teachers.spec import TeacherSpec

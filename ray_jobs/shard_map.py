@@ -8,35 +8,24 @@ second one so that the actor never waits for the driver.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import signal
-import sys
-import tempfile
-import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from distill.config import Cluster
-from distill.errors import ClusterError, DistillError, RecipeError
+from distill.errors import ClusterError, DistillError
 from distill.run.signals import postponed
+from ray_jobs.cluster import dead_servers
 
 log = logging.getLogger(__name__)
 
-_WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
 _RESIZE_SECONDS = 5.0  # between checks of the cluster's size
 _PATIENCE_SECONDS = 60.0  # without any actor, until a warning
-_LONGEST_FOLDER = 40  # characters: of a socket's 107, Ray's names below it take up to 67
-JOIN_SECONDS = 180.0  # for the machines of a cluster to join
 
 
 class Task(Protocol):
@@ -108,7 +97,7 @@ def shard_map(
                 done(task, result)
     finally:
         with postponed():
-            for actor in state.actors if not _dead_servers() else ():
+            for actor in state.actors if not dead_servers() else ():
                 ray.kill(actor.handle)
 
 
@@ -214,7 +203,7 @@ class _Map(Generic[T]):
 
         Raises `JobFailed` after too many deaths, and `ClusterError` if Ray itself is dead, so that no other can start.
         """
-        if dead := _dead_servers():
+        if dead := dead_servers():
             raise ClusterError(
                 f"{dead[0]} of the Ray that this command started was killed, maybe for want of memory; "
                 "the same command resumes"
@@ -274,128 +263,3 @@ def named(task: Task, error: DistillError) -> DistillError:
     """Put the task's name in front of the error's message."""
     error.args = (f"{task.name}: {error}",)
     return error
-
-
-@contextlib.contextmanager
-def ray_cluster(cluster: Cluster) -> Iterator[None]:
-    """Ray for the duration of a job: the running one, the one at `cluster.address`, or a local one of our own.
-
-    Workers of a remote cluster get this program's packages with the job; local ones import what the driver can import,
-    and those of address `auto` what is installed. Raises `RecipeError` if fewer than `cluster.nodes` machines join.
-    """
-    if ray.is_initialized():
-        yield
-        return
-    options: dict[str, Any]
-    if cluster.address is None:
-        options = {
-            "address": "local",  # whatever RAY_ADDRESS says
-            "num_cpus": cluster.cpus,
-            "object_store_memory": int(cluster.object_store_gib * 2**30),
-            "_temp_dir": _temporary_folder(),
-        }
-    elif cluster.address == "auto":
-        options = {"address": "auto"}
-    else:
-        home = Path(__file__).resolve().parent.parent
-        modules = [str(home / name) for name in ("distill", "teachers", "ray_jobs")]
-        options = {"address": cluster.address, "runtime_env": {"py_modules": modules, "env_vars": _WORKER_ENVIRONMENT}}
-    others = psutil.Process().children(recursive=True)
-    try:
-        # a local Ray inherits the environment; a runtime_env would restart its workers
-        with _environment(worker_environment()), postponed(), _own_sigterm():
-            ray.init(**options, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except DistillError:
-        raise
-    except Exception as error:  # Ray raises all kinds, plain `Exception` among them
-        where = f"reach Ray at {cluster.address}" if cluster.address else f"start Ray in {options['_temp_dir']}"
-        raise RecipeError(f"cluster: cannot {where}: {str(error).strip() or type(error).__name__}") from error
-    try:
-        if cluster.nodes is not None:
-            _await_nodes(cluster.nodes)
-        yield
-    finally:
-        with postponed(), _own_sigterm():
-            started = [child for child in psutil.Process().children(recursive=True) if child not in others]
-            ray.shutdown()
-            for process in started:  # without its raylet or gcs_server, an agent of Ray would stay
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-
-
-def _dead_servers() -> list[str]:
-    """Names of Ray's servers that this process started and that have died: `gcs_server`, `raylet`."""
-    servers = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
-    return sorted(server.name() for server in servers if server.status() == psutil.STATUS_ZOMBIE)
-
-
-def _temporary_folder() -> str:
-    """Where a Ray of our own keeps its sockets and logs: RAY_TMPDIR, the folder for temporary files, or /tmp.
-
-    A path to a socket may have 107 characters; batch systems set longer folders. Raises `RecipeError` for one that
-    cannot be written.
-    """
-    named = os.environ.get("RAY_TMPDIR")
-    folder = Path(named or tempfile.gettempdir())
-    if len(str(folder / "ray")) > _LONGEST_FOLDER:
-        log.info("%s is too long for the sockets of Ray, which uses /tmp/ray", folder)
-        folder = Path("/tmp")
-    home = folder / f"ray-{os.getuid()}" if folder == Path("/tmp") and not _is_ours(folder / "ray") else folder / "ray"
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=home).close()
-    except OSError as error:
-        variable = "RAY_TMPDIR" if named and folder == Path(named) else "TMPDIR"
-        raise RecipeError(
-            f"cluster: Ray cannot write to {home} ({error.strerror}); set {variable} to a folder with space and a "
-            f"short path (up to {_LONGEST_FOLDER} characters)"
-        ) from None
-    return str(home)
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether a folder in /tmp, which all users share, is missing or may be written."""
-    return not folder.exists() or os.access(folder, os.W_OK)
-
-
-def worker_environment() -> dict[str, str]:
-    """Environment variables for Ray, so that its workers can import what this process can."""
-    return {**_WORKER_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-
-
-def _await_nodes(wanted: int) -> None:
-    deadline = time.monotonic() + JOIN_SECONDS
-    while (joined := sum(node["Alive"] for node in ray.nodes())) < wanted:
-        if time.monotonic() > deadline:
-            raise RecipeError(
-                f"cluster: {joined} of {wanted} machines (cluster.nodes) joined in {JOIN_SECONDS:g} s; "
-                "check Ray's log on the others, or lower cluster.nodes"
-            )
-        time.sleep(0.5)
-
-
-@contextlib.contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep our SIGTERM handler: Ray's ends the process with status 15, and job scripts requeue on ours."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

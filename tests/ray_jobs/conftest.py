@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from distill.config import Cluster
-from ray_jobs.shard_map import ray_cluster
+from ray_jobs.cluster import ray_cluster
 
 
 @pytest.fixture(scope="session")

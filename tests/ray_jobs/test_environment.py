@@ -14,7 +14,7 @@ import pytest
 from distill.errors import RecipeError
 from distill.recipe.load import dump_recipe, parse_recipe
 from distill.run.layout import RunFolder
-from ray_jobs import shard_map
+from ray_jobs import cluster
 from tests.helpers.small_run import save_checkpoint
 from tests.helpers.stages import import_data
 from tests.importing.files import lines
@@ -25,7 +25,7 @@ START = """
 import sys, ray
 from distill.config import Cluster
 from distill.errors import RecipeError
-from ray_jobs.shard_map import ray_cluster
+from ray_jobs.cluster import ray_cluster
 try:
     with ray_cluster(Cluster(cpus=1)):
         print(ray.cluster_resources()["CPU"])
@@ -37,9 +37,9 @@ except RecipeError as error:
 def test_a_short_temporary_folder_is_used_and_a_long_one_replaced(tmp_path, monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr("tempfile.tempdir", "/tmp")
-    assert Path(shard_map._temporary_folder()).parent == Path("/tmp")
+    assert Path(cluster._temporary_folder()).parent == Path("/tmp")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / LONG))
-    assert Path(shard_map._temporary_folder()).parent == Path("/tmp")
+    assert Path(cluster._temporary_folder()).parent == Path("/tmp")
 
 
 def test_a_temporary_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
@@ -48,7 +48,7 @@ def test_a_temporary_folder_that_cannot_be_written_is_named(tmp_path, monkeypatc
     monkeypatch.setenv("RAY_TMPDIR", str(file))
     try:
         with pytest.raises(RecipeError, match=r"Ray cannot write to .* set RAY_TMPDIR to a folder"):
-            shard_map._temporary_folder()
+            cluster._temporary_folder()
     finally:
         file.unlink()
 

@@ -95,8 +95,8 @@ def test_two_drivers_on_one_cluster_commit_each_shard_once(cluster, tmp_path):
 
 def test_fewer_machines_than_cluster_nodes_are_an_error():
     asks_for_two = (
-        "from distill.config import Cluster; from ray_jobs import shard_map; shard_map.JOIN_SECONDS = 1\n"
-        "with shard_map.ray_cluster(Cluster(cpus=1, nodes=2, object_store_gib=0.1)): print('started')"
+        "from distill.config import Cluster; from ray_jobs import cluster; cluster.JOIN_SECONDS = 1\n"
+        "with cluster.ray_cluster(Cluster(cpus=1, nodes=2, object_store_gib=0.1)): print('started')"
     )
     done = subprocess.run([sys.executable, "-c", asks_for_two], capture_output=True, text=True)
     assert "RecipeError: cluster: 1 of 2 machines (cluster.nodes) joined in 1 s" in done.stderr

@@ -107,7 +107,7 @@ def test_our_own_sigterm_handler_stays_in_place_during_a_job_and_after_it():
     program = (
         "import os, signal, sys\n"
         "from distill.config import Cluster\n"
-        "from ray_jobs.shard_map import ray_cluster\n"
+        "from ray_jobs.cluster import ray_cluster\n"
         "received = []\n"
         "signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))\n"
         "with ray_cluster(Cluster(cpus=1)):\n"
