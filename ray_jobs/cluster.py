@@ -68,7 +68,8 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         yield
     finally:
         with postponed(), _own_sigterm():
-            started = [child for child in psutil.Process().children(recursive=True) if child not in others]
+            own = psutil.Process().children(recursive=True) if cluster.address is None else []
+            started = [child for child in own if child not in others]
             ray.shutdown()
             for process in started:  # without its raylet or gcs_server, an agent of Ray would stay
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -77,8 +78,12 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
 
 def dead_servers() -> list[str]:
     """Names of Ray's servers that this process started and that have died: `gcs_server`, `raylet`."""
-    servers = [child for child in psutil.Process().children() if child.name() in ("gcs_server", "raylet")]
-    return sorted(server.name() for server in servers if server.status() == psutil.STATUS_ZOMBIE)
+    dead = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() in ("gcs_server", "raylet") and child.status() == psutil.STATUS_ZOMBIE:
+                dead.append(child.name())
+    return sorted(dead)
 
 
 def _temporary_folder() -> str:
