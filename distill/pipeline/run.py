@@ -9,6 +9,7 @@ Later rounds of the recipe run the same stages, except the import and the teache
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import socket
@@ -145,7 +146,7 @@ def run_stage(stage: Stage, run: Run, redo: bool = False, *, verify_inputs: bool
             state = stage_state(stage, outputs)  # another task of a job array may have set it aside
             if state.state == "stale":
                 log.info("%-9s must run again: %s", stage.name, state.reason)
-                _set_aside(run.folder, (*state.stale, *stage.auxiliary(run.folder)))
+                _set_aside(run.folder, stage, (*state.stale, *stage.auxiliary(run.folder)))
     if state.state == "done":
         log.info("%-9s %s", stage.name, "done already" if state.counts else "nothing to do")
         return False
@@ -153,7 +154,7 @@ def run_stage(stage: Stage, run: Run, redo: bool = False, *, verify_inputs: bool
     began = time.monotonic()
     if verify_inputs and is_rank_zero():
         _verify_inputs(stage, run)
-    with stage_errors(run.folder.root):
+    with stage_errors(run.folder.root), locked(run.folder.root / stage.name, shared=True):
         if stage.needs and is_rank_zero():
             record_truncation(run)
         with measure_emissions(run, stage.name):
@@ -197,14 +198,26 @@ def _free_gpu() -> None:
             torch.cuda.empty_cache()
 
 
-def _set_aside(folder: RunFolder, paths: Sequence[Path]) -> None:
-    """Move outputs into replaced/<time>/, where nothing reads them."""
-    target = folder.replaced / time.strftime("%Y%m%d-%H%M%S")
-    for path in paths:
-        if path.exists():
-            moved = target / path.relative_to(folder.root)
-            moved.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, moved)
+def _set_aside(folder: RunFolder, stage: Stage, paths: Sequence[Path]) -> None:
+    """Move outputs into a new folder of replaced/, where nothing reads them.
+
+    Raises `StorageError` while another process runs the stage.
+    """
+    now = time.strftime("%Y%m%d-%H%M%S")
+    names = (now if number == 1 else f"{now}-{number}" for number in itertools.count(1))
+    target = next(path for path in map(folder.replaced.joinpath, names) if not path.exists())
+    try:
+        with locked(folder.root / stage.name, wait=False):
+            for path in paths:
+                if path.exists():
+                    moved = target / path.relative_to(folder.root)
+                    moved.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, moved)
+    except BlockingIOError:
+        raise StorageError(
+            f"{folder.root}: another process runs stage {stage.name!r} here, from another recipe; stop it before you "
+            "set its output aside, or choose another run_dir"
+        ) from None
     log.info("          moved the old output to %s", target)
 
 

@@ -171,18 +171,19 @@ def remove_leftovers(folder: Path, pattern: str, older_than: float = 3600.0) -> 
 
 
 @contextlib.contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, wait: bool = True, shared: bool = False) -> Iterator[None]:
     """Hold a lock on `path` among processes; it is released when the process dies.
 
-    If another process holds it, wait, or raise `BlockingIOError` at once.
+    If another process holds it, wait, or raise `BlockingIOError` at once. Any number may hold a `shared` one together.
     """
     path = Path(path)
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(f".{path.name}.lock"), "w")  # noqa: SIM115 (open until the block ends)
+        lock = open(path.with_name(f".{path.name}.lock"), "a+")  # noqa: SIM115 (open until the block ends)
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(lock, kind if wait else kind | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
                 raise

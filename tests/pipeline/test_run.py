@@ -1,13 +1,16 @@
 """All stages in one run, on real Ray and DeepSpeed, from a folder of texts to a checkpoint that other tools load."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from distill.errors import FingerprintError
-from distill.pipeline.run import run_part, run_pipeline
+from distill.errors import FingerprintError, StorageError
+from distill.pipeline.registry import stage_of
+from distill.pipeline.run import run_part, run_pipeline, run_stage
 from distill.pipeline.status import stage_states
 from distill.recipe.expand import open_runs
 from distill.run.layout import RunFolder
@@ -60,6 +63,32 @@ def test_a_second_run_writes_nothing(finished, caplog):
     assert "everything was done already" in caplog.text
     assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*") if path.is_file()}
     assert {state.state for state in stage_states(open_runs(finished), verify=True)} == {"done"}
+
+
+def test_output_is_not_set_aside_while_its_stage_runs(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "run")
+    first, second = (
+        Run.of(
+            finished.model_copy(
+                update={
+                    "run_dir": str(tmp_path / "run"),
+                    "label": finished.label.model_copy(update={"normalise": normalise}),
+                }
+            )
+        )
+        for normalise in ("none", "z-score")
+    )
+    stage, tried = stage_of(first, "label"), []
+
+    def execute(run, outputs):
+        stage.execute(run, outputs)
+        tried.append(len(list(run.folder.replaced.iterdir())))
+        with pytest.raises(StorageError, match="another process runs stage 'label' here, from another recipe"):
+            run_stage(stage, second, redo=True)
+        assert outputs[0].state().kind == "done" and len(list(run.folder.replaced.iterdir())) == tried[0]
+
+    assert run_stage(replace(stage, execute=execute), first, redo=True) and tried == [1]
+    assert run_stage(stage, second, redo=True)
 
 
 def test_a_changed_recipe_is_refused_at_the_stage_it_affects_with_the_changed_field(finished):
