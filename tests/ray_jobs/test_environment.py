@@ -99,7 +99,7 @@ def test_mining_on_ray_stops_when_asked_and_goes_on(tmp_path, tiny_mlm, number):
     while not list(folder.data.glob("index/*/chunk-*.arrow")) and driver.poll() is None:
         time.sleep(0.05)
     driver.send_signal(number)
-    message = driver.communicate(timeout=60)[1]
+    message = driver.communicate(timeout=180)[1]
     assert "Traceback" not in message and "the same command resumes" in message
     assert driver.returncode == (130 if number == signal.SIGINT else 75)
     assert not orphans()
