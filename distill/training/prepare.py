@@ -25,7 +25,6 @@ from distill.student.base import Student
 from distill.student.checkpoint import load_student, save_student, start_student
 from distill.student.dropout import set_dropout
 from distill.student.model import SpladeStudent, load_tokenizer
-from distill.training.allocator import keep_freed_memory
 from distill.training.checks import check_development, check_losses
 from distill.training.datasets import build_tokens, datasets
 from distill.training.fields import start_fields
@@ -86,8 +85,6 @@ def _make_start(run: Run) -> None:
     if lexical is not None:
         assert cfg is not None and isinstance(student, SpladeStudent)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            keep_freed_memory()
         learn_lexical_vectors(student.to(device), lexical, passages, cfg, run.recipe.seed)
         student.to("cpu")
     save_student(student, run.folder.start)
