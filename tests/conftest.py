@@ -19,6 +19,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def pytest_addoption(parser):
     parser.addoption("--kills", type=int, default=60, help="kills in the slow test of random kills")
     parser.addoption("--fault-points", type=int, default=60, help="stops in the slow test of faults")
+    parser.addoption("--signal-points", type=int, default=8, help="signals in the slow test of all stages")
 
 
 def pytest_collection_modifyitems(items):

@@ -49,6 +49,8 @@ def main() -> None:
     except (DistillError, Stop) as error:
         print(f"distill: {printable(str(error))}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
+    finally:
+        signals.ignore()  # the work is done or given up: a signal during the interpreter's end must not change that
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

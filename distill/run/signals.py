@@ -26,6 +26,12 @@ def install() -> None:
             signal.signal(number, _handle)
 
 
+def ignore() -> None:
+    """Ignore the stop signals from now on, Ctrl-C among them; the interpreter would kill the process at its end."""
+    for number in (*STOP_SIGNALS, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def postponed() -> Iterator[None]:
     """Raise what a signal asks for after this block instead of inside it."""
