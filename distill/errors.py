@@ -42,6 +42,10 @@ class StorageError(DistillError):
     """The disk is full, or stored data is missing or damaged."""
 
 
+class LimitError(DistillError):
+    """A limit that the system sets, on processes, memory or open files, is too low."""
+
+
 class ModelError(DistillError):
     """A model cannot be found, downloaded or read."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -19,12 +21,15 @@ import ray
 
 from distill.config import Cluster
 from distill.errors import DistillError, RecipeError
+from distill.run.limits import require_threads
 from distill.run.signals import postponed
 
 log = logging.getLogger(__name__)
 
 _WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "RAY_USAGE_STATS_ENABLED": "0"}
 _LONGEST_FOLDER = 40  # characters: of a socket's 107, Ray's names below it take up to 67
+_RAY_THREADS = 175  # of its servers (146, counted) and one worker
+_RAY_DISK = 16 << 20  # bytes for its logs and sockets
 JOIN_SECONDS = 180.0  # for the machines of a cluster to join
 
 
@@ -52,6 +57,8 @@ def ray_cluster(cluster: Cluster) -> Iterator[None]:
         home = Path(__file__).resolve().parent.parent
         modules = [str(home / name) for name in ("distill", "teachers", "ray_jobs")]
         options = {"address": cluster.address, "runtime_env": {"py_modules": modules, "env_vars": _WORKER_ENVIRONMENT}}
+    if cluster.address is None:
+        require_threads("Ray on this machine", _RAY_THREADS, "score with --shard 0/1, which needs no Ray")
     others = psutil.Process().children(recursive=True)
     try:
         # a local Ray inherits the environment; a runtime_env would restart its workers
@@ -101,11 +108,13 @@ def _temporary_folder() -> str:
     try:
         home.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=home).close()
+        if shutil.disk_usage(home).free < _RAY_DISK:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         variable = "RAY_TMPDIR" if named and folder == Path(named) else "TMPDIR"
         raise RecipeError(
-            f"cluster: Ray cannot write to {home} ({error.strerror}); set {variable} to a folder with space and a "
-            f"short path (up to {_LONGEST_FOLDER} characters)"
+            f"cluster: Ray cannot write to {home} ({error.strerror}); set {variable} to a folder with space "
+            f"({_RAY_DISK >> 20} MiB at least) and a short path (up to {_LONGEST_FOLDER} characters)"
         ) from None
     return str(home)
 

@@ -33,6 +33,7 @@ from distill.recipe.load import dump_recipe
 from distill.reporting.emissions import measure_emissions
 from distill.run.files import append_json_line, locked, stage_errors, write_atomic
 from distill.run.layout import RunFolder
+from distill.run.limits import require_threads
 from distill.run.manifest import read_manifest, require_manifest, verify
 from distill.run.rank import is_rank_zero
 from distill.run.run import Run
@@ -132,6 +133,7 @@ def run_stage(stage: Stage, run: Run, redo: bool = False, *, verify_inputs: bool
     With `verify_inputs`, the files that the stage reads are compared with their checksums first. Fields that the recipe
     leaves to the program have their values in the stage, not in the copy of the recipe.
     """
+    require_threads(f"stage {stage.name!r}")
     written, run = run.recipe, resolve(run, stage) if stage.needs else settle(run)
     outputs = stage.outputs(run)
     state = stage_state(stage, outputs)

@@ -22,6 +22,7 @@ from typing import Any
 import xxhash
 
 from distill.errors import DistillError, StorageError
+from distill.run.limits import limit_error
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -62,7 +63,7 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def stage_errors(folder: Path) -> Iterator[None]:
-    """Turn a full or failing disk into a `StorageError`, wherever in a stage it is met.
+    """Turn a full or failing disk into a `StorageError`, and a limit that is met into a `LimitError`, wherever it is.
 
     A stage also writes temporary files and caches, so an error without a path does not say which disk it is.
     """
@@ -77,6 +78,8 @@ def stage_errors(folder: Path) -> Iterator[None]:
             where = path or f"the disk of {folder}, of temporary files or of a cache"
             with storage_errors(Path(str(where))):
                 raise OSError(number, os.strerror(number), str(where)) from error
+        if (limit := limit_error(error)) is not None:
+            raise limit from error
         raise
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.errors import DataError, DistillError, TrainingError
 from distill.recipe.load import load_recipe
+from distill.run.files import stage_errors
 from distill.run.layout import RunFolder
 from distill.run.run import Run
 from distill.training.preemption import watching
@@ -24,7 +25,8 @@ def main(recipe_file: str, root: str, outcome_file: str) -> int:
         try:
             recipe = load_recipe(recipe_file)
             run = Run(recipe, replace(RunFolder.of(recipe), root=Path(root)))
-            outcome: dict[str, Any] = {"summary": train_process(run, *outputs(run))}
+            with stage_errors(run.folder.root):
+                outcome: dict[str, Any] = {"summary": train_process(run, *outputs(run))}
             status = 0
         except DistillError as error:
             # a `DataError` takes its position apart; the message has it already

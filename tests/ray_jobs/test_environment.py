@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -60,6 +61,27 @@ def test_a_ray_of_our_own_starts_whatever_the_environment_names(tmp_path):
         [sys.executable, "-c", START], env=environment, capture_output=True, text=True, timeout=200
     )
     assert started.stdout == "1.0\n", started.stderr
+
+
+def on_small_disk(place: Path, size: str, **variables: str) -> subprocess.CompletedProcess:
+    """Start Ray where `place` is a disk of its own of `size`, which other processes do not see."""
+    mount = f"mount -t tmpfs -o size={size} tmpfs {place}"
+    if subprocess.run(["unshare", "--mount", "sh", "-c", mount], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | variables
+    command = ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "-", sys.executable, "-c", START]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_a_tiny_shared_memory_is_enough():
+    started = on_small_disk(Path("/dev/shm"), "64k")
+    assert started.stdout == "1.0\n", started.stderr
+
+
+def test_a_full_temporary_folder_is_named_at_once():
+    with tempfile.TemporaryDirectory(prefix="d", dir="/tmp") as folder:
+        started = on_small_disk(Path(folder), "64k", RAY_TMPDIR=folder)
+    assert f"Ray cannot write to {folder}/ray (No space left on device); set RAY_TMPDIR to a folder" in started.stdout
 
 
 def orphans() -> list[str]:
