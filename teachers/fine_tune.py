@@ -23,10 +23,11 @@ import numpy as np
 from distill.config import FineTune
 from distill.errors import TeacherError
 from distill.progress import progress
-from distill.run.files import read_json, storage_errors, sync, write_json, xxh128_file
+from distill.run.files import read_json, storage_errors, sync, write_json
 from distill.run.fingerprint import check_same
 from distill.run.layout import RunFolder
 from distill.run.manifest import Shard
+from distill.run.model_ref import model_files
 from distill.run.output import Output
 from distill.store.candidates import iterate_candidates
 from distill.store.texts import TextStore
@@ -68,9 +69,7 @@ def fine_tune(spec: TeacherSpec, seed: int, output: Output) -> None:
                 f"{fold}; use fewer folds, or more queries"
             )
         _train_fold(spec, outside, seed + fold, fields, path)
-    files = [file for path in paths for file in sorted(path.glob("*.safetensors"))]
-    shards = [Shard(str(file.relative_to(output.folder)), 0, file.stat().st_size, xxh128_file(file)) for file in files]
-    output.finish(shards, counts)
+    output.finish([Shard.of(file, output.folder) for path in paths for file in model_files(path)], counts)
 
 
 @dataclass(frozen=True)

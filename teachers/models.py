@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from distill.errors import TeacherError
+from distill.run import model_ref
 from distill.run.layout import RunFolder
 from distill.run.model_ref import ModelRef
 from distill.store.texts import TextStore
@@ -32,11 +33,8 @@ def loading(name: str, model: str, load: Callable[[], T]) -> T:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # otherwise every worker draws one
-    try:
+    with model_ref.loading(f"teacher {name!r}: {model!r}", TeacherError):
         return load()
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise TeacherError(f"teacher {name!r}: cannot load {model!r}: {first_line}") from error
 
 
 def pair_stores(folder: RunFolder, tokenizer: Any, max_length: int, splits: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ from distill.retrieval.bm25 import build_index, open_index
 from distill.retrieval.encode import Precision, encode_blocks, encode_store, token_store
 from distill.retrieval.exact import search_blocks, search_inverted, search_sparse
 from distill.retrieval.seismic import build_seismic, search_seismic
-from distill.run.files import write_atomic, write_json, xxh128_file
+from distill.run.files import write_atomic, write_json
 from distill.run.output import Output
 from distill.run.run import Run
 from distill.store.arrow import Shard
@@ -85,7 +85,7 @@ def evaluate(run: Run, output: Output) -> dict[str, Any]:
     result["verdict"] = verdict(run, result)
     write_json(run.folder.evaluation, result)
     files = [run.folder.evaluation, *(run.folder.trec_run(row["name"]) for row in table.rows)]
-    shards = [Shard(file.name, len(collection.grades), file.stat().st_size, xxh128_file(file)) for file in files]
+    shards = [Shard.of(file, run.folder.metrics, len(collection.grades)) for file in files]
     output.finish(shards, {"queries": len(collection.grades)})
     return result
 

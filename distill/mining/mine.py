@@ -25,7 +25,6 @@ from distill.progress import progress
 from distill.retrieval.bm25 import build_index, open_index
 from distill.retrieval.chunks import Chunks
 from distill.retrieval.indexes import DenseIndex, SpladeIndex
-from distill.run.files import xxh128_file
 from distill.run.layout import RunFolder
 from distill.run.manifest import Shard
 from distill.run.output import Output
@@ -198,7 +197,7 @@ def finish(run: Run, outputs: Sequence[Output]) -> None:
             unjudged += int((~candidates.has_positive).sum())
             useless += int((~candidates.has_positive & (np.diff(candidates.offsets) < 2)).sum())
             useless += _without_negatives(candidates)
-            shards.append(Shard(target.name, len(rows), target.stat().st_size, xxh128_file(target)))
+            shards.append(Shard.of(target, target.parent, len(rows)))
         if plan.split == "train" and not totals["negatives"]:
             found = "nothing but positives" if totals["positives"] else "no passages"
             raise DataError(

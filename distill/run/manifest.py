@@ -24,6 +24,11 @@ class Shard:
     bytes: int
     xxh128: str
 
+    @classmethod
+    def of(cls, file: Path, folder: Path, rows: int = 0) -> Shard:
+        """Describe a finished file below `folder`."""
+        return cls(file.relative_to(folder).as_posix(), rows, file.stat().st_size, xxh128_file(file))
+
 
 @dataclass(frozen=True)
 class Manifest:

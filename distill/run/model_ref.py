@@ -6,6 +6,8 @@ folder's files.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import Any
 
 import xxhash
 
-from distill.errors import ModelError, NotCached, RecipeError, StorageError
+from distill.errors import DistillError, ModelError, NotCached, RecipeError, StorageError
 from distill.run.files import checksum, read_json
 from distill.run.hub import hub_reachable
+from distill.run.limits import limit_error
 from distill.run.modules import locate
 
 # not part of the model: cards, which are written later, and traces of tools
@@ -105,6 +108,20 @@ class ModelRef:
         return read_json(path) if path.is_file() else None
 
 
+@contextmanager
+def loading(what: str, error_class: type[ModelError]) -> Iterator[None]:
+    """Turn whatever libraries raise over a model's files, damaged ones among them, into `error_class`, after `what`."""
+    try:
+        yield
+    except DistillError:
+        raise
+    except Exception as error:
+        if (limit := limit_error(error)) is not None:
+            raise limit from error
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise error_class(f"{what} cannot be loaded: {reason}") from error
+
+
 def find_file(name: str, default: str) -> Path:
     """Return the local file `name`, or else the file `default` of the model `name`. Raises `ModelError`."""
     if (path := Path(name).expanduser()).is_file():
@@ -115,16 +132,21 @@ def find_file(name: str, default: str) -> Path:
     return found
 
 
+def model_files(folder: Path) -> list[Path]:
+    """Return the files of a model's folder, sorted, except its card and what tools leave there."""
+    return [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and not _IGNORED.intersection(file.relative_to(folder).parts)
+    ]
+
+
 def content_hash(folder: Path) -> str:
     """Return a hash, 32 hex digits, of the names and contents of a model's files except its card.
 
     Raises `ModelError` if the folder has no such files.
     """
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if file.is_file() and not _IGNORED.intersection(file.relative_to(folder).parts)
-    ]
+    files = model_files(folder)
     if not files:
         raise ModelError(f"{folder} holds no model")
     digest = xxhash.xxh3_128()

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from distill import config
 from distill.errors import StudentError
-from distill.run.model_ref import ModelRef
+from distill.run.model_ref import ModelRef, loading
 from distill.sparse.collective import sum_over_processes
 from distill.sparse.reps import RepsGradient, SparseReps
 from distill.student.base import Side, Student, check_max_lengths
@@ -235,10 +235,8 @@ def _modules(name: str, revision: str | None) -> list[nn.Module]:
     modules = ModelRef.parse(path, revision).read_json("modules.json")
     kinds = [module["type"].rsplit(".", 1)[-1] for module in modules or ()]
     kind = SparseEncoder if kinds and kinds[-1] == "SparseAutoEncoder" else SentenceTransformer
-    try:
+    with loading(f"{name!r}, a dense model of sentence-transformers,", StudentError):
         loaded = list(kind(path, revision=revision, device="cpu", model_kwargs={"dtype": torch.float32}))
-    except (OSError, ValueError) as error:
-        raise StudentError(f"{name!r} cannot be loaded as a dense model of sentence-transformers: {error}") from None
     if not isinstance(loaded[0], Transformer) or loaded[0].tokenizer is None:
         raise StudentError(
             f"{name!r} cannot be a csr student: its first module must be a Transformer with a tokenizer, but its "

@@ -8,7 +8,7 @@ from typing import Any
 from sentence_transformers.sparse_encoder.modules import Router, SparseStaticEmbedding
 
 from distill.errors import StudentError
-from distill.run.model_ref import ModelRef
+from distill.run.model_ref import ModelRef, loading
 
 
 class UnsupportedCheckpoint(StudentError):
@@ -84,10 +84,8 @@ def load_table(
     """
     if parts.table is None:
         return None
-    try:
+    with loading(f"{name}: its query table ({parts.table})", StudentError):
         static = SparseStaticEmbedding.load(name, subfolder=parts.table, revision=revision)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StudentError(f"{name}: its query table ({parts.table}) cannot be loaded: {error}") from None
     if static.num_dimensions != vocab_size or static.tokenizer.get_vocab() != tokenizer.get_vocab():
         raise StudentError(
             f"{name}: its query table ({parts.table}) has another vocabulary than its masked language model"

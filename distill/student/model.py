@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill import config
 from distill.errors import NotCached, StudentError
-from distill.run.model_ref import ModelRef
+from distill.run.model_ref import ModelRef, loading
 from distill.sparse.reps import RepsGradient, SparseReps
 from distill.student.base import Side, Student, check_max_lengths
 from distill.student.calibrate import calibrate_head
@@ -215,15 +215,14 @@ def model_window(cfg: config.Student) -> tuple[Any, int | None]:
         subfolder = (router_parts(name, cfg.revision) or Parts()).transformer
     except NotCached:  # as in `start_splade`
         subfolder = ""
-    try:
+    with loading(f"{cfg.model!r}, the student's masked language model,", StudentError):
         model_config = AutoConfig.from_pretrained(name, revision=cfg.revision, subfolder=subfolder)
-        with torch.device("meta"):
-            mlm = AutoModelForMaskedLM.from_config(model_config)
-    except (OSError, ValueError) as error:
-        raise StudentError(f"{cfg.model!r} cannot be loaded as a masked language model: {error}") from None
-    except (ImportError, RuntimeError, TypeError, AttributeError) as error:  # no model of this kind without weights
-        log.debug("%s is not checked before it is loaded: %s", cfg.model, error)
-        mlm = None
+        try:
+            with torch.device("meta"):
+                mlm = AutoModelForMaskedLM.from_config(model_config)
+        except (ImportError, RuntimeError, TypeError, AttributeError) as error:  # no model of this kind without weights
+            log.debug("%s is not checked before it is loaded: %s", cfg.model, error)
+            mlm = None
     tokenizer = load_tokenizer(name, cfg.revision, cfg.lower_case, subfolder)
     return tokenizer, None if mlm is None else longest_input(mlm, tokenizer)
 
@@ -271,10 +270,8 @@ def _query_table(
 
 def load_tokenizer(name: str, revision: str | None = None, lower_case: bool = False, subfolder: str = "") -> Any:
     """Load the tokenizer of a model (a path, or a name as in the recipe), without loading the model."""
-    try:
+    with loading(f"the tokenizer of {name!r}", StudentError):
         tokenizer = AutoTokenizer.from_pretrained(ModelRef.parse(name).location, revision=revision, subfolder=subfolder)
-    except (OSError, ValueError) as error:
-        raise StudentError(f"the tokenizer of {name!r} cannot be loaded: {error}") from None
     if not lower_case:
         return tokenizer
     backend = tokenizer.backend_tokenizer
@@ -297,7 +294,7 @@ def load_mlm(
 
     Also returns whether its checkpoint lacks an MLM head.
     """
-    try:
+    with loading(f"{name!r}, a masked language model,", StudentError):
         model_config = AutoConfig.from_pretrained(name, revision=revision, subfolder=subfolder)
         if layers is not None:
             _keep_layers(model_config, layers)
@@ -310,8 +307,6 @@ def load_mlm(
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except (OSError, ValueError) as error:
-        raise StudentError(f"{name!r} cannot be loaded as a masked language model: {error}") from None
     body = f"{mlm.base_model_prefix}."
     missing = sorted(key for key in info["missing_keys"] if key.startswith(body))
     if missing:

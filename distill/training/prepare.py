@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from distill import config
-from distill.errors import FingerprintError
+from distill.errors import FingerprintError, StorageError
 from distill.retrieval.bm25 import build_index, open_index
 from distill.retrieval.lexical import LexicalVectors
 from distill.run.files import locked
+from distill.run.manifest import Shard, verify
+from distill.run.model_ref import model_files
 from distill.run.output import Output
 from distill.run.run import Run
 from distill.store.scripts import unspaced_texts
@@ -65,6 +67,11 @@ def _make_start(run: Run) -> None:
     """Build and save the untrained student, unless it exists."""
     output = Output(run.folder.start, lambda: start_fields(run))
     if output.finished() is not None:
+        if run.recipe.verify_inputs and (damaged := verify(run.folder.start)):
+            raise StorageError(
+                f"{run.folder.start / damaged[0].name}: missing or damaged since it was written; remove the folder "
+                f"{run.folder.start} and start training again"
+            )
         return
     passages = TextStore.open(run.folder.passages)
     student_cfg = run.recipe.trained_student
@@ -88,7 +95,7 @@ def _make_start(run: Run) -> None:
         learn_lexical_vectors(student.to(device), lexical, passages, cfg, run.recipe.seed)
         student.to("cpu")
     save_student(student, run.folder.start)
-    output.finish()
+    output.finish([Shard.of(file, run.folder.start) for file in model_files(run.folder.start)])
 
 
 def _lexical_vectors(run: Run, passages: TextStore, sample: list[str]) -> LexicalVectors | None:

@@ -26,6 +26,8 @@ from distill.losses.objective import objective
 from distill.planning.steps import number_of_steps
 from distill.progress import progress
 from distill.recipe.imports import import_own_code
+from distill.run.manifest import Shard
+from distill.run.model_ref import model_files
 from distill.run.output import Output
 from distill.run.run import Run
 from distill.store.texts import TextStore
@@ -387,7 +389,7 @@ class Trainer:
             student = load_student(folder.start)
             checkpoints.load_parameters(student, parameters)
             save_student(student, folder.model)
-            self.output.finish(counts=counts)
+            self.output.finish([Shard.of(file, folder.model) for file in model_files(folder.model)], counts)
         self.world.barrier()
         return counts
 

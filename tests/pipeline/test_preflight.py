@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
 import pytest
 
@@ -145,3 +146,22 @@ def test_damaged_caches_are_found_by_status_and_made_again_by_the_next_stage(tmp
     assert all(f"{path}: damaged" in caplog.text for path in caches)
     assert not any(path.exists() for path in caches)
     assert not any(state.damaged_caches for state in stage_states(open_runs(loaded), verify=True))
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("teachers/tuned/fold-0/tokenizer_config.json", "score"),
+        ("model/1_SpladePooling/config.json", "evaluate"),
+        ("start/tokenizer.json", "train"),
+    ],
+)
+def test_any_file_of_a_model_that_changed_is_named_before_the_model_is_used(finished, tmp_path, file, stage):
+    root = tmp_path / "run"
+    shutil.copytree(finished.folder, root)
+    for output in {"score": ["scores"], "train": ["model"], "evaluate": ["metrics"]}[stage]:
+        shutil.rmtree(root / output)
+    changed = root / file
+    changed.write_text(changed.read_text() + "\n")
+    with pytest.raises(StorageError, match=f"{changed.name}: missing or damaged since"):
+        run_pipeline(finished.model_copy(update={"run_dir": str(root)}), only=stage)
