@@ -46,6 +46,10 @@ class LimitError(DistillError):
     """A limit that the system sets, on processes, memory or open files, is too low."""
 
 
+class DeviceError(DistillError):
+    """A GPU cannot be used, or not in the way that was asked for."""
+
+
 class ModelError(DistillError):
     """A model cannot be found, downloaded or read."""
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import ray
@@ -143,14 +144,13 @@ def _await_nodes(wanted: int) -> None:
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Keep our SIGTERM handler: Ray's ends the process with status 15, and job scripts requeue on ours."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     before = signal.getsignal(signal.SIGTERM)
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        with patch.object(ray._private.utils, "set_sigterm_handler", lambda handler: None):
+            yield
+    finally:  # at its end, Ray restores the default
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 import ray
 
+from distill.run.device import lost_device as is_lost
 from distill.run.files import append_json_line, read_json_lines
 from distill.run.layout import RunFolder
 
 log = logging.getLogger(__name__)
-_LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]")  # out of memory is not among them
 _CLOCK_SKEW = 5.0  # seconds that two machines' clocks may differ
 
 
@@ -33,7 +33,7 @@ def ending_with_the_device(task: str, folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not any(words in str(error) for words in _LOST):
+        if not is_lost(error):
             raise
         try:
             log.error("%s: %s", task, error)

@@ -20,6 +20,7 @@ import torch
 from distill import config
 from distill.errors import StorageError, TeacherError
 from distill.planning.devices import fastest_precision
+from distill.run.device import default_device
 from distill.run.files import locked, read_object, write_json
 from distill.run.seals import is_damaged, sealed
 from teachers.spec import TeacherSpec
@@ -61,7 +62,7 @@ class Execution:
 
 def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: int | None = None) -> Execution:
     """Settings for this machine. `device` None: CUDA if available; `threads` None: torch's number."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     precision: Precision = "float32"
     if cfg.kind not in ("bm25", "custom"):  # bm25 has no products, and a user-defined class chooses for itself
         precision = cfg.dtype if cfg.dtype != "auto" else fastest_precision(device)
@@ -97,7 +98,7 @@ def frozen_execution(spec: TeacherSpec, identity: str, device: str | None, threa
     cannot use.
     """
     path, cfg = spec.execution_record, spec.config
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     if device == "cuda" and not torch.cuda.is_available():
         raise TeacherError(
             f"a worker on {socket.gethostname()} was given a GPU, but torch finds none there: install a "

@@ -163,6 +163,7 @@ def _fit(spec: TeacherSpec, lists: list[TrainingList], seed: int, path: Path, sc
         fp16=execution.precision == "float16",
         batch_sampler=partial(_batches_by_length, lengths=lengths),
     )
+    arguments._n_gpu = 1  # the Trainer would wrap the model in DataParallel, and multiply the batch by the GPUs
     with storage_errors(path), progress(f"teach {path.parent.name}/{path.name}", steps, "steps") as advance:
         trainer = CrossEncoderTrainer(
             model=model,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
+from distill.run import device
 from distill.store.token_batches import padded_tokens, token_batches
 from teachers.base import Work
 from teachers.execution import Execution
@@ -46,14 +47,15 @@ def run_batches(
             order.append(batch)
             work.tokens += int(lengths[batch].sum())
             work.padded_tokens += arrays["input_ids"].size
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
+            continue
+        except (RuntimeError, MemoryError) as error:
+            if not device.ran_out_of_memory(error) or len(batch) == 1:
                 raise
-            torch.cuda.empty_cache()
-            budget = max(1, min(execution.batch_tokens, padded_tokens(lengths, batch)) // 2)
-            execution = execution.with_batch_tokens(budget)
-            remaining = np.concatenate([batch, *reversed(stack)])
-            stack = [remaining[smaller] for smaller in reversed(token_batches(lengths[remaining], budget))]
+        device.free_cached_memory()
+        budget = max(1, min(execution.batch_tokens, padded_tokens(lengths, batch)) // 2)
+        execution = execution.with_batch_tokens(budget)
+        remaining = np.concatenate([batch, *reversed(stack)])
+        stack = [remaining[smaller] for smaller in reversed(token_batches(lengths[remaining], budget))]
     scores = np.empty(len(lengths), np.float32)
     if order:
         scores[np.concatenate(order)] = torch.cat(results).float().cpu().numpy()
@@ -62,13 +64,10 @@ def run_batches(
 
 def until_it_fits(run: Callable[[Execution], T], execution: Execution) -> tuple[T, Execution]:
     """Call `run`, halving the batch tokens until it fits in GPU memory; returns its result and the final settings."""
-    while execution.batch_tokens > 1:
-        try:
-            return run(execution), execution
-        except torch.OutOfMemoryError:
-            execution = execution.with_batch_tokens(execution.batch_tokens // 2)
-        torch.cuda.empty_cache()  # outside the handler: the exception's frames still hold the tensors inside it
-    return run(execution), execution
+    result, tokens = device.until_it_fits(
+        lambda tokens: run(execution.with_batch_tokens(tokens)), execution.batch_tokens
+    )
+    return result, execution.with_batch_tokens(tokens)
 
 
 def _run(logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, Any], execution: Execution) -> torch.Tensor:

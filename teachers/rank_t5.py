@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.run.device import default_device
 from distill.run.model_ref import ModelRef
 from distill.store.token_batches import token_batches
 from teachers.identity import model_identity
@@ -52,7 +53,7 @@ class RankT5(nn.Module):
             lambda: torch.load(_weights(model, revision), map_location="cpu", mmap=True, weights_only=True),
         )
         loading("RankT5", model, lambda: self.load_state_dict(state, assign=True))
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(default_device())
         self.eval().requires_grad_(False).to(self._device)
 
     @classmethod

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+if os.environ.get("DISTILL_TEST_GPU") != "1":  # `make test` tests on the CPU everywhere, `make test-gpu` the GPU
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported; processes that tests start inherit it
+
 import pytest
 import torch
 

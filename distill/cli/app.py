@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -46,11 +46,21 @@ def main() -> None:
     signals.install()  # training installs its own handlers
     try:
         app()
-    except (DistillError, Stop) as error:
-        print(f"distill: {printable(str(error))}", file=sys.stderr)
-        raise SystemExit(error.exit_status) from None
+    except Exception as error:
+        # foreign code may turn the exception of a stop signal into one of its own
+        known = signals.stopping() or error
+        if not isinstance(known, DistillError | Stop):
+            raise
+        _end(known)
+    except Stop as stop:
+        _end(stop)
     finally:
         signals.ignore()  # the work is done or given up: a signal during the interpreter's end must not change that
+
+
+def _end(error: DistillError | Stop) -> NoReturn:
+    print(f"distill: {printable(str(error))}", file=sys.stderr)
+    raise SystemExit(error.exit_status) from None
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from distill.config import Recipe
@@ -29,6 +28,7 @@ from distill.retrieval.bm25 import build_index, open_index
 from distill.retrieval.encode import Precision, encode_blocks, encode_store, token_store
 from distill.retrieval.exact import search_blocks, search_inverted, search_sparse
 from distill.retrieval.seismic import build_seismic, search_seismic
+from distill.run.device import default_device
 from distill.run.files import write_atomic, write_json
 from distill.run.output import Output
 from distill.run.run import Run
@@ -179,7 +179,7 @@ def _search(
     Exact search processes the collection block by block, as it is encoded; Seismic needs all vectors at once.
     """
     cfg, depth = run.recipe.evaluate, collection.search_depth(run.recipe.evaluate.depth)
-    student = load_student(path).to("cuda" if torch.cuda.is_available() else "cpu")
+    student = load_student(path).to(default_device())
     queries = _encode_queries(student, run, collection)
     tokens = token_store(student, collection.passages, run.folder, "passages")
     blocks = encode_blocks(
@@ -229,7 +229,7 @@ def _encode_queries(student: Student, run: Run, collection: Collection) -> spars
 
 def _precision(recipe: Recipe) -> Precision:
     precision = recipe.evaluate.precision
-    return fastest_precision("cuda" if torch.cuda.is_available() else "cpu") if precision == "auto" else precision
+    return fastest_precision(default_device()) if precision == "auto" else precision
 
 
 def _development_rows(run: Run, collection: Collection) -> np.ndarray:

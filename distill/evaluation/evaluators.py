@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, TypedDict, TypeVar
 
 import numpy as np
-import torch
 from sentence_transformers import SparseEncoder
 from sentence_transformers.sparse_encoder import evaluation as st
 
@@ -22,6 +21,7 @@ from distill.errors import RecipeError
 from distill.evaluation.collection import Collection
 from distill.evaluation.evaluator_data import read_labels, read_texts
 from distill.evaluation.rerank import Ranking
+from distill.run.device import default_device
 from distill.run.layout import RunFolder
 from distill.run.manifest import read_manifest
 from distill.run.model_ref import ModelRef
@@ -57,7 +57,7 @@ def run_evaluators(run: Run, collection: Collection, student: Ranking, bm25: Ran
 
     `student` and `bm25` are the rankings that rank fusion fuses; only rank fusion needs `bm25`.
     """
-    model = SparseEncoder(str(run.folder.model), device="cuda" if torch.cuda.is_available() else "cpu")
+    model = SparseEncoder(str(run.folder.model), device=default_device())
     results = []
     for entry in run.recipe.evaluate.evaluators:
         if entry.kind == "reciprocal-rank-fusion":

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy import sparse
 
 from distill.retrieval.encode import encode_store, encode_texts, token_store
 from distill.retrieval.exact import search_sparse
+from distill.run.device import default_device
 from distill.run.layout import RunFolder
 from distill.store.texts import TextStore
 from distill.student.base import Side, Student
@@ -40,11 +40,7 @@ class Hit:
 
 def open_model(checkpoint: str | Path, *, trust_remote_code: bool = False) -> Student:
     """Load a checkpoint as `load_student` does, ready to encode; on the GPU if there is one."""
-    return (
-        load_student(checkpoint, trust_remote_code=trust_remote_code)
-        .to("cuda" if torch.cuda.is_available() else "cpu")
-        .eval()
-    )
+    return load_student(checkpoint, trust_remote_code=trust_remote_code).to(default_device()).eval()
 
 
 def explain(model: Student, text: str, side: Side = "passage") -> list[Term]:

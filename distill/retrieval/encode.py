@@ -17,6 +17,7 @@ from scipy import sparse
 
 from distill.errors import StudentError
 from distill.progress import progress
+from distill.run.device import until_it_fits
 from distill.run.layout import RunFolder
 from distill.sparse.reps import SparseReps
 from distill.store.texts import TextStore
@@ -125,25 +126,41 @@ class _Encoding:
         student = self.student
         device = next(student.parameters()).device
         batch_tokens = self.batch_tokens or (_CPU_BATCH_TOKENS if device.type == "cpu" else _GPU_BATCH_TOKENS)
-        _, max_length = _conventions(student, self.side)
-        padded = np.minimum(lengths.astype(np.int64) + student.special_tokens(self.side), max_length)
-        batches = token_batches(padded, batch_tokens)
-        parts = []
+        special, longest = student.special_tokens(self.side), student.max_length(self.side)
+        padded = np.minimum(lengths.astype(np.int64) + special, longest)
+        parts: list[sparse.csr_matrix] = []
+        order: list[np.ndarray] = []
         was_training = student.training
         student.eval()
         try:
             autocast = torch.autocast(device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
             with torch.no_grad(), autocast:
-                for batch in batches:
-                    input_ids, mask = student.assemble(take(batch), max_length, self.side)
-                    reps = student(input_ids.to(device), mask.to(device), side=self.side)
-                    parts.append(_csr(reps if student.top_k is None else reps.top_k(student.top_k)))
+                for batch in token_batches(padded, batch_tokens):
+                    # where memory does not suffice, this batch and all further ones are cut into smaller ones
+                    encoded, batch_tokens = until_it_fits(partial(self._cut, take, batch, padded[batch]), batch_tokens)
+                    for numbers, vectors in encoded:
+                        order.append(numbers)
+                        parts.append(vectors)
                     advance(len(batch))
         finally:
             student.train(was_training)
-        vectors = _stack(parts, student)
-        self._check_finite(vectors)
-        return vectors[np.argsort(np.concatenate(batches))] if parts else vectors  # undo the sort by length
+        stacked = _stack(parts, student)
+        self._check_finite(stacked)
+        return stacked[np.argsort(np.concatenate(order))] if parts else stacked  # undo the sort by length
+
+    def _cut(
+        self, take: Callable[[np.ndarray], list[np.ndarray]], batch: np.ndarray, padded: np.ndarray, batch_tokens: int
+    ) -> list[tuple[np.ndarray, sparse.csr_matrix]]:
+        """Encode the texts of a batch in batches of at most `batch_tokens`; returns the numbers and vectors of each."""
+        return [(batch[part], self._vectors(take(batch[part]))) for part in token_batches(padded, batch_tokens)]
+
+    def _vectors(self, ids: list[np.ndarray]) -> sparse.csr_matrix:
+        """Encode texts, given their token ids, in one batch."""
+        student = self.student
+        device = next(student.parameters()).device
+        input_ids, mask = student.assemble(ids, student.max_length(self.side), self.side)
+        reps = student(input_ids.to(device), mask.to(device), side=self.side)
+        return _csr(reps if student.top_k is None else reps.top_k(student.top_k))
 
     def _check_finite(self, vectors: sparse.csr_matrix) -> None:
         """Refuse NaN and infinity, which search would silently skip."""

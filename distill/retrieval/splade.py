@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import torch
 from scipy import sparse
 
 from distill.config import Miner
 from distill.retrieval.encode import Precision, encode_store, encode_texts, token_store
+from distill.run.device import default_device
 from distill.run.layout import RunFolder
 from distill.store.candidates import csr_column
 from distill.store.texts import TextStore
@@ -24,9 +24,7 @@ class SpladeModel:
         self, miner: Miner, store: TextStore, folder: RunFolder, precision: Precision, device: str | None = None
     ):
         assert miner.model is not None  # the schema requires it for this kind
-        self.student = load_student(miner.model, miner.revision).to(
-            device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        self.student = load_student(miner.model, miner.revision).to(device or default_device())
         self._store, self._folder, self._precision = store, folder, precision
 
     def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:

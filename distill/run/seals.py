@@ -54,7 +54,9 @@ def damaged(folders: Iterable[Path]) -> list[Path]:
 
 def take_away(path: Path, problem: object = "its content differs from its checksum") -> None:
     """Set a damaged cache aside as `<name>.damaged`, and say that it will be made again."""
-    log.warning("%s: damaged (%s); set aside as %s.damaged, and made again", path, problem, path.name)
+    log.warning(
+        "%s: damaged (%s); set aside as %s.damaged, and made again where it is needed", path, problem, path.name
+    )
     _seal_of(path).unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):  # another process may have moved it
         path.replace(path.with_name(f"{path.name}.damaged"))

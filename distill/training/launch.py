@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from distill import config, errors
-from distill.errors import TrainingError
+from distill.errors import RecipeError, TrainingError
 from distill.recipe.load import dump_recipe
 from distill.run.layout import RunFolder
 from distill.run.run import Run
@@ -60,12 +60,19 @@ def first_host(nodelist: str) -> str:
 
 
 def processes_here(recipe: config.Recipe) -> int:
-    """Number of processes to start: as the recipe says, else one per GPU, else one."""
-    if recipe.train.processes is not None:
-        return recipe.train.processes
+    """Number of processes to start: as the recipe says, else one per GPU, else one.
+
+    Raises `RecipeError` for more processes than GPUs.
+    """
     import torch
 
-    return max(torch.cuda.device_count(), 1)
+    gpus, processes = torch.cuda.device_count(), recipe.train.processes
+    if processes is not None and gpus and processes > gpus:
+        raise RecipeError(
+            f"train.processes is {processes}, but this machine has {gpus} GPU{'s' if gpus > 1 else ''}; leave it out "
+            "for one process per GPU, or set CUDA_VISIBLE_DEVICES= (empty) to train on the CPU"
+        )
+    return processes or max(gpus, 1)
 
 
 def start(run: Run, processes: int) -> dict[str, Any]:
@@ -104,6 +111,8 @@ def _worker(
             stdout=stream,
             stderr=stream,
             env={**os.environ, **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            # a terminal sends Ctrl-C to them, too; this process ends them
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )
 
 

@@ -10,11 +10,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 from distill.errors import Preempted
 from distill.run.files import write_json
 from distill.run.layout import RunFolder
-from distill.run.signals import STOP_SIGNALS
+from distill.run.signals import STOP_SIGNALS, importing
 
 STOPPED_EARLY = "asked to stop before training began; start it again"
 
@@ -31,23 +32,25 @@ class Watch:
         """Whether a stop signal has arrived."""
         return bool(self._received)
 
-    def handle(self, number: int, _frame: object) -> None:
-        """Record a signal; inside `at_once`, raise `Preempted`."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Record a signal; inside `at_once`, raise `Preempted`, unless a module is being imported."""
         self._received.append(number)
-        if self._raises:
+        if self._raises and not importing(frame):
             self._raises = False
             raise Preempted(STOPPED_EARLY)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """Raise `Preempted` inside this block on a signal, also one that arrived before: for work without steps."""
+        if self.asked:
+            raise Preempted(STOPPED_EARLY)
         self._raises = True
         try:
-            if self.asked:
-                self.handle(0, None)
             yield
         finally:
             self._raises = False
+        if self.asked:  # while a module was imported
+            raise Preempted(STOPPED_EARLY)
 
 
 @contextmanager

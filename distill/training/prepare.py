@@ -15,6 +15,7 @@ from distill import config
 from distill.errors import FingerprintError, StorageError
 from distill.retrieval.bm25 import build_index, open_index
 from distill.retrieval.lexical import LexicalVectors
+from distill.run.device import default_device
 from distill.run.files import locked
 from distill.run.manifest import Shard, verify
 from distill.run.model_ref import model_files
@@ -91,8 +92,7 @@ def _make_start(run: Run) -> None:
     student = start_student(student_cfg, texts, document_frequencies, stand_ins)
     if lexical is not None:
         assert cfg is not None and isinstance(student, SpladeStudent)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        learn_lexical_vectors(student.to(device), lexical, passages, cfg, run.recipe.seed)
+        learn_lexical_vectors(student.to(default_device()), lexical, passages, cfg, run.recipe.seed)
         student.to("cpu")
     save_student(student, run.folder.start)
     output.finish([Shard.of(file, run.folder.start) for file in model_files(run.folder.start)])

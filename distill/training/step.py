@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from distill.losses.objective import Objective
+from distill.run.device import ran_out_of_memory
 from distill.sparse.reps import RepsGradient, SparseReps
 from distill.store.token_batches import padded_tokens
 from distill.student.base import Side
@@ -182,11 +183,6 @@ def cached_step(
             between_chunks(memory.ran_out)
     set_rng_state(after, device)
     return result
-
-
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means out of memory: CUDA's, the head's CPU kernel's, or torch's on a CPU, by its words."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 class _Memory:

@@ -26,6 +26,7 @@ from distill.losses.objective import objective
 from distill.planning.steps import number_of_steps
 from distill.progress import progress
 from distill.recipe.imports import import_own_code
+from distill.run.device import ran_out_of_memory
 from distill.run.manifest import Shard
 from distill.run.model_ref import model_files
 from distill.run.output import Output
@@ -42,7 +43,7 @@ from distill.training.prepare import open_start, prepare
 from distill.training.rng import rng_state, set_rng_state
 from distill.training.schedules import lr_factor
 from distill.training.state import TrainState
-from distill.training.step import StepResult, cached_step, plan, ran_out_of_memory
+from distill.training.step import StepResult, cached_step, plan
 from distill.training.world import World, join
 
 log = logging.getLogger(__name__)
@@ -276,11 +277,12 @@ class Trainer:
 
     def _check(self, out_of_memory: bool = False) -> None:
         """Between chunks, abandon the step if any rank has to."""
-        if out_of_memory and self.engine.zero_stage == 3 and self.world.size > 1:
-            # the other ranks wait for this rank's partitions in their forward, and cannot take part in a collective
+        if out_of_memory and self.engine.zero_stage == 3:
+            # other ranks wait for this rank's partitions in their forward, and cannot take part in a collective; and
+            # DeepSpeed never frees the parameters of a closed engine, so that another attempt would have less memory
             raise TrainingError(
-                f"out of memory under ZeRO-3 with {self.world.size} processes; start again with a smaller "
-                f"train.chunk_tokens (now {self.state.chunk_tokens})"
+                f"out of memory under ZeRO-3; start again with a smaller train.chunk_tokens (now "
+                f"{self.state.chunk_tokens}), or with stage 2"
             )
         reason = OUT_OF_MEMORY if out_of_memory else STOP_ASKED if self.stop.asked else 0
         if agreed := self.world.max(reason):

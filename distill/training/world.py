@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+from distill.errors import RecipeError
+from distill.run.device import default_device
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=60)  # of collectives: one rank may evaluate or save while the others wait
@@ -64,7 +69,7 @@ class World:
 
 def own_device() -> torch.device:
     """Return the CPU, or this process's GPU among the visible ones, after making it torch's current device."""
-    if not torch.cuda.is_available():
+    if default_device() == "cpu":
         return torch.device("cpu")
     # modulo, since a launcher may make only its own GPU visible to each process
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -90,7 +95,21 @@ def join() -> World:
     gloo = flags if cuda else dist.group.WORLD
     if created and gloo is not None:
         atexit.register(_leave, gloo)
-    return World(dist.get_rank(), dist.get_world_size(), device, flags)
+    world = World(dist.get_rank(), dist.get_world_size(), device, flags)
+    if cuda:
+        uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))
+        refuse_shared_devices(world.gather((socket.gethostname(), uuid)))
+    return world
+
+
+def refuse_shared_devices(devices: list[tuple[str, str]]) -> None:
+    """Raise `RecipeError` if two ranks have the same (host, GPU): NCCL cannot connect them."""
+    (host, uuid), ranks = Counter(devices).most_common(1)[0]
+    if ranks > 1:
+        raise RecipeError(
+            f"train.processes: {ranks} training processes on {host} have the same GPU ({uuid}); start one process per "
+            "GPU, and let each see its own GPU or all of them"
+        )
 
 
 def _leave(group: dist.ProcessGroup) -> None:
