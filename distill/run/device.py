@@ -66,7 +66,11 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
     Ask before `lost_device`: some of these begin with "CUDA error".
     """
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error)))
 
 
 def lost_device(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from sentence_transformers import CrossEncoder
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 
 from distill.config import FineTune
 from distill.errors import FingerprintError, RecipeError, TeacherError
@@ -207,3 +208,24 @@ def test_fine_tuning_needs_a_query_with_a_positive_and_says_so_before_mining(tmp
     write_ipc(folder.judgements("train"), JUDGEMENT_SCHEMA, [], {"fingerprint": "test"})
     with pytest.raises(RecipeError, match=r"teachers.own.fine_tune needs training queries with a positive"):
         check_data(run)
+
+
+def test_several_gpus_train_a_teacher_as_one_does(folder, tiny_sentence, monkeypatch):
+    """transformers' Trainer would use them all: DataParallel, which the loss cannot read, and N times the batch."""
+    setup = CrossEncoderTrainingArguments.__post_init__
+
+    def on_two_gpus(self):
+        setup(self)
+        self._n_gpu = 2
+
+    monkeypatch.setattr(CrossEncoderTrainingArguments, "__post_init__", on_two_gpus)
+    seen = []
+    train = CrossEncoderTrainer.train
+
+    def train_and_look(self):
+        train(self)
+        seen.append((self.args.n_gpu, self.args.train_batch_size, type(self.model_wrapped).__name__))
+
+    monkeypatch.setattr(CrossEncoderTrainer, "train", train_and_look)
+    fine_tune(recipe_for(folder, tiny_sentence, folds=1), folder, "own")
+    assert seen == [(1, 1, "CrossEncoder")]
