@@ -19,6 +19,7 @@ from typing import Literal
 import typer
 from packaging.version import Version
 
+from distill.run.device import unused_gpu
 from distill.run.hub import status_of
 
 GIB = 1 << 30
@@ -38,6 +39,7 @@ def examine(run_folder: Path = Path("runs")) -> list[Finding]:
         ("torch", _torch),
         ("deepspeed", _deepspeed),
         ("ray", _ray),
+        ("GPU kernels", _gpu_kernels),
         ("compiler", _compiler),
         ("memory", _memory),
         ("shared memory", _shared_memory),
@@ -68,12 +70,8 @@ def _torch() -> Finding:
             for i in range(torch.cuda.device_count())
         )
         return Finding("ok", "torch", f"{version}, CUDA {torch.version.cuda}: {cards}")
-    if shutil.which("nvidia-smi"):
-        return Finding(
-            "fail",
-            "torch",
-            f"{version} sees no GPU, but this machine has an NVIDIA driver: install a CUDA build of torch",
-        )
+    if (unused := unused_gpu()) is not None:
+        return Finding("fail", "torch", unused)
     bf16 = torch.cpu._is_avx512_bf16_supported() if hasattr(torch.cpu, "_is_avx512_bf16_supported") else False
     return Finding("ok", "torch", f"{version}, no GPU; processor {'has' if bf16 else 'lacks'} AVX512-bf16")
 
@@ -102,6 +100,26 @@ def _ray() -> Finding:
         if address
         else f"{version}; no RAY_ADDRESS: jobs start their own Ray on this machine",
     )
+
+
+def _gpu_kernels() -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        return Finding("ok", "GPU kernels", "no GPU")
+    from distill.student.head import launch_kernels
+
+    try:
+        launch_kernels(torch.device("cuda", torch.cuda.current_device()))
+    except Exception as error:
+        return Finding(
+            "warn",
+            "GPU kernels",
+            f"the SPLADE head runs in plain torch, slower and with more memory: {error} (Triton needs a C compiler, "
+            "Python's headers and a cache folder that can be written, $TRITON_CACHE_DIR or ~/.triton)",
+        )
+    nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "missing"
+    return Finding("ok", "GPU kernels", f"the SPLADE head's run; NCCL {nccl}")
 
 
 def _compiler() -> Finding:

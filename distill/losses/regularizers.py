@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.sparse.collective import sum_over_processes, world
+from distill.sparse.products import sum_by_term
 from distill.sparse.reps import SparseReps
 
 
@@ -73,7 +74,7 @@ def df_flops(reps: SparseReps, total: int, alpha: float = 0.1, beta: float = 10.
     counts = torch.bincount(reps.terms, minlength=reps.vocab_size).to(reps.values.dtype)  # [V]
     frequencies = sum_over_processes(counts) / total
     weights = 1 / (1 + (frequencies.pow(math.log(2) / math.log(alpha)) - 1).pow(beta))  # absent terms: 0
-    means = sum_over_processes(counts.new_zeros(reps.vocab_size).index_add(0, reps.terms, reps.values)) / total
+    means = sum_over_processes(sum_by_term(reps.values, reps)) / total
     return (weights * means.square()).sum()
 
 
@@ -82,7 +83,7 @@ def _sums(reps: SparseReps, first: int, group: int, size: int) -> Tensor:
     start = min(max(group * size - first, 0), len(reps))
     end = min(max((group + 1) * size - first, 0), len(reps))
     block = reps.rows(start, end)
-    return block.values.new_zeros(reps.vocab_size).index_add(0, block.terms, block.values)
+    return sum_by_term(block.values, block)
 
 
 def _shared_groups(first: int, last: int, size: int, device: torch.device) -> list[int]:

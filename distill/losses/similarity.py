@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.errors import RecipeError
 from distill.sparse.collective import gather_values
-from distill.sparse.products import list_scores
+from distill.sparse.products import list_scores, sum_by_text
 from distill.sparse.reps import SparseReps
 
 
@@ -79,5 +79,5 @@ def cosent(similarities: Tensor, labels: Tensor, scale: float = 20.0) -> Tensor:
 
 def _norms(reps: SparseReps) -> Tensor:
     """Euclidean norm of each text: [n]; the gradient is finite also for empty texts."""
-    squares = reps.values.new_zeros(len(reps)).index_add(0, reps.row_ids, reps.values.square())
+    squares = sum_by_text(reps.values.square(), reps)
     return squares.clamp(min=1e-24).sqrt()

@@ -24,7 +24,7 @@ def list_scores(queries: SparseReps, passages: SparseReps) -> Tensor:
         dense = queries.rows(start, end).to_dense().view(-1)  # [g * V]
         index = block.row_ids // per_query * queries.vocab_size + block.terms  # [nnz], into `dense`
         products = dense[index] * block.values  # [nnz]
-        blocks.append(_sum_by_text(products, block).view(end - start, per_query))
+        blocks.append(sum_by_text(products, block).view(end - start, per_query))
     return torch.cat(blocks)
 
 
@@ -46,6 +46,17 @@ def all_scores(queries: SparseReps, passages: SparseReps) -> Tensor:
     return torch.cat(blocks)
 
 
-def _sum_by_text(entries: Tensor, reps: SparseReps) -> Tensor:
-    """Sum one number per entry [nnz] over each text: [n]."""
+def sum_by_text(entries: Tensor, reps: SparseReps) -> Tensor:
+    """Sum one number per entry [nnz] over each text: [n]; on a GPU, too, always in the same order."""
+    if entries.is_cuda:  # index_add adds in any order there
+        return torch.segment_reduce(entries, "sum", offsets=reps.indptr, initial=0.0)
     return entries.new_zeros(len(reps)).index_add(0, reps.row_ids, entries)
+
+
+def sum_by_term(entries: Tensor, reps: SparseReps) -> Tensor:
+    """Sum one number per entry [nnz] over all texts, per term: [V]; on a GPU, too, always in the same order."""
+    if entries.is_cuda:
+        order = torch.sort(reps.terms, stable=True)
+        starts = torch.searchsorted(order.values, torch.arange(reps.vocab_size + 1, device=entries.device))
+        return torch.segment_reduce(entries[order.indices], "sum", offsets=starts, initial=0.0)
+    return entries.new_zeros(reps.vocab_size).index_add(0, reps.terms, entries)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.run.device import ran_out_of_memory
 from distill.sparse.reps import RepsGradient, SparseReps
 from distill.student.kernels import blocked, cpu
 
@@ -142,6 +143,11 @@ def _in_autocast(weight: Tensor) -> Tensor:
     return weight.detach().to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight
 
 
+def _table_dtype(weight: Tensor) -> torch.dtype:
+    """In what a GPU reads hidden states and weights: as the layers around the head do; a CPU in their own dtype."""
+    return _in_autocast(weight[:0]).dtype if weight.is_cuda else weight.dtype
+
+
 class _MaxPool(torch.autograd.Function):
     """Hidden states to values, indptr, terms and arg-max; backward by the two sparse products."""
 
@@ -156,7 +162,7 @@ class _MaxPool(torch.autograd.Function):
         values = maxima.log1p().log1p() if twice else maxima.log1p()
         argmax = rows % hidden.shape[1]
         ctx.save_for_backward(hidden, weight, bias, indptr, rows, terms, values)
-        ctx.twice = twice
+        ctx.twice, ctx.table = twice, _table_dtype(weight)
         ctx.mark_non_differentiable(indptr, terms, argmax)
         return values, indptr, terms, argmax
 
@@ -183,6 +189,7 @@ class _MaxSurrogate(torch.autograd.Function):
         value: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias, indptr, rows, terms, coefficients)
+        ctx.table = _table_dtype(weight)
         return value.clone()
 
     @staticmethod
@@ -203,8 +210,9 @@ def _max_gradients(
     coefficients: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """dh, dW, db: dh[row] += c W[term], dW[term] += c h[row], db[term] += c."""
+    table = weight.detach().to(ctx.table)
     gradients = _max_kernels(hidden).max_backward(
-        indptr, rows, terms, coefficients, _flat(hidden, weight), weight, ctx.needs_input_grad[:3]
+        indptr, rows, terms, coefficients, _flat(hidden, table), table, ctx.needs_input_grad[:3]
     )
     return _shaped_as(gradients, hidden, weight, bias)
 
@@ -215,8 +223,9 @@ class _SumPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, twice: bool) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias, mask)
-        ctx.twice = twice
-        return blocked.sum_forward(_flat(hidden, weight), *_real_tokens(mask), weight, bias, twice)
+        ctx.twice, ctx.table = twice, _table_dtype(weight)
+        table = weight.detach().to(ctx.table)
+        return blocked.sum_forward(_flat(hidden, table), *_real_tokens(mask), table, bias, twice)
 
     @staticmethod
     def backward(ctx: Any, d_sums: Tensor) -> tuple[Tensor | None, ...]:
@@ -239,7 +248,7 @@ class _SumSurrogate(torch.autograd.Function):
         value: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, bias, mask, d_sums)
-        ctx.twice = twice
+        ctx.twice, ctx.table = twice, _table_dtype(weight)
         return value.clone()
 
     @staticmethod
@@ -252,8 +261,9 @@ def _sum_gradients(
     ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, d_sums: Tensor
 ) -> tuple[Tensor | None, ...]:
     """dh, dW, db of the sums, with the logits recomputed block by block."""
+    table = weight.detach().to(ctx.table)
     gradients = blocked.sum_backward(
-        d_sums, _flat(hidden, weight), *_real_tokens(mask), weight, bias, ctx.twice, ctx.needs_input_grad[:3]
+        d_sums, _flat(hidden, table), *_real_tokens(mask), table, bias, ctx.twice, ctx.needs_input_grad[:3]
     )
     return _shaped_as(gradients, hidden, weight, bias)
 
@@ -270,17 +280,38 @@ def _max_kernels(hidden: Tensor) -> ModuleType:
     """The max-pooling kernels of a device: modules with the interface of `blocked`."""
     if hidden.device.type == "cpu":
         return cpu
-    return (_triton_kernels() if hidden.device.type == "cuda" else None) or blocked
+    return (_triton_kernels(hidden.device) if hidden.device.type == "cuda" else None) or blocked
 
 
 @functools.cache
-def _triton_kernels() -> ModuleType | None:
+def _triton_kernels(device: torch.device) -> ModuleType | None:
+    """The Triton kernels, if they run on a device; None, with a warning, if they do not."""
     try:
-        from distill.student.kernels import cuda
-    except ImportError:
+        launch_kernels(device)
+    except Exception as error:  # Triton's first launch compiles C, and may raise anything
+        if ran_out_of_memory(error):
+            raise
         logger.warning(
-            "Triton is not installed: on the GPU the SPLADE head runs in plain torch, slower and with more memory; "
-            "install triton"
+            "the SPLADE head's Triton kernels do not run on %s; plain torch is used, slower and with more memory: %s",
+            device,
+            error,
         )
         return None
+    from distill.student.kernels import cuda
+
     return cuda
+
+
+def launch_kernels(device: torch.device) -> None:
+    """Run the Triton kernels once, on a text of one token. Raises whatever keeps them from running on a device."""
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:  # their products would be made without matrix units, and spill
+        raise RuntimeError(f"they need compute capability 8.0, which this GPU ({major}.{minor}) does not have")
+    from distill.student.kernels import cuda
+
+    ones = torch.ones(1, 16, device=device)
+    rows = torch.zeros(1, dtype=torch.int64, device=device)
+    maxima = cuda.max_forward(ones, rows, torch.tensor([0, 1], device=device), ones, None)[2]
+    cuda.max_backward(rows, rows, rows, maxima, ones, ones, (True, True, True))
+    if maxima.tolist() != [16.0]:
+        raise RuntimeError(f"the product of ones is {maxima.tolist()}, not 16")

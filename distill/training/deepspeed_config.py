@@ -37,11 +37,13 @@ def deepspeed_config(train: Train, world_size: int, precision: str) -> dict[str,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device at every forward
         **section,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world_size,
-        "gradient_clipping": train.max_grad_norm,  # always written: DeepSpeed's default clips at 1.0
+        # always written, since DeepSpeed's default clips at 1.0; without partitions the engine clips by itself, once
+        "gradient_clipping": train.max_grad_norm if zero["stage"] else 0.0,
         "zero_optimization": zero,
     }
 

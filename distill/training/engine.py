@@ -116,6 +116,7 @@ class Engine:
             raise RecipeError(
                 "train.deepspeed.zero_optimization.stage: 3 supports students of kind splade only; use at most 2"
             )
+        self.max_grad_norm = train.max_grad_norm
         self.loss_scale = LossScale() if precision == "fp16" else None
         if train.activation_checkpointing:
             student.backbone.gradient_checkpointing_enable({"use_reentrant": False})
@@ -188,10 +189,14 @@ class Engine:
         gradients = [p.grad for p in self.student.parameters() if p.grad is not None]
         if self.loss_scale is not None:
             torch._foreach_mul_(gradients, 1 / self.loss_scale.scale)
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total)
         if not math.isfinite(norm):
             self._ds.zero_grad()
             return False, norm
+        if self.max_grad_norm:
+            parameters = [p for p in self.student.parameters() if p.grad is not None]
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, total)
         self._ds.step()
         return True, norm
 

@@ -60,7 +60,8 @@ def max_backward(
     if needs[1]:
         d_weight = _gather_sum(terms, rows, coefficients, hidden, weight.shape[0])
     if needs[2]:
-        d_bias = coefficients.new_zeros(weight.shape[0]).index_add_(0, terms, coefficients)
+        one = coefficients.new_ones(1, 1)
+        d_bias = _gather_sum(terms, torch.zeros_like(rows), coefficients, one, weight.shape[0])[:, 0]
     return d_hidden, d_weight, d_bias
 
 
@@ -69,13 +70,12 @@ def sum_forward(
 ) -> Tensor:
     """Sum over each text's tokens of f(hidden[rows] @ weight.T + bias): dense float32 [B, V]."""
     tokens = hidden[rows]
-    text = _text_of_row(offsets, tokens.shape[0])
-    sums = torch.zeros((offsets.numel() - 1, weight.shape[0]), device=tokens.device)
+    sums = torch.empty((offsets.numel() - 1, weight.shape[0]), device=tokens.device)
     for block, logits in _logit_blocks(tokens, weight, bias):
         activated = logits.relu_().log1p_()
         if twice:
             activated = activated.log1p_()
-        sums[:, block] = torch.zeros_like(sums[:, block]).index_add_(0, text, activated)
+        sums[:, block] = _sum_by_text(activated, offsets)
     return sums
 
 
@@ -105,9 +105,9 @@ def sum_backward(
             slope = slope / (1 + logits.log1p())
         d_logits = torch.where(positive, slope * d_sums[:, block][text], 0.0)  # [T, block]
         if d_tokens is not None:
-            d_tokens += d_logits @ weight[block].float()
+            d_tokens += _product(d_logits.to(weight.dtype), weight[block].T)
         if d_weight is not None:
-            d_weight[block] = d_logits.T @ tokens.float()
+            d_weight[block] = _product(d_logits.T.to(tokens.dtype), tokens.T)
         if d_bias is not None:
             d_bias[block] = d_logits.sum(0)
     d_hidden = None
@@ -140,6 +140,14 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
     return F.embedding_bag(
         source[order.indices], table.float(), starts, mode="sum", per_sample_weights=coefficients[order.indices]
     )
+
+
+def _sum_by_text(values: Tensor, offsets: Tensor) -> Tensor:
+    """Sum of each text's rows of `values` [T, block], in their order: float32 [B, block]."""
+    if values.is_cuda:  # where index_add_ adds in any order
+        return torch.segment_reduce(values, "sum", offsets=offsets, initial=0.0)
+    sums = torch.zeros((offsets.numel() - 1, values.shape[1]))
+    return sums.index_add_(0, _text_of_row(offsets, values.shape[0]), values)
 
 
 def _text_of_row(offsets: Tensor, rows: int) -> Tensor:
