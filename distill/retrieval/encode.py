@@ -17,7 +17,7 @@ from scipy import sparse
 
 from distill.errors import StudentError
 from distill.progress import progress
-from distill.run.device import until_it_fits
+from distill.run.device import until_it_fits, upload
 from distill.run.layout import RunFolder
 from distill.sparse.reps import SparseReps
 from distill.store.texts import TextStore
@@ -159,7 +159,7 @@ class _Encoding:
         student = self.student
         device = next(student.parameters()).device
         input_ids, mask = student.assemble(ids, student.max_length(self.side), self.side)
-        reps = student(input_ids.to(device), mask.to(device), side=self.side)
+        reps = student(upload(input_ids, device), upload(mask, device), side=self.side)
         return _csr(reps if student.top_k is None else reps.top_k(student.top_k))
 
     def _check_finite(self, vectors: sparse.csr_matrix) -> None:

@@ -7,9 +7,13 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from distill.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 T = TypeVar("T")
 _MEMORY = re.compile(r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
@@ -88,6 +92,11 @@ def until_it_fits(run: Callable[[int], T], batch_tokens: int) -> tuple[T, int]:
                 raise
         free_cached_memory()  # outside the handler: inside it, the exception's frames still hold the tensors
         batch_tokens //= 2
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device; a GPU goes on with its work meanwhile, which pinned memory permits."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def free_cached_memory() -> None:

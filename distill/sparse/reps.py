@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -40,6 +41,11 @@ class SparseReps:
     def __len__(self) -> int:
         return self.indptr.numel() - 1
 
+    @cached_property
+    def bounds(self) -> list[int]:
+        """`indptr` on the host, for which a GPU is waited for once."""
+        return self.indptr.tolist()
+
     @property
     def nnz(self) -> Tensor:
         """Number of active terms of each text: int64 [B]."""
@@ -69,7 +75,7 @@ class SparseReps:
 
     def rows(self, start: int, end: int) -> SparseReps:
         """Texts `start` to `end - 1`, as a view; gradient flows."""
-        first, last = int(self.indptr[start]), int(self.indptr[end])
+        first, last = self.bounds[start], self.bounds[end]
         argmax = None if self.argmax is None else self.argmax[first:last]
         return SparseReps(
             self.indptr[start : end + 1] - first,

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from distill.losses.objective import Objective
-from distill.run.device import ran_out_of_memory
+from distill.run.device import ran_out_of_memory, upload
 from distill.sparse.reps import RepsGradient, SparseReps
 from distill.store.token_batches import padded_tokens
 from distill.student.base import Side
@@ -127,7 +127,7 @@ def cached_step(
         ids, mask = engine.student.assemble(
             [texts.ids[row] for row in planned.chunk.rows], texts.max_length, planned.name
         )
-        inputs = (ids.to(device), mask.to(device))
+        inputs = (upload(ids, device), upload(mask, device))
         rng = rng_state(device)
         with _Memory() as memory, torch.set_grad_enabled(planned.keep):
             reps = engine.encode(*inputs, side=planned.name)
@@ -234,7 +234,8 @@ def _in_text_order(pieces: list[EncodedChunk]) -> tuple[Tensor, SparseReps]:
     """One side's representations in the order of its texts, and each entry's index in the order of the chunks [nnz]."""
     pieces = [piece for piece in pieces if not piece.plan.chunk.idle]
     joined = SparseReps.cat([piece.reps for piece in pieces])
-    rows = torch.from_numpy(np.concatenate([piece.plan.chunk.rows for piece in pieces])).to(joined.indptr.device)
-    back = torch.argsort(rows)  # [n]: text -> its index in the order of the chunks
+    rows = np.concatenate([piece.plan.chunk.rows for piece in pieces])
+    # [n]: text -> its index in the order of the chunks
+    back = upload(torch.from_numpy(np.argsort(rows, kind="stable")), joined.indptr.device)
     # the objective does not use the arg-max positions
     return joined.positions(back), replace(joined.take(back), argmax=None)

@@ -37,7 +37,8 @@ def max_forward(
                 maxima[text, block], arguments[text, block] = best.values, best.indices + start
     active = ~(maxima <= 0)  # keeps NaN, so that a broken model shows in the loss
     indptr = F.pad(active.sum(1).cumsum(0), (1, 0))
-    return indptr, active.nonzero()[:, 1], maxima[active], rows[arguments[active]]
+    entries = active.view(-1).nonzero()[:, 0]
+    return indptr, entries % vocabulary, maxima.view(-1)[entries], rows[arguments.view(-1)[entries]]
 
 
 def max_backward(

@@ -1,0 +1,62 @@
+"""Teachers on the simulated device: the CPU's scores, and no tensor on the wrong device."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from distill.config import Teacher
+from teachers import cross_encoder
+from teachers.execution import Execution
+from tests.helpers.simulated_cuda import simulated_cuda
+from tests.helpers.small_run import save_checkpoint
+from tests.helpers.tiny_models import tiny_tokenizer
+from tests.teachers.scoring import mined_pairs, scores_of
+
+
+def on_both(cfg: Teacher, folder) -> tuple[np.ndarray, np.ndarray]:
+    pairs = mined_pairs(folder)
+    here = scores_of(cfg, folder, pairs, Execution("cpu", "float32", 1, 64))
+    shutil.rmtree(folder.root / "scores", ignore_errors=True)
+    with simulated_cuda():
+        there = scores_of(cfg, folder, pairs, Execution("cuda", "float32", 1, 64))
+    return here, there
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_cross_encoder(tiny_classifier, folder, packed, monkeypatch):
+    monkeypatch.setattr(cross_encoder, "kernel_serves", lambda model, execution: packed)
+    here, there = on_both(Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=32), folder)
+    np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_a_bi_encoder(tiny_sentence, folder):
+    here, there = on_both(Teacher(kind="bi-encoder", model=str(tiny_sentence), max_length=16), folder)
+    np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_a_splade_teacher(tiny_mlm, folder, tmp_path):
+    model = save_checkpoint(tiny_mlm, tmp_path / "splade")
+    here, there = on_both(Teacher(kind="splade", model=str(model), max_length=16), folder)
+    np.testing.assert_allclose(there, here, atol=1e-4)
+
+
+def test_a_language_model(folder, tmp_path):
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(2)
+    size = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    LlamaForCausalLM(LlamaConfig(**size, num_attention_heads=2, pad_token_id=0)).save_pretrained(tmp_path / "llm")
+    tokenizer.save_pretrained(tmp_path / "llm")
+    cfg = Teacher(
+        kind="llm",
+        model=str(tmp_path / "llm"),
+        max_length=64,
+        template="{query} {passage} good",
+        options={"yes": "yes", "no": "no"},
+    )
+    here, there = on_both(cfg, folder)
+    np.testing.assert_allclose(there, here, atol=1e-5)
