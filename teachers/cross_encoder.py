@@ -24,9 +24,9 @@ from teachers.folds import FoldedTeacher
 from teachers.identity import check_labels, fold_folders
 from teachers.inference import heads_in_float32, run_batches
 from teachers.models import load_tokenizer, loading, pair_stores
-from teachers.pairs import assemble_pairs, pair_layout, pair_lengths
+from teachers.pairs import join_pairs, pair_layout, pair_lengths
 from teachers.spec import TeacherSpec
-from teachers.unpadded import drop_padding, kernel_serves, pack
+from teachers.unpadded import drop_padding, kernel_serves, packed
 
 
 def prepare(spec: TeacherSpec, splits: Sequence[str]) -> None:
@@ -88,13 +88,15 @@ class CrossEncoderTeacher:
         )
 
         def inputs(batch: np.ndarray) -> dict[str, Any]:
-            padded = assemble_pairs(
+            joined = join_pairs(
                 self._layout,
-                self._store(queries).take(pairs.query_rows[batch]),
-                self._store(passages).take(pairs.passage_rows[batch]),
+                self._store(queries).take_ragged(pairs.query_rows[batch]),
+                self._store(passages).take_ragged(pairs.passage_rows[batch]),
                 self.max_length,
             )
-            return padded if self._first_position is None else pack(padded, self._first_position)
+            if self._first_position is None:
+                return joined.padded(self._layout)
+            return packed(joined.ids, joined.type_ids, joined.lengths, self._first_position)
 
         scores, self.execution = run_batches(self._logits, inputs, lengths, self.execution, self.work)
         return scores

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from distill.errors import TeacherError
+from distill.store.tokens import RaggedTokens, ranges
 
 _PROBES = ("first words", "other text")
 
@@ -91,49 +92,51 @@ def pair_lengths(layout: PairLayout, first: np.ndarray, second: np.ndarray, max_
     return lengths[0] + lengths[1] + layout.specials
 
 
-def assemble_pairs(
-    layout: PairLayout, firsts: list[np.ndarray], seconds: list[np.ndarray], max_length: int
-) -> dict[str, np.ndarray]:
-    """Model inputs of n pairs: `input_ids`, `attention_mask` and, if the model takes them, `token_type_ids`.
+@dataclass(frozen=True)
+class JoinedPairs:
+    """The tokens of n pairs, one pair after the other: int64 [tokens] each, and the number of each pair's."""
 
-    All are int64 [n, longest pair]. `firsts` and `seconds` are token ids without special tokens.
-    """
-    n = len(firsts)
-    keep_first, keep_second = truncated_lengths(
-        np.fromiter(map(len, firsts), np.int64, n),
-        np.fromiter(map(len, seconds), np.int64, n),
-        max_length - layout.specials,
-    )
-    lengths = keep_first + keep_second + layout.specials
-    width = int(lengths.max(initial=0))
-    input_ids = np.full((n, width), layout.pad_id, np.int64)  # [n, L]
-    attention_mask = np.zeros((n, width), np.int64)  # [n, L]
-    types = None if layout.type_ids is None else np.full((n, width), layout.pad_type_id, np.int64)  # [n, L]
-    for i in range(n):
-        parts = (
-            layout.before,
-            _cut(firsts[i], keep_first[i], layout.truncate_left),
-            layout.between,
-            _cut(seconds[i], keep_second[i], layout.truncate_left),
-            layout.after,
-        )
-        span = slice(width - lengths[i], width) if layout.pad_left else slice(0, lengths[i])
-        input_ids[i, span] = np.concatenate(parts)
-        attention_mask[i, span] = 1
-        if types is not None:
-            assert layout.type_ids is not None
-            before, first, between, second, after = layout.type_ids
-            types[i, span] = np.concatenate(
-                [before, np.repeat(first, keep_first[i]), between, np.repeat(second, keep_second[i]), after]
-            )
-    inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-    if types is not None:
-        inputs["token_type_ids"] = types
-    return inputs
+    ids: np.ndarray
+    type_ids: np.ndarray | None
+    lengths: np.ndarray  # int64 [n]
+
+    def padded(self, layout: PairLayout) -> dict[str, np.ndarray]:
+        """Model inputs, int64 [n, longest pair]: `input_ids`, `attention_mask` and, if there are any, type ids."""
+        width = int(self.lengths.max(initial=0))
+        column = np.arange(width)
+        # row by row, as the tokens follow each other
+        inside = column >= width - self.lengths[:, None] if layout.pad_left else column < self.lengths[:, None]
+        inputs = {"input_ids": np.full(inside.shape, layout.pad_id, np.int64)}
+        inputs["input_ids"][inside] = self.ids
+        inputs["attention_mask"] = inside.astype(np.int64)
+        if self.type_ids is not None:
+            inputs["token_type_ids"] = np.full(inside.shape, layout.pad_type_id, np.int64)
+            inputs["token_type_ids"][inside] = self.type_ids
+        return inputs
 
 
-def _cut(ids: np.ndarray, keep: int, left: bool) -> np.ndarray:
-    return ids[len(ids) - keep :] if left else ids[:keep]
+def join_pairs(layout: PairLayout, first: RaggedTokens, second: RaggedTokens, max_length: int) -> JoinedPairs:
+    """Join the texts of n pairs, token ids without special tokens, cut to `max_length` tokens together."""
+    kept = truncated_lengths(first.lengths, second.lengths, max_length - layout.specials)
+    lengths = kept[0] + kept[1] + layout.specials
+    starts = np.cumsum(lengths) - lengths
+    ids = np.empty(int(lengths.sum()), np.int64)
+    types = None if layout.type_ids is None else np.empty_like(ids)
+    place = starts
+
+    def put(values: np.ndarray, at: np.ndarray, part: int) -> None:
+        ids[at] = values
+        if types is not None and layout.type_ids is not None and at.size:
+            types[at] = layout.type_ids[part]
+
+    for number, (special, text) in enumerate(((layout.before, first), (layout.between, second))):
+        put(special, place[:, None] + np.arange(len(special)), 2 * number)
+        place, keep = place + len(special), kept[number]
+        skipped = text.lengths - keep if layout.truncate_left else 0
+        put(text.ids[ranges(text.starts + skipped, keep)], ranges(place, keep), 2 * number + 1)
+        place = place + keep
+    put(layout.after, place[:, None] + np.arange(len(layout.after)), 4)
+    return JoinedPairs(ids, types, lengths)
 
 
 def _find(ids: list[int], part: list[int], start: int) -> int:

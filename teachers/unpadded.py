@@ -22,16 +22,16 @@ from teachers.first_token import trial_inputs
 NAME = "unpadded"
 
 
-def pack(inputs: dict[str, np.ndarray], first_position: int) -> dict[str, Any]:
-    """Join inputs [b, l], padded on either side, into one row [1, tokens] with the pairs' boundaries."""
-    inside = inputs["attention_mask"].astype(bool)  # [b, l]
-    lengths = inside.sum(1)
+def packed(ids: np.ndarray, type_ids: np.ndarray | None, lengths: np.ndarray, first_position: int) -> dict[str, Any]:
+    """Model inputs of sequences laid end to end: one row [1, tokens], with the sequences' boundaries."""
     ends = np.concatenate([[0], np.cumsum(lengths)])  # [b + 1]
-    packed: dict[str, Any] = {key: array[inside][None] for key, array in inputs.items() if key != "attention_mask"}
-    packed["position_ids"] = (first_position + np.arange(ends[-1]) - np.repeat(ends[:-1], lengths))[None]
-    packed["cu_seq_lens_q"] = packed["cu_seq_lens_k"] = ends.astype(np.int32)
-    packed["max_length_q"] = packed["max_length_k"] = int(lengths.max(initial=0))
-    return packed
+    inputs: dict[str, Any] = {"input_ids": ids[None]}
+    if type_ids is not None:
+        inputs["token_type_ids"] = type_ids[None]
+    inputs["position_ids"] = (first_position + np.arange(ends[-1]) - np.repeat(ends[:-1], lengths))[None]
+    inputs["cu_seq_lens_q"] = inputs["cu_seq_lens_k"] = ends.astype(np.int32)
+    inputs["max_length_q"] = inputs["max_length_k"] = int(lengths.max(initial=0))
+    return inputs
 
 
 def attend(
@@ -91,10 +91,10 @@ def drop_padding(model: Any) -> int | None:
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(NAME)
-        packed = pack({key: tensor.cpu().numpy() for key, tensor in inputs.items()}, first)
+        ids, inside = inputs["input_ids"].cpu().numpy(), inputs["attention_mask"].cpu().numpy().astype(bool)
         tensors = {
             key: torch.from_numpy(value).to(model.device) if isinstance(value, np.ndarray) else value
-            for key, value in packed.items()
+            for key, value in packed(ids[inside], None, inside.sum(1), first).items()
         }
         if torch.allclose(model(**tensors).logits, expected, rtol=1e-4, atol=1e-4):
             return first

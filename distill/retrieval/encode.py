@@ -54,9 +54,9 @@ def encode_store(
     """Encode rows of a token store: float32 [len(rows), vocabulary].
 
     Maximum length and top-k cap are the student's own for its `side`; the prompt is in the token store. Progress is
-    shown under `description`. `batch_tokens` limits the padded tokens of a batch (None: a good size for the device).
-    `precision` is that of the encoder's products (autocast), not of the vectors. The student stays on its device and
-    keeps its mode. Raises `StudentError` for values that are not finite.
+    shown under `description`. `batch_tokens` limits the padded tokens of a batch (None: a good size for the device, and
+    less if its memory does not suffice). `precision` is that of the encoder's products (autocast), not of the vectors.
+    The student stays on its device and keeps its mode. Raises `StudentError` for values that are not finite.
     """
     slabs = list(encode_blocks(student, tokens, rows, side, description, batch_tokens, precision, block_bytes=0))
     return _stack(slabs, student)
@@ -136,8 +136,11 @@ class _Encoding:
             autocast = torch.autocast(device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
             with torch.no_grad(), autocast:
                 for batch in token_batches(padded, batch_tokens):
-                    # where memory does not suffice, this batch and all further ones are cut into smaller ones
-                    encoded, batch_tokens = until_it_fits(partial(self._cut, take, batch, padded[batch]), batch_tokens)
+                    encode = partial(self._cut, take, batch, padded[batch])
+                    if self.batch_tokens is None:  # smaller batches, from this one on, where memory does not suffice
+                        encoded, batch_tokens = until_it_fits(encode, batch_tokens)
+                    else:
+                        encoded = encode(batch_tokens)
                     for numbers, vectors in encoded:
                         order.append(numbers)
                         parts.append(vectors)

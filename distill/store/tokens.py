@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,6 +85,25 @@ def _build(
     return TokenStore.open(path)
 
 
+@dataclass(frozen=True)
+class RaggedTokens:
+    """Token ids of n texts, one text after the other: int32 [tokens], and the number of each text's, int64 [n]."""
+
+    ids: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Place of each text's first token: int64 [n]."""
+        return np.cumsum(self.lengths) - self.lengths
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The numbers starts[i], starts[i] + 1, ..., lengths[i] of them for each i, one i after the other: int64."""
+    ends = np.cumsum(lengths)
+    return np.repeat(starts - (ends - lengths), lengths) + np.arange(int(ends[-1]) if len(ends) else 0)
+
+
 class TokenStore:
     """Read access to a token store: int32 ids by row, without special tokens."""
 
@@ -118,6 +138,22 @@ class TokenStore:
             offsets, values = self._views[batch]
             ids.append(values[offsets[local] : offsets[local + 1]].astype(np.int32))
         return ids
+
+    def take_ragged(self, rows: np.ndarray) -> RaggedTokens:
+        """Return the token ids of rows, in the given order, as one array."""
+        batches, local_rows = self._reader.locate(rows)
+        starts, lengths = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
+        for batch in np.unique(batches):
+            offsets, _ = self._views[batch]
+            here = batches == batch
+            starts[here] = offsets[local_rows[here]]
+            lengths[here] = offsets[local_rows[here] + 1] - starts[here]
+        ids = np.empty(int(lengths.sum()), np.int32)
+        for batch in np.unique(batches):
+            _, values = self._views[batch]
+            here = batches == batch
+            ids[np.repeat(here, lengths)] = values[ranges(starts[here], lengths[here])]
+        return RaggedTokens(ids, lengths)
 
     def document_frequencies(self, vocab_size: int, texts: int, max_tokens: int) -> np.ndarray:
         """Count the texts that contain each token, of the first `texts`, cut to `max_tokens`: int64 [vocab_size]."""

@@ -97,7 +97,8 @@ def test_encoding_restores_training_mode_and_accepts_no_texts(checkpoint):
 def test_a_batch_that_does_not_fit_in_memory_is_cut_and_so_are_the_further_ones(checkpoint, monkeypatch):
     texts = [" ".join(["cat"] * (1 + n % 7)) + f" {n}" for n in range(40)]
     student = load_student(checkpoint)
-    expected = encode_texts(student, texts, "passage", batch_tokens=1000)
+    monkeypatch.setattr(encode, "_CPU_BATCH_TOKENS", 200)
+    expected = encode_texts(student, texts, "passage")
     sizes, forward = [], type(student).forward
 
     def small_memory(self, input_ids, *args, **kwargs):
@@ -107,6 +108,9 @@ def test_a_batch_that_does_not_fit_in_memory_is_cut_and_so_are_the_further_ones(
         return forward(self, input_ids, *args, **kwargs)
 
     monkeypatch.setattr(type(student), "forward", small_memory)
-    ours = encode_texts(student, texts, "passage", batch_tokens=200)
+    ours = encode_texts(student, texts, "passage")
+    with pytest.raises(torch.OutOfMemoryError):
+        encode_texts(student, texts, "passage", batch_tokens=200)  # the caller's own choice
+    sizes.pop()
     np.testing.assert_allclose(ours.toarray(), expected.toarray(), atol=1e-5)
     assert [size > 50 for size in sizes].count(True) == 2  # 200 and 100 tokens, once each

@@ -79,6 +79,9 @@ def test_stored_tokens_are_those_of_the_tokenizer_without_special_tokens(passage
     expected = [tokenizer("the " + text, add_special_tokens=False)["input_ids"][:5] for text in texts]
     rows = np.array([31, 0, 8, 8, 17])
     assert [ids.tolist() for ids in store.take(rows)] == [expected[row] for row in rows]
+    ragged = store.take_ragged(np.asarray(rows))
+    assert np.split(ragged.ids, np.cumsum(ragged.lengths)[:-1])[0].dtype == np.int32
+    assert [ids.tolist() for ids in np.split(ragged.ids, np.cumsum(ragged.lengths)[:-1])] == [expected[r] for r in rows]
     assert store.lengths.tolist() == [len(ids) for ids in expected]
     assert store.take(rows)[0].dtype == np.int32 and len(store) == len(passages)
 

@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distill.errors import TeacherError
 from distill.run.model_ref import ModelRef
-from teachers.pairs import assemble_pairs, pair_layout, pair_lengths
+from distill.store.tokens import RaggedTokens
+from teachers.pairs import join_pairs, pair_layout, pair_lengths
 
 WORDS = [
     "retrieval",
@@ -102,7 +103,8 @@ def test_assembled_pairs_equal_the_tokenizers_own(make, max_length):
     expected = tokenizer(
         firsts, seconds, padding=True, truncation="longest_first", max_length=max_length, return_tensors="np"
     )
-    got = assemble_pairs(layout, *ids, max_length)
+    texts = [RaggedTokens(np.concatenate(part), np.array([len(i) for i in part])) for part in ids]
+    got = join_pairs(layout, *texts, max_length).padded(layout)
     assert set(got) == set(expected)
     for key, array in got.items():
         np.testing.assert_array_equal(array, expected[key], err_msg=key)
