@@ -101,8 +101,12 @@ class LlmTeacher:
         return prompts
 
     def _log_odds(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        self._last = inputs["attention_mask"].sum(1) - 1
-        logits = self._model(**inputs, use_cache=False).logits[:, 0].float()  # [b, V]
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        self._last = mask.sum(1) - 1
+        # tokens attend to those before them, and padding comes after the last that is read: a GPU, whose fast attention
+        # takes no mask, needs none
+        unmasked = None if ids.is_cuda else mask
+        logits = self._model(input_ids=ids, attention_mask=unmasked, use_cache=False).logits[:, 0].float()  # [b, V]
         return logits[:, self._yes] - logits[:, self._no]
 
     def _read_last_token_in_float32(self) -> None:

@@ -130,10 +130,12 @@ class Train(Section):
     """Regularisers of the queries' representations."""
     passage_regularizers: tuple[AnyRegularizer, ...] = ()
     """Regularisers of the passages' representations."""
-    chunk_tokens: ExecutionOnly[Positive] = 8192
-    """Padded tokens encoded at a time by each process; bounds the memory and does not change the gradients."""
-    activation_budget: ExecutionOnly[Annotated[float, Field(ge=0)]] = 0.0
-    """Memory in GiB per process for autograd graphs that are kept instead of recomputed; 0: none is kept."""
+    chunk_tokens: ExecutionOnly[Positive | Literal["auto"]] = "auto"
+    """Padded tokens encoded at a time by each process; bounds the memory and does not change the gradients. `auto`:
+    8,192 on a CPU, up to 65,536 on a GPU, as its memory permits."""
+    activation_budget: ExecutionOnly[Annotated[float, Field(ge=0)] | Literal["auto"]] = "auto"
+    """Memory in GiB per process for autograd graphs that are kept instead of recomputed; 0: none is kept. `auto`: none
+    on a CPU, what a GPU has to spare."""
     dropout: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Dropout probability. null: the model's own."""
     processes: ExecutionOnly[Positive | None] = None

@@ -90,7 +90,7 @@ def estimate(recipe: Recipe, gpus: int, gpu_type: str, *, limit: int | None = No
     if recipe.student is not None:
         ranks = min(gpus, recipe.train.batch_size) if target.cuda else gpus * (recipe.train.processes or 1)
         student = case_of(runs[0], gpus, target, None).student()
-        memory = training_memory(first.recipe, student, ranks) if student else None
+        memory = training_memory(first.recipe, student, ranks, target) if student else None
     measured = probe.folder if probe else None
     return Estimate(gpus, target, measured, planned, sizes_from, memory, ranks, jobs, truncation_of(first))
 

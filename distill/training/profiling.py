@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.planning.memory import chunk_tokens, kept_bytes
+from distill.run.device import ran_out_of_memory
 from distill.training.rng import rng_state, set_rng_state
 
 if TYPE_CHECKING:
+    from distill import config
     from distill.student.base import Student
     from distill.training.engine import Engine
+    from distill.training.state import TrainState
 
 
 def graph_bytes_per_token(engine: Engine, max_length: int, tokens: int) -> float:
@@ -36,6 +41,30 @@ def graph_bytes_per_token(engine: Engine, max_length: int, tokens: int) -> float
     del reps
     set_rng_state(rng, device)
     return sum(held.values()) / input_ids.numel()
+
+
+def fit_memory(engine: Engine, train: config.Train, state: TrainState, max_length: int) -> float:
+    """Lower `chunk_tokens: auto` in the state to what a GPU has room for; returns the bytes for graphs that are kept.
+
+    `state.graph_bytes` is measured where it is needed. Collective.
+    """
+    world = engine.world
+    cuda = world.device.type == "cuda"
+    if (cuda or train.activation_budget not in ("auto", 0)) and not state.graph_bytes:
+        state.graph_bytes = max(world.gather(_graph_bytes(engine, max_length, state.chunk_tokens)))
+    free = float(world.min(torch.cuda.mem_get_info(world.device)[0])) if cuda else 0.0
+    state.chunk_tokens = min(state.chunk_tokens, chunk_tokens(train, cuda, free, state.graph_bytes))
+    return kept_bytes(train, cuda, free, state.chunk_tokens * state.graph_bytes)
+
+
+def _graph_bytes(engine: Engine, max_length: int, tokens: int) -> float:
+    """As `graph_bytes_per_token`; infinite, so that none is kept, if not even one graph fits in memory."""
+    try:
+        return graph_bytes_per_token(engine, max_length, tokens)
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        return math.inf
 
 
 def flops_per_token(student: Student) -> float:

@@ -10,7 +10,7 @@ from distill.config import Recipe, SlurmJob, max_length
 from distill.planning.case import ENCODING, PER_MACHINE, TRAINING, Case, Cost, StageCost, unknown
 from distill.planning.devices import Device
 from distill.planning.flops import ModelCost
-from distill.planning.memory import graph_bytes_per_token
+from distill.planning.memory import graph_bytes_per_token, training_memory
 from distill.planning.volumes import ADAM_BYTES_PER_PARAMETER
 from distill.recipe.imports import check_own_code
 from distill.reporting.tracking import follow
@@ -93,7 +93,8 @@ def _steps(case: Case, model: ModelCost, tokens: float) -> Cost:
     recipe, counts, probe = case.recipe, case.counts, case.probe
     ranks = min(case.gpus, recipe.train.batch_size)
     graph = graph_bytes_per_token(model, max_length(recipe.trained_student, "passage"), recipe.train.precision)
-    kept = min(1.0, recipe.train.activation_budget * 2**30 / (graph * counts.step_tokens / ranks))
+    memory = training_memory(recipe, model, ranks, case.device)
+    kept = min(1.0, memory.kept / (graph * counts.step_tokens / ranks))
     layers = model.forward_flops(case.size.passage_tokens)
     flops = tokens * ((3 + (1 - kept)) * layers + case.student_head_flops(model))
     if probe and probe.train_tokens_per_second and probe.train_cuda == case.device.cuda:

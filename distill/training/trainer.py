@@ -23,6 +23,7 @@ from distill.errors import DistillError, Preempted, TrainingError
 from distill.losses import regularizers
 from distill.losses.controller import Control
 from distill.losses.objective import objective
+from distill.planning.memory import chunk_tokens
 from distill.planning.steps import number_of_steps
 from distill.progress import progress
 from distill.recipe.imports import import_own_code
@@ -211,8 +212,7 @@ class Trainer:
 
     def _kept_tokens(self) -> float:
         """Number of padded tokens whose graphs fit in the activation budget."""
-        graph_bytes = self.state.graph_bytes
-        return self.cfg.activation_budget * 2**30 / graph_bytes if graph_bytes else 0.0
+        return self.budget / self.state.graph_bytes if self.state.graph_bytes else 0.0
 
     # ------------------------------------------------------------------------------------------------------- resuming
 
@@ -236,10 +236,11 @@ class Trainer:
         device type changed.
         """
         precision = self.world.broadcast(resolve_precision(self.cfg.precision, self.world.device))
+        tokens = chunk_tokens(self.cfg, self.world.device.type == "cuda")
         if saved is None:
-            return TrainState(self.cfg.chunk_tokens, precision, self.world.device.type)
+            return TrainState(tokens, precision, self.world.device.type)
         state = TrainState.from_checkpoint(saved["state"])
-        state.chunk_tokens = min(state.chunk_tokens, self.cfg.chunk_tokens)
+        state.chunk_tokens = min(state.chunk_tokens, tokens)
         if self.cfg.precision != "auto" or state.device != self.world.device.type:
             state.precision, state.device = precision, self.world.device.type
         return state
@@ -260,18 +261,8 @@ class Trainer:
             if engine.loss_scale is not None and state.loss_scale is not None:
                 engine.loss_scale = LossScale(**state.loss_scale)
             log.info("resuming from step %d", state.step)
-        if self.cfg.activation_budget and not state.graph_bytes:
-            state.graph_bytes = max(self.world.gather(self._graph_bytes(engine)))
+        self.budget = profiling.fit_memory(engine, self.cfg, state, self.student.passage_max_length)
         return engine
-
-    def _graph_bytes(self, engine: Engine) -> float:
-        """Bytes per padded token of a kept graph; infinite, so that none is kept, if not even one fits in memory."""
-        try:
-            return profiling.graph_bytes_per_token(engine, self.student.passage_max_length, self.state.chunk_tokens)
-        except Exception as error:
-            if not ran_out_of_memory(error):
-                raise
-            return math.inf
 
     # --------------------------------------------------------------------------------------------------- interruptions
 

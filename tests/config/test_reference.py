@@ -61,7 +61,7 @@ def test_show_schema_prints_a_json_schema_with_descriptions():
     assert shown.exit_code == 0 and schema["additionalProperties"] is False
     train = schema["$defs"]["Train"]["properties"]
     assert train["batch_size"]["description"] == "Queries per optimizer step, over all processes."
-    assert train["chunk_tokens"]["description"] and train["chunk_tokens"]["default"] == 8192
+    assert train["chunk_tokens"]["description"] and train["chunk_tokens"]["default"] == "auto"
     assert {"type": "string"} in train["deepspeed"]["anyOf"]  # the path of a JSON file
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from distill.pipeline.estimate import case_of, estimate
 from distill.pipeline.run import run_pipeline
 from distill.planning.devices import device
 from distill.planning.flops import ModelCost
-from distill.planning.memory import training_memory
+from distill.planning.memory import chunk_tokens, kept_bytes, training_memory
 from distill.recipe.expand import open_runs
 from distill.recipe.load import load_recipe
 from tests.helpers.small_run import small_recipe
@@ -77,8 +78,19 @@ def test_a_model_that_cannot_run_on_the_meta_device_is_counted_by_its_shape():
 def test_model_states_are_partitioned_over_four_processes_by_zero_stage(tmp_path, stage, bytes_per_parameter):
     recipe = small_recipe(tmp_path, train={"deepspeed": {"zero_optimization": {"stage": stage}}})
     model = ModelCost.of_shape(ModelShape(layers=2, hidden=64, vocabulary=100))
-    memory = training_memory(recipe, model, ranks=4)
+    memory = training_memory(recipe, model, 4, device("a100"))
     assert memory.states == pytest.approx(model.parameters * bytes_per_parameter)
+
+
+def test_chunks_and_kept_graphs_fill_a_gpu_and_no_more():
+    train = small_recipe(Path("x")).train
+    assert chunk_tokens(train, cuda=False) == 8192 and kept_bytes(train, False, 64e9, 1e9) == 0
+    assert chunk_tokens(train, True, 80e9, 4e5) == 65_536
+    assert chunk_tokens(train, True, 20e9, 4e5) == 16_384  # 6.6 GB
+    assert chunk_tokens(train, True, 1e9, 4e5) == chunk_tokens(train, True, 1e9, math.inf) == 8192
+    assert kept_bytes(train, True, 80e9, 26e9) == pytest.approx(22e9) and kept_bytes(train, True, 1e9, math.inf) == 0
+    fixed = small_recipe(Path("x"), train={"chunk_tokens": 100, "activation_budget": 2}).train
+    assert chunk_tokens(fixed, True, 1e9, 4e5) == 100 and kept_bytes(fixed, True, 1e9, 4e7) == 2 * 2**30
 
 
 def test_the_published_recipe_is_planned_completely_from_its_declared_sizes():
