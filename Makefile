@@ -4,6 +4,7 @@
 # make test-slow    the long ones: chaos, scale, many processes
 # make test-slurm   jobs on a real Slurm, which the tests start by themselves (as root; apt-get install slurm-wlm munge)
 # make test-gpu     the tests of what runs on a GPU; the others hide it
+# make gpu          ten minutes on a GPU: facts, its tests, speed, a whole run; results in benchmarks/results
 # make lint         ruff (rules, format), import-linter (the layers), mypy
 # make doctor       set up .venv, then check what this machine has: GPU, memory, disk, ports, model hub
 
@@ -18,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist load
 # Without an NVIDIA driver, pip is also offered PyTorch's CPU builds, which are a tenth of the size.
 TORCH_INDEX := $(shell command -v nvidia-smi >/dev/null 2>&1 || echo "--extra-index-url https://download.pytorch.org/whl/cpu")
 
-.PHONY: quickstart test test-slow test-slurm test-gpu lint doctor setup clean
+.PHONY: quickstart test test-slow test-slurm test-gpu gpu lint doctor setup clean
 
 quickstart: setup
 	$(BIN)/distill run $(RECIPE) $(ARGS)
@@ -34,6 +35,9 @@ test-slurm: setup
 
 test-gpu: setup
 	DISTILL_TEST_GPU=1 $(BIN)/python -m pytest -m gpu $(ARGS)
+
+gpu: setup
+	$(BIN)/python benchmarks/on_a_gpu.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

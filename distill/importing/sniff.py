@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from distill import config
 from distill.errors import DataError
 from distill.importing.phrases import DocumentFrequencies
@@ -28,7 +26,7 @@ from distill.importing.readers.base import (
     unread_unit,
 )
 from distill.importing.readers.beir import beir_qrels, queries_files, read_beir
-from distill.importing.readers.jsonl import parse_all, raw_rows
+from distill.importing.readers.jsonl import parquet_file, parse_all, raw_rows
 from distill.importing.readers.kinds import ROW_SUFFIXES, check_kind, place_of
 from distill.importing.readers.layouts import Row, RowParser
 from distill.importing.readers.msmarco import msmarco_qrels, read_msmarco, text_columns_of, unjudged_queries
@@ -385,7 +383,8 @@ def _rows_in(path: Path) -> str:
 def _count(path: Path) -> tuple[bool, int]:
     """(exact?, number of rows): non-blank lines. For a large file, an estimate from the first thousand lines."""
     if path.suffix == ".parquet":
-        return True, pq.read_metadata(path).num_rows
+        with parquet_file(path) as file:
+            return True, file.metadata.num_rows
     if path.stat().st_size <= _COUNT_BYTES:
         if is_table(path) and not _is_msmarco(path):
             return True, max(0, sum(1 for _ in cells_of(path)) - 1)  # a quoted text may have several lines

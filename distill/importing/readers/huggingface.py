@@ -184,7 +184,7 @@ def _load_qrels(source: config.HuggingFace) -> datasets.Dataset | datasets.Datas
             if name
             else datasets.load_dataset(f"{source.dataset}-qrels")
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # as above
         raise DataError(f"its judgements cannot be loaded: {error}", path=source.dataset) from error
 
 
@@ -198,7 +198,7 @@ def _load(source: config.HuggingFace, name: str | None) -> datasets.Dataset | da
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
             return datasets.load_from_disk(str(folder))
         return datasets.load_dataset(str(folder))
-    except (OSError, ValueError, KeyError, TypeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # of damaged files, anything
         raise DataError(f"can't load {name or 'the dataset'}: {error}", path=source.dataset) from error
 
 

@@ -50,7 +50,7 @@ def parquet_file(path: Path) -> Iterator[pq.ParquetFile]:
             with pq.ParquetFile(path) as file:
                 refuse_repeated(file.schema_arrow.names, Location(path))
                 yield file
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, ValueError, OverflowError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the file system's; Arrow's have no number
                 raise
             with open(path, "rb") as file:
