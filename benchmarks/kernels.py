@@ -46,7 +46,7 @@ def compiled(architecture: int, dtype: torch.dtype) -> Iterator[tuple[str, Any]]
     numbers = dict.fromkeys(("tokens", "vocabulary", "width", "size"), "i32")
     forward = {"hidden": operand, "rows": "i64", "text": "i32", "weight": operand, "bias": "fp32", "keys": "i64"}
     sums = dict.fromkeys(("coefficients", "out", "sums", "spare", "spare_sums"), "fp32")
-    places = dict.fromkeys(("source", "starts", "first", "target", "split"), "i64")
+    places = dict.fromkeys(("source", "starts", "first", "spare_first", "target", "split"), "i64")
     for kernel, pointers, constants, launch in (
         (cuda.max_tiles, forward, {"HAS_BIAS": True, **tiles}, options),
         (

@@ -128,7 +128,8 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
     piece = torch.arange(bound, device=into.device)
     target = torch.searchsorted(first, piece, right=True) - 1  # `size` for those beyond the last
     many = into.numel() // (PIECE + 1)  # targets with several pieces, at most
-    spare = torch.empty((bound if many else 0, table.shape[1]), device=table.device)
+    spare_first = F.pad(torch.where(pieces > 1, pieces, 0).cumsum(0), (1, 0))  # [size + 1]: place of their pieces
+    spare = torch.empty((2 * into.numel() // PIECE if many else 0, table.shape[1]), device=table.device)
     spare_sums = torch.empty(len(spare), device=table.device)
     columns = min(512, triton.next_power_of_2(table.shape[1]))
     blocks = triton.cdiv(table.shape[1], columns)
@@ -142,6 +143,7 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
             table,
             out,
             sums,
+            spare_first,
             spare,
             spare_sums,
             size,
@@ -154,7 +156,7 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
         if many:
             split = torch.topk(pieces, min(many, size)).indices
             join_pieces[(len(split), blocks)](
-                split, first, spare, spare_sums, out, sums, table.shape[1], COLUMNS=columns, num_warps=4
+                split, spare_first, spare, spare_sums, out, sums, table.shape[1], COLUMNS=columns, num_warps=4
             )
     return out, sums
 
@@ -233,6 +235,7 @@ def sum_pieces(
     table,
     out,
     sums,
+    spare_first,
     spare,
     spare_sums,
     size,
@@ -264,24 +267,25 @@ def sum_pieces(
             )
             total += tl.sum(weight[:, None] * values.to(tl.float32), axis=0)
             weights += weight
+        place = tl.load(spare_first + this) + number
         if alone:
             tl.store(out + this * width + column, total, mask=inside)
         else:
-            tl.store(spare + piece.to(tl.int64) * width + column, total, mask=inside)
+            tl.store(spare + place * width + column, total, mask=inside)
         if tl.program_id(1) == 0:
             if alone:
                 tl.store(sums + this, tl.sum(weights, axis=0))
             else:
-                tl.store(spare_sums + piece, tl.sum(weights, axis=0))
+                tl.store(spare_sums + place, tl.sum(weights, axis=0))
 
 
 @triton.jit
-def join_pieces(split, first, spare, spare_sums, out, sums, width, COLUMNS: tl.constexpr):
+def join_pieces(split, spare_first, spare, spare_sums, out, sums, width, COLUMNS: tl.constexpr):
     # one program: COLUMNS columns of out[i], the sum of the pieces of a target i that has several
     this = tl.load(split + tl.program_id(0))
-    piece = tl.load(first + this)
-    last = tl.load(first + this + 1)
-    if last - piece > 1:
+    piece = tl.load(spare_first + this)
+    last = tl.load(spare_first + this + 1)
+    if last > piece:
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         inside = column < width
         total = tl.zeros([COLUMNS], tl.float32)
