@@ -8,6 +8,7 @@ bfloat16 logits would tie.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from teachers.execution import Execution
 from teachers.first_token import first_token_only
 from teachers.folds import FoldedTeacher
 from teachers.identity import check_labels, fold_folders
-from teachers.inference import heads_in_float32, run_batches
+from teachers.inference import body_in_bfloat16, heads_in_float32, run_batches
 from teachers.models import load_tokenizer, loading, pair_stores
 from teachers.pairs import join_pairs, pair_layout, pair_lengths
 from teachers.spec import TeacherSpec
@@ -72,8 +73,11 @@ class CrossEncoderTeacher:
         if first_token_only(self._model) and kernel_serves(self._model, execution):
             self._first_position = drop_padding(self._model)
         self._model.to(execution.device)
+        self._autocast = True
         if execution.precision != "float32":
             heads_in_float32(self._model, execution.device)
+            if execution.device == "cuda" and execution.precision == "bfloat16":
+                self._autocast = not body_in_bfloat16(self._model)
         self._stores: dict[str, TokenStore] = {}
         self._lengths: dict[str, np.ndarray] = {}
 
@@ -102,7 +106,8 @@ class CrossEncoderTeacher:
         return scores
 
     def _logits(self, inputs: dict[str, Any]) -> torch.Tensor:
-        logits = self._model(**inputs).logits.float()  # [b, 1 or 2]
+        with contextlib.nullcontext() if self._autocast else torch.autocast(self.execution.device, enabled=False):
+            logits = self._model(**inputs).logits.float()  # [b, 1 or 2]
         return logits[:, -1] - logits[:, 0] if logits.shape[1] == 2 else logits[:, 0]
 
     def _store(self, name: str) -> TokenStore:

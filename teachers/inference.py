@@ -81,6 +81,20 @@ def _run(logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, Any], execu
         return logits(tensors)  # [b]
 
 
+def body_in_bfloat16(model: PreTrainedModel) -> bool:
+    """Store the weights of the model's body in bfloat16, those of its heads in float32; False if it has no body.
+
+    Autocast would cast every weight that is not trained again at every call, and keep the residual stream in float32.
+    """
+    body = getattr(model, model.base_model_prefix, None)
+    if body is None:
+        return False
+    body.to(torch.bfloat16)
+    if getattr(body, "pooler", None) is not None:
+        body.pooler.float()
+    return True
+
+
 def heads_in_float32(model: PreTrainedModel, device: str) -> None:
     """Run the pooler and the classification head outside autocast: bfloat16 logits have three digits, and would tie."""
     body = getattr(model, model.base_model_prefix, None)

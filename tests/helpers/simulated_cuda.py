@@ -246,28 +246,31 @@ def _read(value: Any) -> Any:
     return tree_map_only(Device, number, value)
 
 
-def _module_to(module: nn.Module) -> nn.Module:
-    """Move a module in place; tied parameters stay tied."""
-    moved: dict[int, nn.Parameter] = {}
+def _replace(module: nn.Module, function: Callable[[Tensor], Tensor]) -> nn.Module:
+    """Replace a module's tensors in place by a function of them; tied parameters stay tied."""
+    made: dict[int, nn.Parameter] = {}
     for child in module.modules():
         for name, parameter in list(child._parameters.items()):
-            if parameter is not None and not isinstance(parameter, Device):
-                on_device = moved.get(id(parameter))
-                if on_device is None:
-                    on_device = nn.Parameter(Device(parameter.detach().clone()), parameter.requires_grad)
-                    moved[id(parameter)] = on_device
-                child._parameters[name] = on_device
+            if parameter is not None:
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(function(parameter.detach()), parameter.requires_grad)
+                child._parameters[name] = made[id(parameter)]
         for name, buffer in list(child._buffers.items()):
-            if buffer is not None and not isinstance(buffer, Device):
-                child._buffers[name] = Device(buffer.detach().clone())
+            if buffer is not None:
+                child._buffers[name] = function(buffer.detach())
     return module
+
+
+def _moved(tensor: Tensor) -> Tensor:
+    return tensor if isinstance(tensor, Device) else Device(tensor.clone())
 
 
 @contextlib.contextmanager
 def simulated_cuda() -> Iterator[Waits]:
     """Pretend that this machine has one GPU; yields the waits that were counted since."""
     _waits.clear()
-    mode, backward, module_to = _Placing(), torch.autograd._engine_run_backward, nn.Module.to
+    mode, backward = _Placing(), torch.autograd._engine_run_backward
+    module_to, module_apply = nn.Module.to, nn.Module._apply
 
     def _run_backward(*args: Any, **kwargs: Any) -> Any:
         with mode:  # which is off in its own handler, while code in backwards makes tensors, too
@@ -276,7 +279,11 @@ def simulated_cuda() -> Iterator[Waits]:
     def move(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
         place, _, _ = _destination(args, kwargs)
         on_cuda = place is not None and place.type == "cuda"
-        return _module_to(self) if on_cuda else module_to(self, *args, **kwargs)
+        return _replace(self, _moved) if on_cuda else module_to(self, *args, **kwargs)
+
+    def apply(self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        there = any(isinstance(parameter, Device) for parameter in self.parameters())
+        return _replace(self, function) if there else module_apply(self, function, recurse)
 
     pretended: dict[str, Callable[..., Any]] = {
         "is_available": lambda: True,
@@ -298,5 +305,6 @@ def simulated_cuda() -> Iterator[Waits]:
         stack.enter_context(patch.object(torch._C, "_InferenceMode", lambda mode: torch.no_grad()))
         stack.enter_context(patch("torch.autograd._engine_run_backward", _run_backward))
         stack.enter_context(patch.object(nn.Module, "to", move))
+        stack.enter_context(patch.object(nn.Module, "_apply", apply))
         stack.enter_context(mode)
         yield _waits

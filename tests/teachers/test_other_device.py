@@ -18,12 +18,12 @@ from tests.helpers.tiny_models import tiny_tokenizer
 from tests.teachers.scoring import mined_pairs, scores_of
 
 
-def on_both(cfg: Teacher, folder) -> tuple[np.ndarray, np.ndarray]:
+def on_both(cfg: Teacher, folder, precision: str = "float32") -> tuple[np.ndarray, np.ndarray]:
     pairs = mined_pairs(folder)
     here = scores_of(cfg, folder, pairs, Execution("cpu", "float32", 1, 64))
     shutil.rmtree(folder.root / "scores", ignore_errors=True)
     with simulated_cuda():
-        there = scores_of(cfg, folder, pairs, Execution("cuda", "float32", 1, 64))
+        there = scores_of(cfg, folder, pairs, Execution("cuda", precision, 1, 64))
     return here, there
 
 
@@ -32,6 +32,14 @@ def test_a_cross_encoder(tiny_classifier, folder, packed, monkeypatch):
     monkeypatch.setattr(cross_encoder, "kernel_serves", lambda model, execution: packed)
     here, there = on_both(Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=32), folder)
     np.testing.assert_allclose(there, here, atol=1e-5)
+
+
+def test_a_cross_encoder_whose_body_is_in_half_precision_keeps_the_ranking(tiny_classifier, folder, monkeypatch):
+    monkeypatch.setattr(cross_encoder, "kernel_serves", lambda model, execution: False)  # a kernel of CUDA's own
+    cfg = Teacher(kind="cross-encoder", model=str(tiny_classifier), max_length=32)
+    here, there = on_both(cfg, folder, "bfloat16")
+    assert np.corrcoef(here, there)[0, 1] > 0.999 and np.abs(here - there).max() > 0
+    assert len(np.unique(there)) == len(np.unique(here))  # the head's digits are float32's
 
 
 def test_a_bi_encoder(tiny_sentence, folder):
