@@ -14,11 +14,13 @@ from distill.config import Miner
 from distill.errors import ModelError, RecipeError
 from distill.progress import progress
 from distill.retrieval.encode import Precision
+from distill.run.device import until_it_fits
 from distill.run.model_ref import ModelRef
 from distill.store.texts import TextStore
 
 _SLAB = 8192  # passages embedded together; sorted by length within a slab
-_BATCH = 64
+_BATCH = 64  # texts, at least
+_GPU_BATCH_TOKENS = 65_536
 
 
 class DenseModel:
@@ -32,6 +34,7 @@ class DenseModel:
         assert miner.model is not None  # the schema requires it for this kind
         self.model = load_dense(miner.model, miner.revision, device)
         self._name, self._store, self._precision = miner.model, store, precision
+        self._tokens = 0 if self.model.device.type == "cpu" else _GPU_BATCH_TOKENS
 
     def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
         """Return one column of vectors, one row per passage."""
@@ -52,16 +55,19 @@ class DenseModel:
 
     def _embed(self, texts: list[str], side: Literal["query", "document"]) -> np.ndarray:
         encode = self.model.encode_query if side == "query" else self.model.encode_document
-        with torch.autocast(
-            self.model.device.type, getattr(torch, self._precision), enabled=self._precision != "float32"
-        ):
-            vectors = encode(
+
+        def vectors_of(tokens: int) -> np.ndarray:
+            return encode(
                 texts,
-                batch_size=_BATCH,
+                batch_size=max(_BATCH, tokens // (self.model.max_seq_length or 512)),
                 show_progress_bar=False,
                 convert_to_numpy=True,
                 normalize_embeddings=self.model.similarity_fn_name == "cosine",
             )
+
+        kind = self.model.device.type
+        with torch.autocast(kind, getattr(torch, self._precision), enabled=self._precision != "float32"):
+            vectors, self._tokens = until_it_fits(vectors_of, self._tokens)
         if not np.isfinite(vectors).all():
             raise RecipeError(
                 f"the dense miner's model {self._name!r} produces NaN or infinite values in "

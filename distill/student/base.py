@@ -162,13 +162,15 @@ class Student(nn.Module, ABC):
                 f"a maximum length of {max_length} leaves no room for {len(prefix) + len(suffix)} special tokens; "
                 f"raise student.{side}_max_length"
             )
-        rows = [np.concatenate([prefix, text[:room], suffix]) for text in ids]
-        length = max(map(len, rows), default=0)
-        input_ids = np.full((len(rows), length), self.tokenizer.pad_token_id or 0, dtype=np.int64)
-        attention_mask = np.zeros_like(input_ids)
-        for i, row in enumerate(rows):
-            input_ids[i, : len(row)] = row
-            attention_mask[i, : len(row)] = 1
+        texts = [text[:room] for text in ids]
+        ends = len(prefix) + np.fromiter(map(len, texts), np.int64, len(texts))[:, None]  # [B, 1], without the suffix
+        column = np.arange(int(ends.max(initial=0)) + len(suffix) if texts else 0)
+        input_ids = np.full((len(texts), len(column)), self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        input_ids[:, : len(prefix)] = prefix
+        if texts:
+            input_ids[(column >= len(prefix)) & (column < ends)] = np.concatenate(texts)
+            input_ids[np.arange(len(texts))[:, None], ends + np.arange(len(suffix))] = suffix
+        attention_mask = (column < ends + len(suffix)).astype(np.int64)
         return torch.from_numpy(input_ids), torch.from_numpy(attention_mask)
 
 
