@@ -50,7 +50,10 @@ def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
             TokenBatch(passages[here.start * lists : here.stop * lists], PASSAGE_LENGTH, 2),
         )
         goal = partial(
-            objective, train, supervision=Supervision(labels[here], GlobalSlice(here.start, total)), step=step + 1
+            objective,
+            train,
+            supervision=Supervision(labels[here].to(world.device), GlobalSlice(here.start, total)),
+            step=step + 1,
         )
         cached_step(
             engine,
