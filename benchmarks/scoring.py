@@ -58,8 +58,8 @@ def main() -> None:
         folder = RunFolder(recipe.folder)
         if args.only in (None, "predict"):
             against_predict(args, recipe, folder)
-        if args.only in (None, "actors"):
-            two_actors(recipe, folder)
+        if args.only in (None, "actors") and (DEVICE.type == "cpu" or torch.cuda.device_count() > 1):
+            two_actors(recipe, folder)  # each takes a GPU, where there are any
 
 
 def make_run(root: Path) -> Recipe:
