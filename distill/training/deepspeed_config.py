@@ -42,8 +42,7 @@ def deepspeed_config(train: Train, world_size: int, precision: str) -> dict[str,
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "train_batch_size": world_size,
-        # always written, since DeepSpeed's default clips at 1.0; without partitions the engine clips by itself, once
-        "gradient_clipping": train.max_grad_norm if zero["stage"] else 0.0,
+        "gradient_clipping": train.max_grad_norm,  # always written: DeepSpeed's default clips at 1.0
         "zero_optimization": zero,
     }
 
