@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import psutil
 import ray
@@ -144,11 +143,13 @@ def _await_nodes(wanted: int) -> None:
 @contextlib.contextmanager
 def _own_sigterm() -> Iterator[None]:
     """Keep our SIGTERM handler: Ray's ends the process with status 15, and job scripts requeue on ours."""
-    before = signal.getsignal(signal.SIGTERM)
+    rays, before = ray._private.utils, signal.getsignal(signal.SIGTERM)
+    set_handler, rays.set_sigterm_handler = rays.set_sigterm_handler, lambda handler: None
     try:
-        with patch.object(ray._private.utils, "set_sigterm_handler", lambda handler: None):
-            yield
-    finally:  # at its end, Ray restores the default
+        yield
+    finally:
+        rays.set_sigterm_handler = set_handler
+        # at its end, Ray restores the default
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 

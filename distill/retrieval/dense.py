@@ -19,7 +19,7 @@ from distill.run.model_ref import ModelRef
 from distill.store.texts import TextStore
 
 _SLAB = 8192  # passages embedded together; sorted by length within a slab
-_BATCH = 64  # texts, at least
+_CPU_BATCH = 64  # texts
 _GPU_BATCH_TOKENS = 65_536
 
 
@@ -34,7 +34,9 @@ class DenseModel:
         assert miner.model is not None  # the schema requires it for this kind
         self.model = load_dense(miner.model, miner.revision, device)
         self._name, self._store, self._precision = miner.model, store, precision
-        self._tokens = 0 if self.model.device.type == "cpu" else _GPU_BATCH_TOKENS
+        self._longest = self.model.max_seq_length or 512
+        on_cpu = self.model.device.type == "cpu"
+        self._tokens = _CPU_BATCH * self._longest if on_cpu else _GPU_BATCH_TOKENS  # of a batch, at most
 
     def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
         """Return one column of vectors, one row per passage."""
@@ -59,7 +61,7 @@ class DenseModel:
         def vectors_of(tokens: int) -> np.ndarray:
             return encode(
                 texts,
-                batch_size=max(_BATCH, tokens // (self.model.max_seq_length or 512)),
+                batch_size=max(1, tokens // self._longest),
                 show_progress_bar=False,
                 convert_to_numpy=True,
                 normalize_embeddings=self.model.similarity_fn_name == "cosine",

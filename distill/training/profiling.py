@@ -52,7 +52,9 @@ def fit_memory(engine: Engine, train: config.Train, state: TrainState, max_lengt
     cuda = world.device.type == "cuda"
     if (cuda or train.activation_budget not in ("auto", 0)) and not state.graph_bytes:
         state.graph_bytes = max(world.gather(_graph_bytes(engine, max_length, state.chunk_tokens)))
-    free = float(world.min(torch.cuda.mem_get_info(world.device)[0])) if cuda else 0.0
+    # gradients and the optimizer's states, 12 bytes per parameter, are made by the first step
+    to_come = 12 * sum(parameter.numel() for parameter in engine.student.parameters())
+    free = float(world.min(torch.cuda.mem_get_info(world.device)[0] - to_come)) if cuda else 0.0
     state.chunk_tokens = min(state.chunk_tokens, chunk_tokens(train, cuda, free, state.graph_bytes))
     return kept_bytes(train, cuda, free, state.chunk_tokens * state.graph_bytes)
 

@@ -17,6 +17,14 @@ from distill.sparse.collective import sum_over_processes
 
 BATCH, LISTS = 6, 3
 QUERY_LENGTH, PASSAGE_LENGTH = 12, 24
+BUILT_IN_LOSSES = [  # besides those of `train_section`
+    {"kind": "ranknet", "pair_weights": "ndcg"},
+    {"kind": "adr-mse", "weight": 0.1},
+    {"kind": "cosine-similarity"},
+    {"kind": "triplet", "margin": 1.0, "weight": 0.5},
+    {"kind": "cosent", "scale": 3.0},
+    {"kind": "angle", "scale": 2.0},
+]
 
 
 def make_batch(seed: int, vocab_size: int):

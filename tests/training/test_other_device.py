@@ -18,16 +18,18 @@ from distill.training import metrics
 from distill.training.step import TokenBatch, cached_step, plan
 from distill.training.world import World
 from tests.helpers.simulated_cuda import simulated_cuda
-from tests.training.reference import PASSAGE_LENGTH, QUERY_LENGTH, make_batch, table_weights, train_section
+from tests.training.reference import (
+    BUILT_IN_LOSSES,
+    PASSAGE_LENGTH,
+    QUERY_LENGTH,
+    make_batch,
+    table_weights,
+    train_section,
+)
 
 OTHER_LOSSES = {
     "losses": [
-        {"kind": "ranknet", "pair_weights": "ndcg"},
-        {"kind": "adr-mse", "weight": 0.1},
-        {"kind": "cosine-similarity"},
-        {"kind": "triplet", "margin": 1.0, "weight": 0.5},
-        {"kind": "cosent", "scale": 3.0},
-        {"kind": "angle", "scale": 2.0},
+        *BUILT_IN_LOSSES,
     ],
     "passage_regularizers": [
         {"kind": "df-flops", "alpha": 0.5, "beta": 3.0, "weight": 0.05, "ramp": "constant"},

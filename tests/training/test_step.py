@@ -16,6 +16,7 @@ from distill.training.engine import Engine
 from distill.training.step import TokenBatch, cached_step, plan
 from distill.training.world import join
 from tests.training.reference import (
+    BUILT_IN_LOSSES,
     PASSAGE_LENGTH,
     QUERY_LENGTH,
     dense_objective,
@@ -91,12 +92,7 @@ def test_cached_steps_with_query_tables_equal_the_reference(run_processes, tiny_
 
 OTHER_LOSSES = {
     "losses": [
-        {"kind": "ranknet", "pair_weights": "ndcg"},
-        {"kind": "adr-mse", "weight": 0.1},
-        {"kind": "cosine-similarity"},
-        {"kind": "triplet", "margin": 1.0, "weight": 0.5},
-        {"kind": "cosent", "scale": 3.0},
-        {"kind": "angle", "scale": 2.0},
+        *BUILT_IN_LOSSES,
         {"kind": "custom", "cls": "tests.training.reference:absolute_error", "options": {"factor": 0.1}},
     ],
     "passage_regularizers": [
