@@ -81,7 +81,7 @@ def train_process(run: Run, output: Output) -> dict[str, Any]:
             preemption.mark(run.folder, step=0)
             raise
         check_batch_size(run.recipe, world.size)
-        with checkpoints.locked_for_training(run.folder, world):
+        with world.leaving(), checkpoints.locked_for_training(run.folder, world):
             if world.rank == 0:
                 preemption.unmark(run.folder)
             while True:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
+import gc
 import os
 import socket
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -13,7 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from distill.errors import RecipeError
+from distill.errors import Preempted, RecipeError
 from distill.run.device import default_device
 
 T = TypeVar("T")
@@ -66,6 +69,37 @@ class World:
         if self.size > 1:
             self.max(0)
 
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Leave the process group after the block, also if all ranks have agreed to stop it (`Preempted`).
+
+        After any other exception, the other ranks may still be in a collective that this one would wait for.
+        """
+        try:
+            yield
+        except Preempted:
+            self._leave()
+            raise
+        self._leave()
+
+    def _leave(self) -> None:
+        """Destroy the group, and see its gloo threads through their last work.
+
+        A thread that frees a tensor while the interpreter ends would abort the process (pytorch/pytorch#190489). NCCL
+        has none: its group is left to the exit.
+        """
+        from deepspeed import comm
+
+        if self.device.type == "cuda":
+            if self.flags is not None:
+                dist.destroy_process_group(self.flags)
+        elif comm.is_initialized():
+            comm.destroy_process_group()  # with DeepSpeed's copies of the group
+        else:
+            dist.destroy_process_group()
+        gc.collect()  # the last reference to a group waits for its threads
+        time.sleep(0.1)  # ZeRO-3's closures keep theirs for ever: let its threads have the interpreter's lock
+
 
 def own_device() -> torch.device:
     """Return the CPU, or this process's GPU among the visible ones, after making it torch's current device."""
@@ -84,17 +118,13 @@ def join() -> World:
     cuda = device.type == "cuda"
     if cuda:
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed uses it as the device index
-    created = not dist.is_initialized()
-    if created:
+    if not dist.is_initialized():
         backend = "nccl" if cuda else "gloo"
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             dist.init_process_group(backend, timeout=TIMEOUT)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     flags = dist.new_group(backend="gloo", timeout=TIMEOUT) if cuda and dist.get_world_size() > 1 else None
-    gloo = flags if cuda else dist.group.WORLD
-    if created and gloo is not None:
-        atexit.register(_leave, gloo)
     world = World(dist.get_rank(), dist.get_world_size(), device, flags)
     if cuda:
         uuid = str(getattr(torch.cuda.get_device_properties(device), "uuid", device.index))
@@ -110,12 +140,3 @@ def refuse_shared_devices(devices: list[tuple[str, str]]) -> None:
             f"train.processes: {ranks} training processes on {host} have the same GPU ({uuid}); start one process per "
             "GPU, and let each see its own GPU or all of them"
         )
-
-
-def _leave(group: dist.ProcessGroup) -> None:
-    """Destroy a gloo group, whose threads can abort a process that exits with them (pytorch/pytorch#190489).
-
-    NCCL's group is left to the exit: destroying it waits for the other processes, one of which may have failed.
-    """
-    if dist.is_initialized():
-        dist.destroy_process_group(group)

@@ -77,7 +77,8 @@ def run(model: str, stage: int, kept_tokens: float, world: World) -> dict[str, t
 if __name__ == "__main__":
     torch.set_num_threads(1)
     process = join()
-    for zero in (0, 2):
-        result = run(sys.argv[1], zero, 120.0 if zero else 0.0, process)
-        if process.rank == 0:
-            torch.save(result, Path(sys.argv[2]) / f"zero{zero}.pt")
+    with process.leaving():
+        for zero in (0, 2):
+            result = run(sys.argv[1], zero, 120.0 if zero else 0.0, process)
+            if process.rank == 0:
+                torch.save(result, Path(sys.argv[2]) / f"zero{zero}.pt")

@@ -55,6 +55,12 @@ def step(engine: Engine, train, number: int, world: World) -> None:
 def main(model: str, out: str, *zeros: str) -> None:
     torch.set_num_threads(1)
     world = join()
+    with world.leaving():
+        move(model, Path(out), zeros, world)
+
+
+def move(model: str, out: Path, zeros: tuple[str, ...], world: World) -> None:
+    """Three steps in ZeRO-0; the state after two goes to each of `zeros` for the third."""
     engine, train = open_engine(model, {"stage": 0}, world, None)
     step(engine, train, 1, world)
     step(engine, train, 2, world)
@@ -71,7 +77,7 @@ def main(model: str, out: str, *zeros: str) -> None:
         results[zero] = {"back": back, "next": engine.parameters()}
         engine.close()
     if world.rank == 0:
-        torch.save({"saved": saved, "expected": expected, "results": results}, Path(out) / "states.pt")
+        torch.save({"saved": saved, "expected": expected, "results": results}, out / "states.pt")
 
 
 if __name__ == "__main__":

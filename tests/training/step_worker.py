@@ -71,10 +71,11 @@ def run(model: str, case: dict, world: World) -> tuple[dict, list[float]]:
 def main(model: str, out: str, cases: str) -> None:
     torch.set_num_threads(1)
     world = join()
-    for name, case in json.loads(Path(cases).read_text()).items():
-        parameters, norms = run(model, case, world)
-        if world.rank == 0:
-            torch.save({"parameters": parameters, "norms": norms}, Path(out) / f"{name}.pt")
+    with world.leaving():
+        for name, case in json.loads(Path(cases).read_text()).items():
+            parameters, norms = run(model, case, world)
+            if world.rank == 0:
+                torch.save({"parameters": parameters, "norms": norms}, Path(out) / f"{name}.pt")
 
 
 if __name__ == "__main__":
