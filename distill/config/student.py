@@ -29,6 +29,8 @@ class LexicalStart(Section):
     """Learning BM25's vectors of the passages before the distillation: how often a word occurs, how long the text is,
     which word forms are one word. It needs no queries, judgements or teachers."""
 
+    excerpt_words: ClassVar[tuple[int, int]] = (4, 24)  # of an excerpt, the first and the last number drawn
+
     passages: Positive = 4000
     """Number of passages that are learnt from, drawn at random, each with an excerpt that is encoded as a query."""
     epochs: Positive = 1
@@ -43,6 +45,10 @@ class LexicalStart(Section):
     """Peak learning rate of the MLM head."""
     bias_lr: Annotated[float, Field(gt=0)] = 5e-3
     """Peak learning rate of the MLM head's biases, one number per term."""
+
+    def of(self, size: int) -> int:
+        """Number of passages that are learnt from in a collection of `size`."""
+        return min(self.passages, size)
 
 
 class ModelQuery(Section):

@@ -11,7 +11,8 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from distill.sparse.reps import RepsGradient, SparseReps
 from distill.student import dropout
 from distill.student.base import Side, Student
 from distill.training.allocator import keep_freed_memory
+from distill.training.attention import Float32Attention
 from distill.training.deepspeed_config import deepspeed_config
 from distill.training.world import World
 
@@ -92,14 +94,17 @@ class Update:
 class _Autocast(nn.Module):
     """The student in half precision. It is inside the engine, since DeepSpeed disables any autocast around it."""
 
-    def __init__(self, student: Student, precision: str, device: torch.device):
+    def __init__(self, student: Student, precision: str, device: torch.device, recomputes: bool):
         super().__init__()
         self.student = student
         self.dtype, self.device_type = HALF.get(precision), device.type
+        # what a backward recomputes, it computes outside of `forward`
+        slow = self.dtype is not None and device.type == "cpu" and not recomputes
+        self.attention: Callable[[], AbstractContextManager[Any]] = Float32Attention if slow else nullcontext
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, side: Side, *cached: Any) -> SparseReps | Tensor:
         """`Student.encode`, or with `cached` (representations and their gradient) `Student.surrogate`."""
-        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None):
+        with torch.autocast(self.device_type, self.dtype, enabled=self.dtype is not None), self.attention():
             if cached:
                 return self.student.surrogate(input_ids, attention_mask, side, *cached)
             return self.student.encode(input_ids, attention_mask, side)
@@ -129,10 +134,9 @@ class Engine:
             dropout.use_kernel(student.backbone)
         offload = ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none") != "none"
         optimizer = _optimizer(train, parameter_groups(student, train), offload)
+        module = _Autocast(student, precision, world.device, train.activation_checkpointing)
         try:
-            self._ds, *_ = deepspeed.initialize(
-                model=_Autocast(student, precision, world.device), optimizer=optimizer, config=ds_config
-            )
+            self._ds, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
         except (ValueError, AssertionError) as error:  # pydantic's and DeepSpeed's own checks of its configuration
             raise RecipeError(f"train.deepspeed: DeepSpeed rejects the configuration: {error}") from error
         self._ds.train()

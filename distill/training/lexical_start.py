@@ -29,7 +29,6 @@ log = logging.getLogger(__name__)
 
 WARMUP = 0.1  # share of the steps in which the learning rate grows linearly from 0
 SAMPLE = 16  # passages: held out to see whether the loss falls, and on which the scale is measured
-EXCERPT_WORDS = (4, 24)  # words per excerpt, the first and the last number drawn
 
 Side = Literal["query", "passage"]
 
@@ -51,7 +50,7 @@ def learn_lexical_vectors(
     lesson = _Lesson.of(student, vectors, passages.texts(np.sort(rows[:SAMPLE])), cfg.head_share)
     examination = [(side, texts) for side, texts in lesson.sides(passages.texts(np.sort(held_out)), rng) if texts]
     before = lesson.loss(student, examination)
-    optimizer = torch.optim.AdamW(_groups(student, cfg), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_groups(student, cfg), weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     student.eval()  # without dropout
     with progress("lexical start", steps, "steps") as advance:
@@ -146,7 +145,8 @@ def _batches(rows: np.ndarray, size: int, steps: int, rng: np.random.Generator) 
 def _excerpt(text: str, rng: np.random.Generator) -> str:
     """Some consecutive words of a text, as many as a query may have."""
     words = text.split()
-    length = int(rng.integers(EXCERPT_WORDS[0], EXCERPT_WORDS[1] + 1))
+    fewest, most = LexicalStart.excerpt_words
+    length = int(rng.integers(fewest, most + 1))
     first = int(rng.integers(max(1, len(words) - length + 1)))
     return " ".join(words[first : first + length])
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
-from distill.config import Recipe, SlurmJob, max_length
+from distill.config import LexicalStart, Recipe, SlurmJob, Student, max_length
 from distill.planning.case import ENCODING, PER_MACHINE, TRAINING, Case, Cost, StageCost, unknown
 from distill.planning.devices import Device
 from distill.planning.flops import ModelCost
@@ -79,10 +80,16 @@ def cost(case: Case) -> StageCost:
         f"{counts.steps:,} steps of {train.batch_size} queries x {1 + train.negatives} passages; {tokens:.3g} tokens; "
         f"a checkpoint every {train.checkpoints.every} steps, {keep_last} kept"
     )
+    student = recipe.trained_student
+    start = student.lexical_start if isinstance(student, Student) else None
+    if start is not None:
+        work += f"; before them, a lexical start on {start.of(case.size.passages):,} passages"
     if model is None:
         return StageCost(work, None, [unknown("", recipe.trained_student.model)])
     disk = model.parameters * (ADAM_BYTES_PER_PARAMETER * keep_last + 2 * 4)
     parts = [_steps(case, model, tokens)]
+    if start is not None and isinstance(student, Student):
+        parts.append(_lexical_start(case, student, start, model))
     if train.evaluate_every:
         parts.append(_development(case, model))
     return StageCost(work, disk, parts)
@@ -111,6 +118,19 @@ def _steps(case: Case, model: ModelCost, tokens: float) -> Cost:
     elif reduce > 0.2 * wall:
         bound = f"gradients between processes: {reduce / wall:.0%} of the time"
     return Cost("", basis + twice, tokens, flops, seconds + reduce * ranks, wall, bound)
+
+
+def _lexical_start(case: Case, student: Student, start: LexicalStart, model: ModelCost) -> Cost:
+    """Cost of learning BM25's vectors, on rank 0 only: one training pass, and one encoding by the student as it was."""
+    passage = min(case.size.passage_tokens + 2, max_length(student, "passage"))
+    tokens = start.of(case.size.passages) * start.epochs * passage
+    if student.query.kind in ("model", "lexical"):
+        excerpt = min(mean(start.excerpt_words), case.size.passage_tokens) + 2
+        tokens *= 1 + excerpt / passage
+    flops = tokens * (3 + 1) * (model.forward_flops(passage) + model.head_flops)
+    seconds, basis = case.assumed(flops, TRAINING)
+    part, bound = "lexical start", "one device; the others wait"
+    return Cost(part, basis, tokens, flops, seconds * case.gpus, seconds, bound)
 
 
 def _development(case: Case, model: ModelCost) -> Cost:

@@ -104,6 +104,19 @@ def test_the_published_recipe_is_planned_completely_from_its_declared_sizes():
     assert all("assumed: 40% of h100's 989 TFLOP/s" in cost.basis for cost in scored.values())
 
 
+def test_a_lexical_start_is_planned_as_a_training_pass_and_an_encoding_of_passages_and_excerpts():
+    recipe = load_recipe("configs/beir.yaml", ["student.lexical_start={passages: 500}", "student.layers=null"])
+    plan = estimate(recipe, 2, "h100")
+    cost = next(cost for _, _, cost in plan.costs if cost.part == "lexical start")
+    tokens, layers = 500 * (190 + 2 + 14 + 2), 6 * 12 * 384**2  # weights of MiniLM's matrices
+    assert cost.tokens == pytest.approx(tokens)
+    flops = 4 * tokens * (2 * layers + 4 * 192 * 6 * 384 + 2 * 384 * 30522)
+    assert cost.flops == pytest.approx(flops, rel=1e-3)  # and the pooler
+    assert cost.device_seconds == 2 * cost.wall_seconds
+    train = next(planned.cost for planned in plan.planned if planned.stage == "train")
+    assert "a lexical start on 500 passages" in train.work
+
+
 def test_more_devices_take_less_time_until_shards_or_batch_size_limit_them():
     recipe = load_recipe(SPLADE_V3)
     eight, many = (estimate(recipe, gpus, "h100") for gpus in (8, 512))

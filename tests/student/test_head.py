@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,18 +12,35 @@ from torch.nn import functional as F
 from distill.student.head import SpladeHead
 from distill.student.kernels import compiled, cpu
 
-VOCABULARY, WIDTH = 173, 27
+VOCABULARY, WIDTH = 173, 45
 POOLINGS, ACTIVATIONS = ("max", "sum"), ("relu", "log1p_relu")
 X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86 processors")
 
 
-@pytest.fixture(params=["native", pytest.param("x86-64-v3", marks=X86), pytest.param("x86-64", marks=X86), "torch"])
+CPUINFO = Path("/proc/cpuinfo")
+AMX = CPUINFO.exists() and "amx_bf16" in CPUINFO.read_text(encoding="utf-8")
+TILES = pytest.mark.skipif(not AMX, reason="without AMX, the same as native")
+
+
+@pytest.fixture(
+    params=[
+        "native",
+        pytest.param("native -mno-amx-tile -mno-amx-bf16", marks=TILES),
+        pytest.param("x86-64-v3", marks=X86),
+        pytest.param("x86-64", marks=X86),
+        "torch",
+    ]
+)
 def kernel(request, monkeypatch):
-    """Kernels compiled for this processor, for AVX2 and for SSE, and the torch fallback.
+    """Kernels compiled for this processor, also without AMX, for AVX2 and for SSE, and the torch fallback.
 
     Patches a private function: users cannot choose the kernel, which follows from their processor.
     """
-    library = None if request.param == "torch" else cpu.declared(compiled.load("head.cpp", f"-march={request.param}"))
+    library = (
+        None
+        if request.param == "torch"
+        else cpu.declared(compiled.load("head.cpp", *f"-march={request.param}".split()))
+    )
     monkeypatch.setattr(cpu, "_library", lambda: library)
     return request.param
 

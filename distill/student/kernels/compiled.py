@@ -42,12 +42,12 @@ def native(source: str) -> ctypes.CDLL | None:
         return None
 
 
-def load(source: str, architecture: str) -> ctypes.CDLL:
-    """Load `source`, compiled for `architecture` (a compiler flag), from the cache or compiled now."""
+def load(source: str, *architecture: str) -> ctypes.CDLL:
+    """Load `source`, compiled for `architecture` (the compiler's flags), from the cache or compiled now."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise OSError("no C++ compiler found")
-    command = [compiler, *FLAGS, architecture, str(HERE / source)]
+    command = [compiler, *FLAGS, *architecture, str(HERE / source)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     texts = [path.read_text(encoding="utf-8") for path in (HERE / source, *sorted(HERE.glob("*.h")))]
     key = "\n".join([*texts, *command[:-1], version, _processor()])

@@ -2,8 +2,9 @@
 // two sparse-dense products of its backward. Plain C++17 with a C interface (see cpu.py). Results do not depend on the
 // number of threads.
 //
-// The product is blocked as in BLIS: ROWS tokens times TERMS terms accumulate in registers, a packed group of the
-// vocabulary stays in the L2 cache, and tokens are packed once, so that a block of them streams through the L1 cache.
+// The product is blocked as in BLIS: ROWS tokens times TERMS terms accumulate in registers (or in AMX tiles), a packed
+// group of the vocabulary stays in the L2 cache, and tokens are packed once, so that a block of them streams through the
+// L1 cache.
 
 #include <algorithm>
 #include <cmath>
@@ -17,20 +18,24 @@
 #include "bf16.h"
 #include "threads.h"
 
-#ifdef __AVX512BF16__
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define DISTILL_AMX
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(__AVX512BF16__) || defined(DISTILL_AMX)
 #include <immintrin.h>
 #endif
 
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int LANES = 16, ROWS = 8, VECTORS = 3;  // 24 of 32 registers accumulate
+constexpr int LANES = 16, REGISTER_ROWS = 8, REGISTER_VECTORS = 3;  // 24 of 32 registers accumulate
 #elif defined(__AVX__)
-constexpr int LANES = 8, ROWS = 6, VECTORS = 2;  // 12 of 16
+constexpr int LANES = 8, REGISTER_ROWS = 6, REGISTER_VECTORS = 2;  // 12 of 16
 #else
-constexpr int LANES = 4, ROWS = 8, VECTORS = 2;  // NEON: 16 of 32
+constexpr int LANES = 4, REGISTER_ROWS = 8, REGISTER_VECTORS = 2;  // NEON: 16 of 32
 #endif
-constexpr int TERMS = LANES * VECTORS;
 constexpr int64_t GROUP_BYTES = 320 << 10;  // size of a group's packed weights, to stay in the L2 cache
 
 typedef float Floats __attribute__((vector_size(LANES * 4), may_alias));
@@ -38,53 +43,120 @@ typedef int32_t Ints __attribute__((vector_size(LANES * 4), may_alias));
 
 // ---------------------------------------------------------------------------------------------- forward
 
-// Number of values of the hidden dimension per step of the inner loop: bf16 is multiplied in pairs.
-template <class T> constexpr int STEP = sizeof(T) == 4 ? 1 : 2;
+// `multiply`: the products of ROWS tokens with VECTORS * LANES terms, over the hidden dimension, whose size `depth` is a
+// multiple of DEPTH. Of tokens and terms, TOKEN_STEP and TERM_STEP values each are adjacent (see `pack`). A thread
+// that multiplies has a Scope.
 
-template <class T>
-inline void multiply(const T* tokens, const T* terms, int64_t steps, Floats (&acc)[ROWS][VECTORS]);
-
-template <>
-inline void multiply<float>(const float* tokens, const float* terms, int64_t steps,
-                            Floats (&acc)[ROWS][VECTORS]) {
-    for (int64_t k = 0; k < steps; ++k, tokens += ROWS, terms += TERMS) {
-        Floats w[VECTORS];
+template <int ROWS, int VECTORS>
+inline void clear(Floats (&acc)[ROWS][VECTORS]) {
 #pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; ++j) w[j] = *(const Floats*)(terms + j * LANES);
+    for (int i = 0; i < ROWS; ++i) {
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; ++i) {
-#pragma GCC unroll 8
-            for (int j = 0; j < VECTORS; ++j) acc[i][j] += tokens[i] * w[j];
-        }
+        for (int j = 0; j < VECTORS; ++j) acc[i][j] = Floats{};
     }
 }
+
+struct Singles {  // float32
+    using T = float;
+    static constexpr int ROWS = REGISTER_ROWS, VECTORS = REGISTER_VECTORS, TERMS = LANES * VECTORS;
+    static constexpr int DEPTH = 1, TOKEN_STEP = 1, TERM_STEP = 1;
+    struct Scope {};
+
+    static void multiply(const T* tokens, const T* terms, int64_t depth, Floats (&acc)[ROWS][VECTORS]) {
+        clear(acc);
+        for (int64_t k = 0; k < depth; ++k, tokens += ROWS, terms += TERMS) {
+            Floats w[VECTORS];
+#pragma GCC unroll 8
+            for (int j = 0; j < VECTORS; ++j) w[j] = *(const Floats*)(terms + j * LANES);
+#pragma GCC unroll 8
+            for (int i = 0; i < ROWS; ++i) {
+#pragma GCC unroll 8
+                for (int j = 0; j < VECTORS; ++j) acc[i][j] += tokens[i] * w[j];
+            }
+        }
+    }
+};
 
 #ifdef __AVX512BF16__
-template <>
-inline void multiply<uint16_t>(const uint16_t* tokens, const uint16_t* terms, int64_t steps,
-                               Floats (&acc)[ROWS][VECTORS]) {
-    for (int64_t k = 0; k < steps; ++k, tokens += 2 * ROWS, terms += 2 * TERMS) {
-        __m512bh w[VECTORS];
+struct Pairs {  // bf16, two values of the hidden dimension at a time
+    using T = uint16_t;
+    static constexpr int ROWS = REGISTER_ROWS, VECTORS = REGISTER_VECTORS, TERMS = LANES * VECTORS;
+    static constexpr int DEPTH = 2, TOKEN_STEP = 2, TERM_STEP = 2;
+    struct Scope {};
+
+    static void multiply(const T* tokens, const T* terms, int64_t depth, Floats (&acc)[ROWS][VECTORS]) {
+        clear(acc);
+        for (int64_t k = 0; k < depth; k += 2, tokens += 2 * ROWS, terms += 2 * TERMS) {
+            __m512bh w[VECTORS];
 #pragma GCC unroll 8
-        for (int j = 0; j < VECTORS; ++j) w[j] = (__m512bh)_mm512_load_si512(terms + 2 * j * LANES);
+            for (int j = 0; j < VECTORS; ++j) w[j] = (__m512bh)_mm512_load_si512(terms + 2 * j * LANES);
 #pragma GCC unroll 8
-        for (int i = 0; i < ROWS; ++i) {
-            int32_t pair;
-            std::memcpy(&pair, tokens + 2 * i, 4);
-            __m512bh t = (__m512bh)_mm512_set1_epi32(pair);
+            for (int i = 0; i < ROWS; ++i) {
+                int32_t pair;
+                std::memcpy(&pair, tokens + 2 * i, 4);
+                __m512bh t = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 8
-            for (int j = 0; j < VECTORS; ++j) acc[i][j] = (Floats)_mm512_dpbf16_ps((__m512)acc[i][j], t, w[j]);
+                for (int j = 0; j < VECTORS; ++j) acc[i][j] = (Floats)_mm512_dpbf16_ps((__m512)acc[i][j], t, w[j]);
+            }
         }
     }
-}
+};
 #endif
 
-// Packs the rows row(0), ..., row(count - 1) of a [*, width] matrix as [steps][size][STEP], padded with zeros.
-template <class T, int size, class Row>
-void pack(T* out, const T* matrix, int64_t width, int64_t count, Row row) {
-    constexpr int step = STEP<T>;
-    const int64_t steps = (width + step - 1) / step;
-    std::fill_n(out, steps * size * step, T(0));
+#ifdef DISTILL_AMX
+struct Tiles {  // bf16 in tiles of 16 x 32 values: two of tokens times two of terms
+    using T = uint16_t;
+    static constexpr int ROWS = 32, VECTORS = 2, TERMS = LANES * VECTORS;
+    static constexpr int DEPTH = 32, TOKEN_STEP = 32, TERM_STEP = 2;
+    static_assert(LANES == 16);
+
+    // Asks the kernel for the tiles' registers, once per process; a machine or a container may refuse them.
+    static bool allowed() {
+        constexpr int REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+        static const bool granted = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+        return granted;
+    }
+
+    struct Scope {
+        Scope() {
+            struct alignas(64) {
+                uint8_t palette = 1, start_row = 0, reserved[14] = {};
+                uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+                uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+            } config;
+            _tile_loadconfig(&config);
+        }
+        ~Scope() { _tile_release(); }
+        Scope(const Scope&) = delete;
+    };
+
+    static void multiply(const T* tokens, const T* terms, int64_t depth, Floats (&acc)[ROWS][VECTORS]) {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+        for (int64_t k = 0; k < depth; k += 32, tokens += 32 * ROWS, terms += 32 * TERMS) {
+            _tile_loadd(4, tokens, 64);
+            _tile_loadd(5, tokens + 16 * 32, 64);
+            _tile_loadd(6, terms, 4 * TERMS);
+            _tile_loadd(7, terms + 2 * LANES, 4 * TERMS);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+        _tile_stored(0, &acc[0][0], sizeof(acc[0]));
+        _tile_stored(1, &acc[0][1], sizeof(acc[0]));
+        _tile_stored(2, &acc[16][0], sizeof(acc[0]));
+        _tile_stored(3, &acc[16][1], sizeof(acc[0]));
+    }
+};
+#endif
+
+// Packs the rows row(0), ..., row(count - 1) of a [*, width] matrix as [depth / step][size][step], padded with zeros.
+template <int size, int step, class T, class Row>
+void pack(T* out, const T* matrix, int64_t width, int64_t depth, int64_t count, Row row) {
+    std::fill_n(out, depth * size, T(0));
     for (int64_t i = 0; i < std::min<int64_t>(count, size); ++i) {
         const T* source = matrix + row(i) * width;
         for (int64_t k = 0; k < width; ++k) out[(k / step * size + i) * step + k % step] = source[k];
@@ -115,21 +187,22 @@ struct Forward {
     std::vector<ActiveTerms> groups;
 };
 
-template <class T>
+template <class Kernel, class T = typename Kernel::T>
 Forward* max_forward(const T* hidden, const int64_t* rows, const int64_t* offsets, int64_t texts, const T* weight,
                      const float* bias, int64_t vocabulary, int64_t width, int threads) {
-    const int64_t tokens = offsets[texts], steps = (width + STEP<T> - 1) / STEP<T>;
-    const int64_t blocks = (tokens + ROWS - 1) / ROWS, block_size = steps * STEP<T> * ROWS;
+    constexpr int ROWS = Kernel::ROWS, VECTORS = Kernel::VECTORS, TERMS = Kernel::TERMS;
+    const int64_t tokens = offsets[texts], depth = (width + Kernel::DEPTH - 1) / Kernel::DEPTH * Kernel::DEPTH;
+    const int64_t blocks = (tokens + ROWS - 1) / ROWS, block_size = depth * ROWS;
     Aligned<T> packed(blocks * block_size);
     parallel(blocks, threads, [&](int64_t block) {
         const int64_t* first = rows + block * ROWS;
-        pack<T, ROWS>(packed.data + block * block_size, hidden, width, tokens - block * ROWS,
-                      [=](int64_t i) { return first[i]; });
+        pack<ROWS, Kernel::TOKEN_STEP>(packed.data + block * block_size, hidden, width, depth, tokens - block * ROWS,
+                                       [=](int64_t i) { return first[i]; });
     });
     std::vector<int32_t> text_of(tokens);
     for (int64_t b = 0; b < texts; ++b) std::fill(&text_of[0] + offsets[b], &text_of[0] + offsets[b + 1], int32_t(b));
 
-    const int64_t panel_size = steps * STEP<T> * TERMS;
+    const int64_t panel_size = depth * TERMS;
     const int64_t panels = std::clamp<int64_t>(GROUP_BYTES / (panel_size * sizeof(T)), 1, 8), span = panels * TERMS;
     auto result = std::make_unique<Forward>(Forward{texts, {}});
     result->groups.resize((vocabulary + span - 1) / span);
@@ -138,19 +211,20 @@ Forward* max_forward(const T* hidden, const int64_t* rows, const int64_t* offset
         Aligned<T> terms(panels * panel_size);
         Aligned<float> offset(span);
         for (int64_t p = 0; p * TERMS < count; ++p)
-            pack<T, TERMS>(terms.data + p * panel_size, weight, width, count - p * TERMS,
-                           [=](int64_t i) { return first + p * TERMS + i; });
+            pack<TERMS, Kernel::TERM_STEP>(terms.data + p * panel_size, weight, width, depth, count - p * TERMS,
+                                           [=](int64_t i) { return first + p * TERMS + i; });
         std::fill_n(offset.data, span, 0.0f);
         if (bias)
             for (int64_t v = 0; v < count; ++v) offset.data[v] = bias[first + v];
         Aligned<float> best(texts * span);
         Aligned<int32_t> at(texts * span);
         std::fill_n(best.data, texts * span, -std::numeric_limits<float>::infinity());
+        [[maybe_unused]] typename Kernel::Scope scope;
         for (int64_t block = 0; block < blocks; ++block) {
             const int valid = int(std::min<int64_t>(ROWS, tokens - block * ROWS));
             for (int64_t p = 0; p * TERMS < count; ++p) {
-                Floats acc[ROWS][VECTORS] = {};
-                multiply<T>(packed.data + block * block_size, terms.data + p * panel_size, steps, acc);
+                Floats acc[ROWS][VECTORS];
+                Kernel::multiply(packed.data + block * block_size, terms.data + p * panel_size, depth, acc);
 #pragma GCC unroll 8
                 for (int i = 0; i < ROWS; ++i) {
                     if (i >= valid) break;
@@ -281,15 +355,20 @@ int multiplies_bf16() {
 void* max_forward(const void* hidden, const int64_t* rows, const int64_t* offsets, int64_t texts, const void* weight,
                   const float* bias, int64_t vocabulary, int64_t width, int half, int threads, int64_t* indptr) {
     try {
-        Forward* result;
-#ifdef __AVX512BF16__
-        if (half)
-            result = max_forward((const uint16_t*)hidden, rows, offsets, texts, (const uint16_t*)weight,
-                                 bias, vocabulary, width, threads);
-        else
+        const auto run = [&](auto kernel) {
+            using Kernel = decltype(kernel);
+            using T = typename Kernel::T;
+            return max_forward<Kernel>((const T*)hidden, rows, offsets, texts, (const T*)weight, bias, vocabulary,
+                                       width, threads);
+        };
+        Forward* result = nullptr;
+#ifdef DISTILL_AMX
+        if (half && Tiles::allowed()) result = run(Tiles{});
 #endif
-            result = max_forward((const float*)hidden, rows, offsets, texts, (const float*)weight,
-                                 bias, vocabulary, width, threads);
+#ifdef __AVX512BF16__
+        if (half && !result) result = run(Pairs{});
+#endif
+        if (!result) result = run(Singles{});
         indptr[0] = 0;
         for (int64_t b = 0; b < texts; ++b) {
             indptr[b + 1] = indptr[b];
