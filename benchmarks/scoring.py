@@ -32,7 +32,6 @@ from distill.run.layout import RunFolder
 from distill.run.run import Run
 from distill.store.candidates import iterate_candidates
 from distill.store.texts import TextStore
-from ray_jobs.score import score
 from ray_jobs.stage import score_outputs
 from teachers.base import Pairs, prepare
 from teachers.cross_encoder import CrossEncoderTeacher
@@ -190,6 +189,8 @@ def bare_products(config, tokens: int, threads: int, precision: str) -> float:
 
 def two_actors(recipe: Recipe, folder: RunFolder) -> None:
     """Report pairs per second of two single-thread actors relative to one, from the first finished shard on."""
+    from ray_jobs.score import score  # imports Ray, which the comparison with `predict` does without
+
     rates = {}
     for actors in (1, 2):
         root = folder.root.with_name(f"actors-{actors}")
