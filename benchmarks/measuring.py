@@ -17,7 +17,8 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def device_name(threads: int) -> str:
     if DEVICE.type == "cuda":
         return torch.cuda.get_device_name()
-    return f"CPU, {threads} threads" + (", AVX512-bf16" if torch.cpu._is_avx512_bf16_supported() else "")
+    bf16 = {", AMX": torch.cpu._is_amx_tile_supported(), ", AVX512-bf16": torch.cpu._is_avx512_bf16_supported()}
+    return f"CPU, {threads} threads" + next((name for name, supported in bf16.items() if supported), "")
 
 
 def take_turns(functions: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
