@@ -104,12 +104,20 @@ def whole_run(kind: str, root: Path) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Return the kind of processor and arithmetic on which bits depend."""
+    """Return the kind of processor and arithmetic on which bits depend: torch's products differ by maker, too."""
     import platform
 
     import torch
 
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} torch-{torch.__version__}"
+    facts = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    maker = re.search(r"^vendor_id\s*:\s*(\w+)", facts, re.MULTILINE)
+    parts = (
+        platform.machine(),
+        maker and maker[1],
+        torch.backends.cpu.get_cpu_capability(),
+        f"torch-{torch.__version__}",
+    )
+    return " ".join(filter(None, parts))
 
 
 def _run_whole(kind: str, root: Path) -> None:
