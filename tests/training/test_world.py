@@ -12,7 +12,7 @@ from tests.helpers.small_run import small_recipe
 
 
 def test_processes_that_are_done_exit_without_aborting(run_processes):
-    run_processes(4, "exit_worker")
+    run_processes(2, "exit_worker")
 
 
 def test_two_processes_with_the_same_gpu_are_refused():
