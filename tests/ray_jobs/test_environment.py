@@ -116,7 +116,7 @@ def test_mining_on_ray_stops_when_asked_and_goes_on(tmp_path, tiny_mlm, number):
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # background jobs and nohup ignore some
     )
     while not list(folder.data.glob("index/*/chunk-*.arrow")) and driver.poll() is None:
         time.sleep(0.05)
