@@ -88,8 +88,8 @@ def cost(case: Case) -> StageCost:
         return StageCost(work, None, [unknown("", recipe.trained_student.model)])
     disk = model.parameters * (ADAM_BYTES_PER_PARAMETER * keep_last + 2 * 4)
     parts = [_steps(case, model, tokens)]
-    if start is not None and isinstance(student, Student):
-        parts.append(_lexical_start(case, student, start, model))
+    if isinstance(student, Student) and student.lexical_start is not None:
+        parts.append(_lexical_start(case, student, student.lexical_start, model))
     if train.evaluate_every:
         parts.append(_development(case, model))
     return StageCost(work, disk, parts)

@@ -125,6 +125,8 @@ struct Tiles {  // bf16 in tiles of 16 x 32 values: two of tokens times two of t
                 uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
             } config;
             _tile_loadconfig(&config);
+            // the compiler does not know that loading a tile reads memory: what is packed must be stored before
+            __asm__ volatile("" ::: "memory");
         }
         ~Scope() { _tile_release(); }
         Scope(const Scope&) = delete;
