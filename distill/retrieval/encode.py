@@ -162,7 +162,7 @@ class _Encoding:
         student = self.student
         device = next(student.parameters()).device
         input_ids, mask = student.assemble(ids, student.max_length(self.side), self.side)
-        reps = student(upload(input_ids, device), upload(mask, device), side=self.side)
+        reps = student(upload(input_ids, device), mask if student.host_mask else upload(mask, device), side=self.side)
         return _csr(reps if student.top_k is None else reps.top_k(student.top_k))
 
     def _check_finite(self, vectors: sparse.csr_matrix) -> None:

@@ -95,8 +95,13 @@ def until_it_fits(run: Callable[[int], T], batch_tokens: int) -> tuple[T, int]:
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor of the host to a device; a GPU goes on with its work meanwhile, which pinned memory permits."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    """Copy a tensor of the host to a device; a GPU goes on with its work meanwhile, which pinned memory permits.
+
+    A tensor that is on the device already is returned as it is.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def free_cached_memory() -> None:

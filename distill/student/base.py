@@ -28,7 +28,12 @@ class Student(nn.Module, ABC):
 
     Encoding settings, saved with the model: `query_max_length` and `passage_max_length` (tokens, special tokens
     included), `top_k` (number of terms kept per text) and `prompts` (prefixes of `query` and `document`).
+
+    `host_mask`: whether `encode` and `surrogate` take the attention mask on the host although the token ids are on a
+    GPU. What depends on lengths is then known without waiting for the device; other students get both on the device.
     """
+
+    host_mask = False
 
     def __init__(
         self,

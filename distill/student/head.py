@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distill.run.device import ran_out_of_memory
+from distill.run.device import ran_out_of_memory, upload
 from distill.sparse.reps import RepsGradient, SparseReps
 from distill.student.kernels import blocked, cpu
 
@@ -84,7 +84,10 @@ class SpladeHead(nn.Module):
             self._call = None
 
     def encode(self, hidden: Tensor, attention_mask: Tensor) -> SparseReps:
-        """Encode hidden states [B, L, H] with mask [B, L] (0: padding) into representations; differentiable."""
+        """Encode hidden states [B, L, H] with mask [B, L] (0: padding) into representations; differentiable.
+
+        A mask on the host spares a GPU's host the wait for the places of the real tokens.
+        """
         mask, twice = attention_mask.bool(), self.activation == "log1p_relu"
         if self.pooling == "max":
             values, indptr, terms, argmax = _MaxPool.apply(hidden, self.weight, self.bias, mask, twice)
@@ -127,9 +130,12 @@ def _slope(values: Tensor, twice: bool) -> Tensor:
     return torch.exp(1 - values - values.exp()) if twice else torch.exp(-values)
 
 
-def _real_tokens(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices [T] of the unpadded tokens among all B * L, and the offsets [B+1] of each text's tokens in them."""
-    return mask.reshape(-1).nonzero()[:, 0], F.pad(mask.sum(1).cumsum(0), (1, 0))
+def _real_tokens(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Indices [T] of the unpadded tokens among all B * L, and the offsets [B+1] of each text's tokens in them.
+
+    The indices are on the device, the offsets on the mask's.
+    """
+    return upload(mask.reshape(-1).nonzero()[:, 0], device), F.pad(mask.sum(1).cumsum(0), (1, 0))
 
 
 def _flat(hidden: Tensor, weight: Tensor) -> Tensor:
@@ -157,7 +163,7 @@ class _MaxPool(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         factor = _in_autocast(weight)
         indptr, terms, maxima, rows = _max_kernels(hidden).max_forward(
-            _flat(hidden, factor), *_real_tokens(mask), factor, bias
+            _flat(hidden, factor), *_real_tokens(mask, hidden.device), factor, bias
         )
         values = maxima.log1p().log1p() if twice else maxima.log1p()
         argmax = rows % hidden.shape[1]
@@ -225,7 +231,7 @@ class _SumPool(torch.autograd.Function):
         ctx.save_for_backward(hidden, weight, bias, mask)
         ctx.twice, ctx.table = twice, _table_dtype(weight)
         table = weight.detach().to(ctx.table)
-        return blocked.sum_forward(_flat(hidden, table), *_real_tokens(mask), table, bias, twice)
+        return blocked.sum_forward(_flat(hidden, table), *_real_tokens(mask, hidden.device), table, bias, twice)
 
     @staticmethod
     def backward(ctx: Any, d_sums: Tensor) -> tuple[Tensor | None, ...]:
@@ -262,8 +268,9 @@ def _sum_gradients(
 ) -> tuple[Tensor | None, ...]:
     """dh, dW, db of the sums, with the logits recomputed block by block."""
     table = weight.detach().to(ctx.table)
+    rows, offsets = _real_tokens(mask, hidden.device)
     gradients = blocked.sum_backward(
-        d_sums, _flat(hidden, table), *_real_tokens(mask), table, bias, ctx.twice, ctx.needs_input_grad[:3]
+        d_sums, _flat(hidden, table), rows, offsets, table, bias, ctx.twice, ctx.needs_input_grad[:3]
     )
     return _shaped_as(gradients, hidden, weight, bias)
 

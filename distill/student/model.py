@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from distill import config
 from distill.errors import NotCached, StudentError
+from distill.run.device import upload
 from distill.run.model_ref import ModelRef, loading
 from distill.sparse.reps import RepsGradient, SparseReps
 from distill.student.base import Side, Student, check_max_lengths
@@ -34,6 +35,9 @@ from distill.student.query_table import QueryTable, binary_weights, idf_weights,
 log = logging.getLogger(__name__)
 
 # (tokenizer, maximum length) -> document frequency of each term, int64 [V], and number of documents
+# Architectures whose attention takes a mask that is broadcast over the query tokens, if torch computes it (sdpa)
+BROADCAST_MASKS = frozenset({"bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta"})
+
 DocumentFrequencies = Callable[[Any, int], tuple[np.ndarray, int]]
 
 
@@ -44,7 +48,7 @@ class SpladeStudent(Student):
     weighted by the table alone (`inference_free`, without special tokens) or by the product of model and table.
     """
 
-    partitionable = True
+    partitionable, host_mask = True, True
 
     def __init__(
         self,
@@ -121,24 +125,41 @@ class SpladeStudent(Student):
             reps = replace(reps, values=reps.values / weights)
             gradient = RepsGradient(gradient.values * weights)
         with self.head.called_with(attention_mask, (reps, gradient)):
-            return self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits
+            return self.mlm(
+                input_ids=input_ids, attention_mask=self._attention(attention_mask, input_ids.device)
+            ).logits
 
     def _encode(self, input_ids: Tensor, attention_mask: Tensor) -> SparseReps:
         with self.head.called_with(attention_mask, None) as call:
-            values = self.mlm(input_ids=input_ids, attention_mask=attention_mask).logits
+            mask = self._attention(attention_mask, input_ids.device)
+            values = self.mlm(input_ids=input_ids, attention_mask=mask).logits
         assert call.reps is not None
         return replace(call.reps, values=values)
 
+    def _attention(self, mask: Tensor, device: torch.device) -> Tensor | None:
+        """The mask as the model is to have it: from the host to a GPU, in a form that nothing on the host looks into.
+
+        None if there is no padding: attention has faster kernels then. Of a mask of two dimensions, transformers would
+        find that out itself, and wait for the device; one of four, bool [B, 1, 1, L], is taken as it is.
+        """
+        if device.type == "cpu" or mask.device.type != "cpu":
+            return mask
+        if mask.all():
+            return None
+        mask, cfg = upload(mask, device), self.mlm.config
+        broadcast = cfg._attn_implementation == "sdpa" and cfg.model_type in BROADCAST_MASKS
+        return mask.bool()[:, None, None, :] if broadcast else mask
+
     def _look_up(self, input_ids: Tensor, attention_mask: Tensor, table: QueryTable) -> SparseReps:
         """Inference-free queries: their own tokens, weighted by the table alone."""
-        indptr, terms = own_terms(input_ids, attention_mask, table.vocab_size)
+        indptr, terms = own_terms(input_ids, upload(attention_mask, input_ids.device), table.vocab_size)
         reps = SparseReps(indptr, terms, table(terms), None, table.vocab_size)
         return reps.keep(~(reps.values.detach() <= 0))  # keeps NaN, as the head does
 
     def _encode_lexical(self, input_ids: Tensor, attention_mask: Tensor, table: QueryTable) -> SparseReps:
         """Lexical queries: the model's weights of their own tokens, times the table's."""
         reps = self._encode(input_ids, attention_mask)
-        indptr, terms = own_terms(input_ids, attention_mask, reps.vocab_size)
+        indptr, terms = own_terms(input_ids, upload(attention_mask, input_ids.device), reps.vocab_size)
         rows = torch.repeat_interleave(torch.arange(len(reps), device=terms.device), indptr.diff())
         in_query = torch.isin(reps.row_ids * reps.vocab_size + reps.terms, rows * reps.vocab_size + terms)  # [nnz]
         reps = reps.keep(in_query & ~(table(reps.terms) <= 0))

@@ -67,7 +67,7 @@ class EncodedChunk:
     """A chunk after the first pass, with what the second pass needs."""
 
     plan: PlannedChunk
-    inputs: tuple[Tensor, Tensor]  # input_ids, attention_mask: int64 [b, L]
+    inputs: tuple[Tensor, Tensor]  # input_ids, attention_mask: int64 [b, L]; on which devices: `Student.host_mask`
     rng: list[Tensor]  # state before the forward
     reps: SparseReps  # detached
     graph: SparseReps | None  # the same representations with their graph, if it is kept
@@ -127,7 +127,7 @@ def cached_step(
         ids, mask = engine.student.assemble(
             [texts.ids[row] for row in planned.chunk.rows], texts.max_length, planned.name
         )
-        inputs = (upload(ids, device), upload(mask, device))
+        inputs = (upload(ids, device), mask if engine.student.host_mask else upload(mask, device))
         rng = rng_state(device)
         with _Memory() as memory, torch.set_grad_enabled(planned.keep):
             reps = engine.encode(*inputs, side=planned.name)

@@ -9,8 +9,11 @@ import torch
 from distill.retrieval.encode import encode_texts
 from distill.student.checkpoint import load_student
 from distill.student.head import SpladeHead
+from distill.student.model import BROADCAST_MASKS, SpladeStudent
 from tests.helpers.simulated_cuda import simulated_cuda
 from tests.helpers.small_run import PASSAGES, save_checkpoint
+from tests.helpers.tiny_models import tiny_tokenizer
+from tests.student.test_model import ARCHITECTURES, random_mlm
 
 
 def test_the_simulated_device_refuses_what_a_gpu_refuses():
@@ -66,3 +69,29 @@ def test_encoding_on_another_device(tiny_mlm, tmp_path, options):
     with simulated_cuda():
         found = encode_texts(load_student(tmp_path / "model").to("cuda"), PASSAGES, side, batch_tokens=40).toarray()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [True, False], ids=["padded", "unpadded"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_on_another_device_with_a_mask_on_the_host(name, padded):
+    """The host waits for the number of active terms, and for nothing else where attention takes a broadcast mask."""
+    tokenizer = tiny_tokenizer()
+    student = SpladeStudent(
+        random_mlm(name, vocab_size=len(tokenizer)), tokenizer, query_max_length=30, passage_max_length=30
+    ).eval()
+    ids = [np.arange(5, 5 + length) for length in ((9, 4, 12) if padded else (9, 9, 9))]
+    inputs, mask = student.assemble(ids, 30)
+    with torch.no_grad():
+        expected = student(inputs, mask).to_dense()
+        with simulated_cuda() as waits:
+            student.to("cuda")
+            inputs = inputs.pin_memory().to("cuda", non_blocking=True)
+            waits.clear()
+            reps = student(inputs, mask)
+            waited = sum(waits.values())
+            found = reps.to_dense().cpu()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if student.mlm.config.model_type in BROADCAST_MASKS or not (
+        padded or name == "DebertaV2"
+    ):  # looks at its positions
+        assert waited == 1, dict(waits)

@@ -128,13 +128,12 @@ def test_labels_on_the_wrong_device_are_noticed(tiny_mlm):
 
 
 def test_a_chunk_waits_for_the_device_only_for_what_the_device_decides(tiny_mlm):
-    """A chunk: the unpadded tokens, the texts' bounds (the plain head's) and the active terms in the first pass, and in
-    both passes transformers' look at the mask."""
+    """A chunk: the number of its active terms, in the first pass; what depends on lengths is known on the host."""
     counted = {}
     for chunk_tokens in (100, 10_000):
         with simulated_cuda() as waits:
             *_, chunks = step(tiny_mlm, "cuda", kept=0, chunk_tokens=chunk_tokens)
             counted[chunks] = sum(count for place, count in waits.items() if not place.startswith("elsewhere"))
     (few, fewer), (many, more) = sorted(counted.items())
-    assert more - fewer == 5 * (many - few)
-    assert fewer - 5 * few <= 25  # the step's own: losses, metrics, the order of the texts
+    assert more - fewer == many - few
+    assert fewer - few <= 25  # the step's own: losses, metrics, the order of the texts

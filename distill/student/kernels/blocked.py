@@ -1,8 +1,8 @@
 """The head's products in plain torch, one block of the vocabulary at a time, on any device.
 
 This is the reference for the faster kernels, and the fallback where they cannot run. Hidden states come as [R, H],
-with `rows` [T] of the unpadded ones and `offsets` [B+1]: text i is rows[offsets[i]:offsets[i+1]]. Logits are float32
-whatever the dtype of the weights.
+with `rows` [T] of the unpadded ones and `offsets` [B+1], on the host or the device: text i is
+rows[offsets[i]:offsets[i+1]]. Logits are float32 whatever the dtype of the weights.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from distill.run.device import upload
 
 TILE_BYTES = 64 << 20  # size of one block of float32 logits
 
@@ -95,7 +97,7 @@ def sum_backward(
     The logits are recomputed, block by block.
     """
     tokens = hidden[rows]
-    text = _text_of_row(offsets, tokens.shape[0])
+    text = upload(_text_of_row(offsets, tokens.shape[0]), tokens.device)
     d_tokens = torch.zeros(tokens.shape, device=tokens.device) if needs[0] else None
     d_weight = torch.empty(weight.shape, device=tokens.device) if needs[1] else None
     d_bias = torch.empty(weight.shape[0], device=tokens.device) if needs[2] else None
@@ -146,7 +148,7 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
 def _sum_by_text(values: Tensor, offsets: Tensor) -> Tensor:
     """Sum of each text's rows of `values` [T, block], in their order: float32 [B, block]."""
     if values.is_cuda:  # where index_add_ adds in any order
-        return torch.segment_reduce(values, "sum", offsets=offsets, initial=0.0)
+        return torch.segment_reduce(values, "sum", offsets=upload(offsets, values.device), initial=0.0)
     sums = torch.zeros((offsets.numel() - 1, values.shape[1]))
     return sums.index_add_(0, _text_of_row(offsets, values.shape[0]), values)
 

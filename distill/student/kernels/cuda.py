@@ -19,6 +19,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from distill.run.device import upload
+
 _KEY_BYTES = 512 << 20  # of the maxima [texts, V] of one launch
 PIECE = 512  # entries that one program of the backward adds up
 
@@ -52,8 +54,8 @@ def _slice_forward(
     keys = torch.zeros((texts, vocabulary), dtype=torch.int64, device=hidden.device)
     if tokens:
         tiles = forward_tiles(hidden.dtype)
-        text = torch.arange(texts, dtype=torch.int32, device=rows.device)
-        text = torch.repeat_interleave(text, offsets.diff(), output_size=tokens)
+        text = torch.arange(texts, dtype=torch.int32, device=offsets.device)
+        text = upload(torch.repeat_interleave(text, offsets.diff(), output_size=tokens), rows.device)
         programs = triton.cdiv(tokens, tiles["TOKENS"]) * triton.cdiv(vocabulary, tiles["TERMS"])
         with _on(hidden.device):
             max_tiles[(programs,)](
