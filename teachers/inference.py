@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from distill.run import device
+from distill.run.ahead import ahead
 from distill.store.token_batches import padded_tokens, token_batches
 from teachers.base import Work
 from teachers.execution import Execution
@@ -32,34 +33,44 @@ def run_batches(
 
     `inputs` returns a batch's arrays; its `input_ids`, padding included, are what counts as padded tokens. When a batch
     exceeds the GPU's memory, the remaining items are batched again with half its tokens as the budget, which the
-    returned settings show. Results stay on the device until the end, so a GPU never waits for the host to assemble the
-    next batch.
+    returned settings show. A thread calls `inputs` for the next batch meanwhile, and results stay on the device until
+    the end, so a GPU never waits for the host.
     """
     execution.apply_threads()
     results: list[torch.Tensor] = []
     order: list[np.ndarray] = []
-    stack = token_batches(lengths, execution.batch_tokens)[::-1]
-    while stack:
-        batch = stack.pop()
-        arrays = inputs(batch)
-        try:
-            results.append(_run(logits, arrays, execution))
+    remaining = np.argsort(-lengths, kind="stable")  # longest first, the order in which batches are cut from it
+    while len(remaining):
+        batches = [remaining[part] for part in token_batches(lengths[remaining], execution.batch_tokens)]
+        for batch, arrays in ahead(inputs, batches):
+            result = _run_if_it_fits(logits, arrays, execution, required=len(batch) == 1)
+            if result is None:
+                break
+            results.append(result)
             order.append(batch)
             work.tokens += int(lengths[batch].sum())
             work.padded_tokens += arrays["input_ids"].size
-            continue
-        except (RuntimeError, MemoryError) as error:
-            if not device.ran_out_of_memory(error) or len(batch) == 1:
-                raise
-        device.free_cached_memory()
-        budget = max(1, min(execution.batch_tokens, padded_tokens(lengths, batch)) // 2)
-        execution = execution.with_batch_tokens(budget)
-        remaining = np.concatenate([batch, *reversed(stack)])
-        stack = [remaining[smaller] for smaller in reversed(token_batches(lengths[remaining], budget))]
+            remaining = remaining[len(batch) :]
+        if len(remaining):
+            device.free_cached_memory()
+            budget = min(execution.batch_tokens, padded_tokens(lengths, batch)) // 2
+            execution = execution.with_batch_tokens(max(1, budget))
     scores = np.empty(len(lengths), np.float32)
     if order:
         scores[np.concatenate(order)] = torch.cat(results).float().cpu().numpy()
     return scores, execution
+
+
+def _run_if_it_fits(
+    logits: Callable[[Inputs], torch.Tensor], arrays: dict[str, Any], execution: Execution, required: bool
+) -> torch.Tensor | None:
+    """Logits of a batch; None if it exceeds the memory, unless it is `required` to fit."""
+    try:
+        return _run(logits, arrays, execution)
+    except (RuntimeError, MemoryError) as error:
+        if required or not device.ran_out_of_memory(error):
+            raise
+        return None
 
 
 def until_it_fits(run: Callable[[Execution], T], execution: Execution) -> tuple[T, Execution]:

@@ -61,7 +61,7 @@ class LlmTeacher:
         )
         self._model.eval().requires_grad_(False).to(execution.device)
         self._last = torch.zeros(0, dtype=torch.int64)  # [b] position of each prompt's last token
-        self._read_last_token_in_float32()
+        self._read_answers_at_last_token()
         self._passages = TextStore.open(spec.folder.passages)
 
     def score(self, pairs: Pairs) -> np.ndarray:
@@ -106,13 +106,18 @@ class LlmTeacher:
         # tokens attend to those before them, and padding comes after the last that is read: a GPU, whose fast attention
         # takes no mask, needs none
         unmasked = None if ids.is_cuda else mask
-        logits = self._model(input_ids=ids, attention_mask=unmasked, use_cache=False).logits[:, 0].float()  # [b, V]
-        return logits[:, self._yes] - logits[:, self._no]
+        logits = self._model(input_ids=ids, attention_mask=unmasked, use_cache=False).logits[:, 0].float()  # [b, 2]
+        return logits[:, 0] - logits[:, 1]
 
-    def _read_last_token_in_float32(self) -> None:
-        head = self._model.get_output_embeddings()
-        # a new parameter: input embeddings that the head is tied to keep their precision
-        head.weight = torch.nn.Parameter(head.weight.detach().float(), requires_grad=False)
+    def _read_answers_at_last_token(self) -> None:
+        """Replace the head by its two rows of the answers, in float32; a copy of all rows may take gigabytes."""
+        whole = self._model.get_output_embeddings()
+        answers, biased = [self._yes, self._no], getattr(whole, "bias", None) is not None
+        head = torch.nn.Linear(whole.weight.shape[1], 2, biased, whole.weight.device).requires_grad_(False)
+        head.weight.copy_(whole.weight[answers])
+        if biased:
+            head.bias.copy_(whole.bias[answers])
+        self._model.set_output_embeddings(head)
 
         def last_token(module: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
             hidden = args[0]  # [b, l, h]

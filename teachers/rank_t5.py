@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distill.run.ahead import ahead
 from distill.run.device import default_device
 from distill.run.model_ref import ModelRef
 from distill.store.token_batches import token_batches
@@ -73,10 +74,17 @@ class RankT5(nn.Module):
         """float32 [n] raw scores of n pairs of texts."""
         encoded = self.tokenizer(queries, passages, truncation="longest_first", max_length=self._max_length)
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+
+        def padded(batch: np.ndarray) -> Any:
+            return self.tokenizer.pad({"input_ids": [encoded["input_ids"][i] for i in batch]}, return_tensors="pt")
+
+        order = [np.empty(0, np.int64)]
+        results = [torch.empty(0, device=self._device)]  # on the device until the end, so that it never waits
+        for batch, inputs in ahead(padded, token_batches(lengths, self._batch_tokens)):
+            order.append(batch)
+            results.append(self(**inputs.to(self._device)).float())
         scores = np.empty(len(lengths), np.float32)
-        for batch in token_batches(lengths, self._batch_tokens):
-            inputs = self.tokenizer.pad({"input_ids": [encoded["input_ids"][i] for i in batch]}, return_tensors="pt")
-            scores[batch] = self(**inputs.to(self._device)).float().cpu().numpy()
+        scores[np.concatenate(order)] = torch.cat(results).cpu().numpy()
         return scores
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from scipy import sparse
 
 from distill.errors import StudentError
 from distill.progress import progress
+from distill.run.ahead import ahead
 from distill.run.device import until_it_fits, upload
 from distill.run.layout import RunFolder
 from distill.sparse.reps import SparseReps
@@ -135,14 +136,14 @@ class _Encoding:
         try:
             autocast = torch.autocast(device.type, getattr(torch, self.precision), enabled=self.precision != "float32")
             with torch.no_grad(), autocast:
-                for batch in token_batches(padded, batch_tokens):
-                    encode = partial(self._cut, take, batch, padded[batch])
+                for batch, ids in ahead(take, token_batches(padded, batch_tokens)):
+                    encode = partial(self._cut, ids, padded[batch])
                     if self.batch_tokens is None:  # smaller batches, from this one on, where memory does not suffice
                         encoded, batch_tokens = until_it_fits(encode, batch_tokens)
                     else:
                         encoded = encode(batch_tokens)
-                    for numbers, vectors in encoded:
-                        order.append(numbers)
+                    for part, vectors in encoded:
+                        order.append(batch[part])
                         parts.append(vectors)
                     advance(len(batch))
         finally:
@@ -152,10 +153,10 @@ class _Encoding:
         return stacked[np.argsort(np.concatenate(order))] if parts else stacked  # undo the sort by length
 
     def _cut(
-        self, take: Callable[[np.ndarray], list[np.ndarray]], batch: np.ndarray, padded: np.ndarray, batch_tokens: int
+        self, ids: list[np.ndarray], padded: np.ndarray, batch_tokens: int
     ) -> list[tuple[np.ndarray, sparse.csr_matrix]]:
-        """Encode the texts of a batch in batches of at most `batch_tokens`; returns the numbers and vectors of each."""
-        return [(batch[part], self._vectors(take(batch[part]))) for part in token_batches(padded, batch_tokens)]
+        """Encode the texts of a batch in batches of at most `batch_tokens`; returns the indices and vectors of each."""
+        return [(part, self._vectors([ids[i] for i in part])) for part in token_batches(padded, batch_tokens)]
 
     def _vectors(self, ids: list[np.ndarray]) -> sparse.csr_matrix:
         """Encode texts, given their token ids, in one batch."""
