@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -40,6 +41,22 @@ def test_three_steps_of_the_engine_equal_the_reference(stage, tiny_mlm, run_proc
     for name, value in parameters.items():
         difference = found["parameters"][name] - value
         assert difference.norm() <= 1e-2 * (value - start[name]).norm() + 1e-6, name
+
+
+def test_the_host_waits_once_per_chunk(tiny_mlm):
+    """For the number of active terms: what torch itself reports, against the simulated device's count."""
+    waits = {}
+    for chunk_tokens in (100, 10_000):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                *_, chunks = step(tiny_mlm, "cuda", kept=0, chunk_tokens=chunk_tokens)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits[chunks] = sum("synchronizing" in str(warning.message) for warning in caught)
+    (few, fewer), (many, more) = sorted(waits.items())
+    assert 0 < more - fewer <= many - few
 
 
 def test_vectors_equal_those_of_the_cpu_also_where_memory_is_short(tiny_mlm, tmp_path):
