@@ -168,10 +168,10 @@ def _scored_by(case: Case, name: str, teacher: Teacher) -> Cost:
     elif teacher.kind == "bm25":
         seconds = counts.pairs / BM25_PAIRS_PER_SECOND
         basis = f"assumed: {BM25_PAIRS_PER_SECOND:,.0f} pairs per second and worker"
-    elif flops is None:
+    elif flops is None or model is None:
         return unknown(name, teacher.model or teacher.cls)
     else:
-        seconds, basis = case.assumed(flops, ENCODING)
+        seconds, basis = case.assumed(flops, ENCODING, model, teacher.dtype)
         workers = case.gpus  # whole devices
     rounds = math.ceil(counts.shards / workers) if counts.shards else 0  # in the last round some workers are idle
     wall = seconds / max(counts.shards, 1) * rounds

@@ -113,7 +113,7 @@ class LlmTeacher:
         """Replace the head by its two rows of the answers, in float32; a copy of all rows may take gigabytes."""
         whole = self._model.get_output_embeddings()
         answers, biased = [self._yes, self._no], getattr(whole, "bias", None) is not None
-        head = torch.nn.Linear(whole.weight.shape[1], 2, biased, whole.weight.device).requires_grad_(False)
+        head = _Float32Linear(whole.weight.shape[1], 2, biased, whole.weight.device).requires_grad_(False)
         head.weight.copy_(whole.weight[answers])
         if biased:
             head.bias.copy_(whole.bias[answers])
@@ -124,14 +124,14 @@ class LlmTeacher:
             return (hidden[torch.arange(len(hidden), device=hidden.device), self._last][:, None].float(),)
 
         head.register_forward_pre_hook(last_token)
-        if self.execution.precision != "float32":
-            forward = head.forward
 
-            def without_autocast(hidden: torch.Tensor) -> torch.Tensor:
-                with torch.autocast(self.execution.device, enabled=False):
-                    return forward(hidden)
 
-            head.forward = without_autocast
+class _Float32Linear(torch.nn.Linear):
+    """A linear layer in float32, also inside an autocast."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(input.device.type, enabled=False):
+            return super().forward(input)
 
 
 def _pad(prompts: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -84,7 +84,7 @@ def _tuning(case: Case, name: str, cfg: FineTune) -> Cost:
     length = case.counts.pair_tokens[name]
     tokens = case.counts.teach_pairs[name] * cfg.epochs * length
     flops = 3 * tokens * model.forward_flops(length)
-    seconds, basis = case.assumed(flops, TRAINING)
+    seconds, basis = case.assumed(flops, TRAINING, model, "auto")
     wall = seconds + cfg.folds * case.start
     return Cost(name, basis, tokens, flops, device_seconds=seconds, wall_seconds=wall, bound="one device")
 

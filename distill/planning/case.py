@@ -16,8 +16,11 @@ from distill.planning.devices import Device
 from distill.planning.flops import ModelCost
 from distill.planning.volumes import Counts, Volumes
 
-# assumed shares of a device's peak, unless a rehearsal has measured rates
-ENCODING, TRAINING, ON_CPU = 0.40, 0.30, 0.50
+# assumed shares of a device's peak, unless a rehearsal has measured rates; of GPUs, for models as wide as BERT-base
+ENCODING, TRAINING, ON_CPU = 0.40, 0.25, 0.50
+NARROW = 512  # hidden size below which memory and launches limit a GPU
+NARROW_SHARE = 0.5  # what is left of its share then
+FLOAT32_SHARE = 0.1  # what is left without 16-bit products, which the peaks are those of
 PRODUCTS_PER_SECOND = 30e6  # of exact sparse search, measured on one CPU core
 PRODUCTS = 3.0  # per query and passage, at a trained sparsity: the FLOPS of SPLADE models are 1 to 4
 START_SECONDS = 60.0  # assumed: start of a worker, and loading one model
@@ -82,13 +85,16 @@ class Case:
     probe: Probe | None
     models: Callable[..., ModelCost | None]
 
-    def share(self, of_gpu: float) -> float:
-        """Return the assumed share of the device's peak: `of_gpu`, or that of CPUs."""
-        return of_gpu if self.device.cuda else ON_CPU
+    def assumed(self, flops: float, share: float, model: ModelCost, precision: str) -> tuple[float, str]:
+        """Return the device-seconds of `flops` operations of a model, at a `share` of a GPU's peak, and their basis.
 
-    def assumed(self, flops: float, share: float) -> tuple[float, str]:
-        """Return the device-seconds of `flops` operations at a `share` of a GPU's peak, and their basis."""
-        share = self.share(share)
+        `precision`: of products, as recipes name it.
+        """
+        if not self.device.cuda:
+            share = ON_CPU
+        else:
+            share *= NARROW_SHARE if model.hidden < NARROW else 1.0
+            share *= FLOAT32_SHARE if precision in ("float32", "fp32") else 1.0
         basis = f"assumed: {share:.0%} of {self.device.name}'s {self.device.flops / 1e12:,.3g} TFLOP/s"
         return flops / (self.device.flops * share), basis
 
@@ -163,7 +169,8 @@ def encoded(case: Case, part: str, miner: Miner | None = None) -> Cost:
     tokens = case.counts.text_tokens + 2 * case.size.texts
     sparse = (case.recipe.trained_student if miner is None else miner).kind == "splade"
     flops = tokens * (model.forward_flops(case.size.passage_tokens) + (model.head_flops if sparse else 0.0))
-    seconds, basis = case.assumed(flops, ENCODING)
+    precision = case.recipe.evaluate.precision if miner is None else case.recipe.mine.precision
+    seconds, basis = case.assumed(flops, ENCODING, model, precision)
     wall = seconds / case.gpus + case.start
     return Cost(part, basis, tokens=tokens, flops=flops, device_seconds=seconds, wall_seconds=wall)
 

@@ -108,7 +108,7 @@ def _steps(case: Case, model: ModelCost, tokens: float) -> Cost:
         seconds = tokens / probe.train_tokens_per_second
         basis = f"{case.measured}: {probe.train_tokens_per_second:,.0f} tokens per second and process"
     else:
-        seconds, basis = case.assumed(flops, TRAINING)
+        seconds, basis = case.assumed(flops, TRAINING, model, recipe.train.precision)
     twice = f"; {1 - kept:.0%} of the chunks encoded twice" if kept < 1 else ""
     reduce = _all_reduce_seconds(model.parameters, ranks, case.device) * counts.steps
     wall = seconds / ranks + reduce
@@ -128,7 +128,7 @@ def _lexical_start(case: Case, student: Student, start: LexicalStart, model: Mod
         excerpt = min(mean(start.excerpt_words), case.size.passage_tokens) + 2
         tokens *= 1 + excerpt / passage
     flops = tokens * (3 + 1) * (model.forward_flops(passage) + model.head_flops)
-    seconds, basis = case.assumed(flops, TRAINING)
+    seconds, basis = case.assumed(flops, TRAINING, model, "float32")
     part, bound = "lexical start", "one device; the others wait"
     return Cost(part, basis, tokens, flops, seconds * case.gpus, seconds, bound)
 
@@ -141,7 +141,7 @@ def _development(case: Case, model: ModelCost) -> Cost:
     times = 1 + math.ceil(case.counts.steps / every)  # the first time before training
     tokens = times * (passages * (size.passage_tokens + 2) + size.queries["dev"] * (size.query_tokens + 2))
     flops = tokens * (model.forward_flops(size.passage_tokens) + case.student_head_flops(model))
-    seconds, basis = case.assumed(flops, ENCODING)
+    seconds, basis = case.assumed(flops, ENCODING, model, case.recipe.evaluate.precision)
     part, bound = f"{times} evaluations", "one device; the others wait"
     return Cost(part, basis, tokens, flops, seconds * case.gpus, seconds, bound)
 

@@ -101,7 +101,20 @@ def test_the_published_recipe_is_planned_completely_from_its_declared_sizes():
     pairs, length = 500_000 * 101 + 2 * 6_980 * 100, 8 + 76 + 3
     layers = 6 * 12 * 384**2  # weights of MiniLM's matrices
     assert scored["minilm"].flops == pytest.approx(pairs * length * (2 * layers + 4 * length * 6 * 384))
-    assert all("assumed: 40% of h100's 989 TFLOP/s" in cost.basis for cost in scored.values())
+    assert all(f"assumed: {20 if name == 'minilm' else 40}% of h100's" in cost.basis for name, cost in scored.items())
+
+
+@pytest.mark.parametrize(
+    ("hidden", "precision", "share"), [(768, "bfloat16", 40), (384, "bfloat16", 20), (768, "float32", 4)]
+)
+def test_the_assumed_share_of_a_gpu_depends_on_width_and_precision(hidden, precision, share):
+    shape = {"layers": 6, "hidden": hidden, "vocabulary": 30_522}
+    miner = "mine.miners={m: {kind: splade, model: own}}"
+    overrides = [miner, f"mine.precision={precision}", f"data.sizes.models={{own: {json.dumps(shape)}}}"]
+    costs = estimate(load_recipe(SPLADE_V3, overrides), 8, "h100").costs
+    encoded = next(cost for _, _, cost in costs if cost.part == "m: encode")
+    assert f"assumed: {share}% of h100's 989 TFLOP/s" in encoded.basis
+    assert encoded.device_seconds == pytest.approx(encoded.flops / (989e12 * share / 100))
 
 
 def test_a_lexical_start_is_planned_as_a_training_pass_and_an_encoding_of_passages_and_excerpts():
