@@ -37,9 +37,9 @@ train:
     - {{kind: kl, weight: 1.0}}
     - {{kind: margin-mse, weight: 0.05}}
   query_regularizers:
-    - {{kind: l1, weight: 0.01, ramp: quadratic, ramp_steps: {ramp}}}
+    - {{kind: l1, weight: 0.01, target_terms: 64, ramp: quadratic, ramp_steps: {ramp}}}  # the weight is where it starts
   passage_regularizers:
-    - {{kind: flops, weight: 0.02, ramp: quadratic, ramp_steps: {ramp}}}
+    - {{kind: flops, weight: 0.02, target_terms: 128, ramp: quadratic, ramp_steps: {ramp}}}
 """
 
 _TEACHERS = """\

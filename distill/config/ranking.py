@@ -96,8 +96,9 @@ class Mine(Workers):
     """Queries per candidate shard."""
     shard_passages: ExecutionOnly[Positive] = 32_768
     """Passages per chunk of vectors (dense and splade)."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Precision of the encoders' matrix products."""
+    precision: Dtype = "float32"
+    """Precision of the encoders' matrix products. `auto`: 16 bits where the machine that encodes computes faster with
+    them; machines of several kinds may then encode the parts of one collection differently."""
     rerank_depth: Positive = 100
     """Number of candidates per development or test query, the best of the first miner. If that one is of kind `run`,
     its files must rank the evaluated queries."""

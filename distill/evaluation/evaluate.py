@@ -23,7 +23,7 @@ from distill.evaluation.curve import cost_curve
 from distill.evaluation.evaluators import check_evaluators, run_evaluators
 from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank
 from distill.evaluation.verdict import teacher_rows, verdict
-from distill.planning.devices import fastest_precision
+from distill.planning.devices import chosen_precision
 from distill.retrieval.bm25 import build_index, open_index
 from distill.retrieval.encode import Precision, encode_blocks, encode_store, token_store
 from distill.retrieval.exact import search_blocks, search_inverted, search_sparse
@@ -228,8 +228,7 @@ def _encode_queries(student: Student, run: Run, collection: Collection) -> spars
 
 
 def _precision(recipe: Recipe) -> Precision:
-    precision = recipe.evaluate.precision
-    return fastest_precision(default_device()) if precision == "auto" else precision
+    return chosen_precision(recipe.evaluate.precision, default_device())
 
 
 def _development_rows(run: Run, collection: Collection) -> np.ndarray:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from distill.config import Dtype
 from distill.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -98,6 +99,11 @@ def fastest_precision(device: str) -> Literal["float32", "bfloat16", "float16"]:
         return "float16" if torch.cuda.get_device_capability() >= (7, 0) else "float32"
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if native and _seconds(torch.bfloat16) < 0.8 * _seconds(torch.float32) else "float32"
+
+
+def chosen_precision(precision: Dtype, device: str) -> Literal["float32", "bfloat16", "float16"]:
+    """Return the precision that a recipe's field names, on "cpu" or "cuda"."""
+    return fastest_precision(device) if precision == "auto" else precision
 
 
 def _seconds(dtype: torch.dtype) -> float:

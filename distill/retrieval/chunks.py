@@ -19,6 +19,8 @@ from scipy import sparse
 
 from distill.config import Mine, Miner
 from distill.errors import StorageError
+from distill.planning.devices import chosen_precision
+from distill.run.device import default_device
 from distill.run.fingerprint import fingerprint
 from distill.run.layout import RunFolder
 from distill.run.manifest import FORMAT
@@ -58,13 +60,15 @@ class Chunks:
 
     @cached_property
     def model(self) -> Encoder:
+        device = self.device or default_device()
+        precision = chosen_precision(self.precision, device)
         if self.miner.kind == "dense":
             from distill.retrieval.dense import DenseModel
 
-            return DenseModel(self.miner, self._store, self.precision, self.device)
+            return DenseModel(self.miner, self._store, precision, device)
         from distill.retrieval.splade import SpladeModel
 
-        return SpladeModel(self.miner, self._store, self._folder, self.precision, self.device)
+        return SpladeModel(self.miner, self._store, self._folder, precision, device)
 
     def rows(self, number: int) -> np.ndarray:
         return np.arange(number * self.size, min((number + 1) * self.size, self.collection_size))

@@ -205,6 +205,23 @@ def test_half_precision_scores_are_close_and_have_their_own_index_and_fingerprin
     assert single["precision"] == "float32" and half == {**single, "precision": "bfloat16"}
 
 
+@pytest.mark.parametrize("kind", ["dense", "splade"])
+@pytest.mark.parametrize("fastest", ["float32", "bfloat16"])
+def test_auto_precision_is_the_machines_fastest_and_the_fingerprint_does_not_depend_on_the_machine(
+    folder, tiny_mlm, tiny_sentence, tmp_path, kind, fastest, monkeypatch
+):
+    monkeypatch.setattr("distill.planning.devices.fastest_precision", lambda device: fastest)
+    model = tiny_sentence if kind == "dense" else save_checkpoint(tiny_mlm, tmp_path / "checkpoint")
+    store, miner = TextStore.open(folder.passages), Miner(kind=kind, model=str(model))
+    auto, named = (
+        open_searcher(miner, store, folder, Mine(precision=precision)).search(QUERIES["test"], 4)
+        for precision in ("auto", fastest)
+    )
+    assert np.array_equal(auto[0], named[0]) and np.array_equal(auto[1], named[1])
+    fields = mining_fields(Run(small_recipe(folder.root, mine={"precision": "auto"}), folder), "train")
+    assert fields["precision"] == "auto"
+
+
 def test_dense_vectors_that_are_not_finite_are_refused(folder, tiny_sentence, monkeypatch):
     monkeypatch.setattr(SentenceTransformer, "encode_document", lambda *_, **__: np.full((1, 32), np.nan, np.float32))
     miner = Miner(kind="dense", model=str(tiny_sentence))
