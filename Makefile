@@ -1,5 +1,5 @@
 # make quickstart   set up .venv, then distil a SPLADE model from the Python documentation (2 cores: 11 minutes with
-#                   AVX-512, 25 without)
+#                   AVX-512, 23 without)
 # make test         set up .venv, then the tests that take under a minute each
 # make test-slow    the long ones: chaos, scale, many processes
 # make test-slurm   jobs on a real Slurm, which the tests start by themselves (as root; apt-get install slurm-wlm munge)

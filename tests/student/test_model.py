@@ -31,6 +31,7 @@ ARCHITECTURES = {
     "Roberta": {},
     "MPNet": {},
     "XLMRoberta": {},
+    "Camembert": {},
     "Electra": {"embedding_size": 8},
     "Albert": {"embedding_size": 8},
     "DebertaV2": {},
