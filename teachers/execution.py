@@ -20,7 +20,7 @@ import torch
 from distill import config
 from distill.errors import StorageError, TeacherError
 from distill.planning.devices import fastest_precision
-from distill.run.device import default_device
+from distill.run.device import default_device, grow_segments
 from distill.run.files import locked, read_object, write_json
 from distill.run.seals import is_damaged, sealed
 from teachers.spec import TeacherSpec
@@ -104,6 +104,8 @@ def frozen_execution(spec: TeacherSpec, identity: str, device: str | None, threa
             f"a worker on {socket.gethostname()} was given a GPU, but torch finds none there: install a "
             "torch built for CUDA (and its driver), or set score.gpus to 0"
         )
+    if device == "cuda":
+        grow_segments()
     with locked(path):
         frozen = read_record(path, identity)
         if frozen is None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _MEMORY = re.compile(r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second: torch before 2.9
 _LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "NCCL error")
 
 
@@ -29,10 +30,20 @@ def default_device() -> str:
     import torch
 
     if torch.cuda.is_available():
+        grow_segments()
         return "cuda"
     if (found := unused_gpu()) is not None:
         raise DeviceError(f"{found}; set CUDA_VISIBLE_DEVICES= (empty) to use the CPU all the same")
     return "cpu"
+
+
+def grow_segments() -> None:
+    """Let torch's memory on GPUs grow in place, unless the environment sets its allocator. Call before it allocates.
+
+    Batches differ in shape; without this, memory that is nearly full falls into pieces that fit none of the next ones.
+    """
+    if not any(name in os.environ for name in _ALLOCATOR):
+        os.environ.update(dict.fromkeys(_ALLOCATOR, "expandable_segments:True"))
 
 
 def unused_gpu(devices: Path = Path("/dev")) -> str | None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from distill.errors import DeviceError
 from distill.run import device
+from tests.helpers.simulated_cuda import simulated_cuda
 
 MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
@@ -94,3 +97,16 @@ def test_the_gpu_of_another_job_is_not_missed(machine_with_a_gpu):
     (machine_with_a_gpu / "nvidia0").unlink()
     (machine_with_a_gpu / "nvidia0").symlink_to("nowhere")  # shown, but cannot be opened
     assert device.default_device() == "cpu"
+
+
+@pytest.mark.parametrize("own", [None, "max_split_size_mb:512"])
+def test_memory_of_gpus_grows_in_place_unless_the_environment_sets_the_allocator(own, monkeypatch):
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    for name in names:
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    if own:
+        monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", own)
+    with simulated_cuda():
+        assert device.default_device() == "cuda"
+    assert [os.environ.get(name) for name in names] == ([None, own] if own else ["expandable_segments:True"] * 2)
