@@ -19,7 +19,7 @@ import torch
 
 from distill import config
 from distill.errors import StorageError, TeacherError
-from distill.planning.devices import fastest_precision
+from distill.planning.devices import chosen_precision
 from distill.run.device import default_device, grow_segments
 from distill.run.files import locked, read_object, write_json
 from distill.run.seals import is_damaged, sealed
@@ -65,7 +65,7 @@ def resolve_execution(cfg: config.Teacher, device: str | None = None, threads: i
     device = device or default_device()
     precision: Precision = "float32"
     if cfg.kind not in ("bm25", "custom"):  # bm25 has no products, and a user-defined class chooses for itself
-        precision = cfg.dtype if cfg.dtype != "auto" else fastest_precision(device)
+        precision = chosen_precision(cfg.dtype, device)
     if cfg.dtype == "auto" and cfg.kind == "llm" and precision == "float16":
         precision = "float32"
     tokens = cfg.batch_tokens or (_CPU_BATCH_TOKENS if device == "cpu" else _GPU_BATCH_TOKENS)
