@@ -130,8 +130,10 @@ def test_a_job_survives_nodes_that_join_and_nodes_that_are_lost(tmp_path):
         driver = DriverStarter(tmp_path / "recipe.yaml", dump_recipe(recipe))()
         wait_for(lambda: committed(folder) >= 2, driver)
         assert len(_scorers(tmp_path)) == 1
+        _set_pace(tmp_path, 5)  # shards are left when the second node's worker has started, however slow the machine
         nodes.add_node(num_cpus=1, **small)
         wait_for(lambda: len(_scorers(tmp_path)) == 2, driver)  # the job follows the cluster
+        _set_pace(tmp_path, 0.3)
         nodes.remove_node(first, allow_graceful=False)
         assert committed(folder) < 41
         assert driver.wait(timeout=PATIENCE) == 0
@@ -159,6 +161,13 @@ def test_a_jumping_clock_changes_neither_scores_nor_status(tmp_path, monkeypatch
     row = job_status(folder, ("steady",), ("train", "test")).teachers[0]
     assert row.done == 13 and 24 < row.pairs_per_second < 24 / 0.02  # 24 pairs in 0.02 s at best
     assert score_files(folder) == undisturbed(tmp_path)
+
+
+def _set_pace(tmp_path: Path, seconds: float) -> None:
+    """Change the seconds per shard of the teacher `steady`, while it works."""
+    new = tmp_path / "calls.new"
+    new.write_text(str(seconds))
+    new.replace(tmp_path / "calls.seconds")
 
 
 def _scorers(tmp_path: Path) -> set[str]:
