@@ -20,7 +20,7 @@ from scipy import sparse
 from distill.config import Evaluate
 from distill.evaluation import metrics
 from distill.evaluation.collection import Collection
-from distill.retrieval.exact import search_inverted
+from distill.retrieval.inverted import InvertedIndex
 from distill.retrieval.seismic import build_seismic, query_terms, search_seismic, seismic_bytes
 
 log = logging.getLogger(__name__)
@@ -36,10 +36,10 @@ def cost_curve(
     """Measure every cap: the `curve` of evaluation.json, whose `rows` are ascending caps, then the uncapped vectors.
 
     A row has the recipe's `metrics`, the mean active terms `query_terms` and `passage_terms`, `flops`, `postings`,
-    `inverted_bytes` (the index of exact search: 8 bytes per posting, half for the passage and half for the weight, and
-    one offset per term), `seismic_bytes` (the file that Seismic saves) and `latency_ms` (median and 95th percentile per
-    query, on one thread, with the recipe's search; encoding excluded). `queries` [n, vocabulary] are in the order of
-    the collection's judged queries; temporary files go to `scratch`.
+    `inverted_bytes` (the index of exact search: 6 bytes per posting, and 12 for each term of a block of passages),
+    `seismic_bytes` (the file that Seismic saves) and `latency_ms` (median and 95th percentile per query, on one thread,
+    with the recipe's search; encoding excluded). `queries` [n, vocabulary] are in the order of the collection's judged
+    queries; temporary files go to `scratch`.
     """
     depth = metrics.depth_needed(cfg.metrics, cfg.depth)
     rows = []
@@ -100,7 +100,7 @@ def _measure(
     scratch: Path,
 ) -> dict[str, Any]:
     search_depth = collection.search_depth(depth)
-    index = build_seismic(passages, cfg.seismic)
+    index, inverted = build_seismic(passages, cfg.seismic), InvertedIndex.of(passages)
     if cfg.search == "seismic":
         rows, _ = search_seismic(index, queries, search_depth, cfg.seismic)
         components, weights = query_terms(queries)
@@ -108,12 +108,11 @@ def _measure(
         def search_one(i: int) -> None:
             index.search(str(i), components[i], weights[i], depth, cfg.seismic.query_cut, cfg.seismic.heap_factor)
     else:
-        inverted = passages.T.tocsr()
-        rows, _ = search_inverted(queries, inverted, search_depth)
+        rows, _ = inverted.search(queries, search_depth)
         single_queries = [queries[i] for i in range(min(queries.shape[0], _TIMED_QUERIES))]
 
         def search_one(i: int) -> None:
-            search_inverted(single_queries[i], inverted, depth, threads=1)
+            inverted.search(single_queries[i], depth, threads=1)
 
     ranking = {query: hits.tolist() for query, hits in collection.rankings(rows, depth).items()}
     values = metrics.per_query(cfg.metrics, collection.grades, ranking)
@@ -122,8 +121,7 @@ def _measure(
         "metrics": {name: float(value.mean()) for name, value in values.items()},
         **metrics.costs(metrics.activation_rates(queries), metrics.activation_rates(passages)),
         "postings": int(passages.nnz),
-        "inverted_bytes": passages.nnz * (passages.data.itemsize + passages.indices.itemsize)
-        + (passages.shape[1] + 1) * passages.indptr.itemsize,
+        "inverted_bytes": sum(run.nbytes for run in inverted.runs),
         "seismic_bytes": seismic_bytes(index, scratch),
         "latency_ms": {"median": float(np.median(times)), "p95": float(np.percentile(times, 95))},
     }

@@ -26,7 +26,7 @@ from distill.evaluation.verdict import teacher_rows, verdict
 from distill.planning.devices import chosen_precision
 from distill.retrieval.bm25 import build_index, open_index
 from distill.retrieval.encode import Precision, encode_blocks, encode_store, token_store
-from distill.retrieval.exact import search_blocks, search_inverted, search_sparse
+from distill.retrieval.exact import search_blocks, search_sparse
 from distill.retrieval.seismic import build_seismic, search_seismic
 from distill.run.device import default_device
 from distill.run.files import write_atomic, write_json
@@ -167,7 +167,7 @@ def _bm25(run: Run, collection: Collection) -> tuple[Ranking, dict[str, float]]:
     index = open_index(collection.passages, run.folder.index("bm25")) or build_index(collection.passages)
     vectors = index.query_vectors(collection.queries.texts(collection.query_rows))
     depth = run.recipe.evaluate.depth
-    rows, _ = search_inverted(vectors, index.inverted, collection.search_depth(depth))
+    rows, _ = index.postings.search(vectors, collection.search_depth(depth))
     return collection.rankings(rows, depth), metrics.costs(*map(metrics.activation_rates, (vectors, index.weights)))
 
 
@@ -202,12 +202,12 @@ def _search(
     else:
         passages, rates = None, np.zeros(queries.shape[1])
 
-        def inverted() -> Iterator[sparse.csr_matrix]:
+        def counted() -> Iterator[sparse.csr_matrix]:
             for block in blocks:
                 rates[:] += metrics.activation_rates(block) * (block.shape[0] / collection.passages.collection_size)
-                yield block.T.tocsr()
+                yield block
 
-        rows, _ = search_blocks(queries, inverted(), depth)
+        rows, _ = search_blocks(queries, counted(), depth)
     return (
         collection.rankings(rows, cfg.depth),
         metrics.costs(metrics.activation_rates(queries), rates),

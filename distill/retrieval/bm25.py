@@ -21,16 +21,19 @@ from scipy import sparse
 
 from distill.errors import StorageError
 from distill.progress import progress
-from distill.retrieval.exact import search_inverted
+from distill.retrieval.inverted import InvertedIndex
+from distill.retrieval.postings import Postings
 from distill.run.files import read_object, write_atomic, write_json, xxh128_file
 from distill.run.seals import sealed
+from distill.store.arrow import RowReader, write_ipc
+from distill.store.candidates import only_batch
 from distill.store.texts import TextStore
 
 log = logging.getLogger(__name__)
 
 _PAIRS = 200_000  # scored at once
 _PARTS = ("data", "indices", "indptr")  # of a sparse matrix
-_POSTINGS = "postings-"  # file name prefix of the posting lists
+_POSTINGS = "postings.arrow"
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,19 @@ class Bm25Index:
     mean_length: float  # stems per passage
     k1: float
     b: float
-    saved_postings: sparse.csr_matrix | None = None  # `inverted` of an index on disk
+    saved_postings: Postings | None = None  # of an index on disk
 
     @cached_property
-    def inverted(self) -> sparse.csr_matrix:
-        """The posting lists: float32 [stems, collection_size]."""
-        return self.weights.T.tocsr() if self.saved_postings is None else self.saved_postings
+    def postings(self) -> InvertedIndex:
+        """The posting lists of the weights."""
+        return InvertedIndex.of(self.weights) if self.saved_postings is None else InvertedIndex([self.saved_postings])
 
     def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32.
 
         Only passages that share a stem with the query are ranked; the rest of a row is -1, with score 0.
         """
-        return search_inverted(self.query_vectors(queries), self.inverted, k, threads)
+        return self.postings.search(self.query_vectors(queries), k, threads)
 
     def score_pairs(self, queries: Sequence[str], passages: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Score `queries[i]` against the rows `passages[i]`, int64 [m_i], of the store.
@@ -123,7 +126,9 @@ def save_index(index: Bm25Index, folder: Path, postings: bool = False) -> None:
     (folder / "index.json").unlink(missing_ok=True)  # written last: without it the arrays are invalid
     arrays = {**_arrays("", index.weights), "idf": index.idf}
     if postings:
-        arrays |= _arrays(_POSTINGS, index.inverted)
+        with sealed(folder / _POSTINGS):
+            batch = index.postings.runs[0].batch()
+            write_ipc(folder / _POSTINGS, batch.schema, [batch])
     for name, array in arrays.items():
         path = folder / f"{name}.npy"
         with sealed(path), write_atomic(path) as temporary, open(temporary, "wb") as file:
@@ -159,7 +164,8 @@ def open_index(
         tokenizer = new_tokenizer()
         tokenizer.stem_to_sid = {stem: number for number, stem in enumerate(stems)}
         passages = store.collection_size
-        postings = _matrix(_POSTINGS, arrays, (len(stems), passages)) if f"{_POSTINGS}data" in arrays else None
+        found = (folder / _POSTINGS).exists()
+        postings = Postings.of_batch(only_batch(RowReader(folder / _POSTINGS))) if found else None
         weights = _matrix("", arrays, (passages, len(stems)))
         return Bm25Index(store, tokenizer, weights, arrays["idf"], float(saved["mean_length"]), k1, b, postings)
     except FileNotFoundError:

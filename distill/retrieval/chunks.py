@@ -20,6 +20,7 @@ from scipy import sparse
 from distill.config import Mine, Miner
 from distill.errors import StorageError
 from distill.planning.devices import chosen_precision
+from distill.retrieval.postings import FORMAT as POSTINGS_FORMAT
 from distill.run.device import default_device
 from distill.run.fingerprint import fingerprint
 from distill.run.layout import RunFolder
@@ -108,9 +109,11 @@ class Chunks:
 def index_key(miner: Miner, passages: TextStore, mine: Mine) -> str:
     """Return 16 hex digits that identify the model (a folder by its content), precision, passages and chunk size."""
     assert miner.model is not None  # the schema requires it for dense and SPLADE miners
+    layout = {"postings": POSTINGS_FORMAT} if miner.kind == "splade" else {}
     return fingerprint(
         {
             "format": FORMAT,
+            **layout,
             "kind": miner.kind,
             "model": ModelRef.parse(miner.model, miner.revision).identity(),
             "texts": passages.fingerprint,

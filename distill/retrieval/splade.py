@@ -10,9 +10,9 @@ from scipy import sparse
 
 from distill.config import Miner
 from distill.retrieval.encode import Precision, encode_store, encode_texts, token_store
+from distill.retrieval.postings import Postings
 from distill.run.device import default_device
 from distill.run.layout import RunFolder
-from distill.store.candidates import csr_column
 from distill.store.texts import TextStore
 from distill.student.checkpoint import load_student
 
@@ -28,16 +28,10 @@ class SpladeModel:
         self._store, self._folder, self._precision = store, folder, precision
 
     def passages(self, rows: np.ndarray, title: str) -> pa.RecordBatch:
-        """Return posting lists, one row per term, 8 bytes per entry; `passages` are positions in `rows`."""
+        """Return the posting lists of `rows` as `Postings` in one row."""
         tokens = token_store(self.student, self._store, self._folder, "passages")
-        inverted = encode_store(self.student, tokens, rows, "passage", title, precision=self._precision).T.tocsr()
-        return pa.RecordBatch.from_arrays(
-            [
-                csr_column(inverted.indptr, inverted.indices, pa.list_(pa.int32())),
-                csr_column(inverted.indptr, inverted.data, pa.list_(pa.float32())),
-            ],
-            names=["passages", "weights"],
-        )
+        vectors = encode_store(self.student, tokens, rows, "passage", title, precision=self._precision)
+        return Postings.of(vectors).batch()
 
     def queries(self, texts: Sequence[str]) -> sparse.csr_matrix:
         """Return float32 [n, vocabulary]."""

@@ -105,7 +105,7 @@ def test_a_saved_index_equals_the_built_one_unless_it_is_stale_or_damaged(store,
         assert expected.tobytes() == scores.tobytes()
     for expected, result in zip(built.search(queries, 5), opened.search(queries, 5), strict=True):
         assert (expected == result).all()
-    assert not opened.weights.data.flags.owndata and not opened.inverted.data.flags.owndata  # mapped
+    assert not opened.weights.data.flags.owndata and not opened.postings.runs[0].weight.flags.owndata  # mapped
     assert open_index(store, home, k1=1.2) is None
     assert open_index(write_passages(tmp_path / "others.arrow", ["one passage"]), home) is None
     content = bytearray((home / "data.npy").read_bytes())

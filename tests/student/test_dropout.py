@@ -10,13 +10,12 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM
 
 from distill.student import dropout
-from distill.student.kernels import compiled
 from distill.student.kernels import dropout as kernel
 
 
 @pytest.fixture(autouse=True)
 def compiler():
-    if compiled.native("dropout.cpp") is None:
+    if kernel.native(kernel.SOURCE) is None:
         pytest.skip("needs a C++ compiler")
 
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from distill import native
 from distill.student.head import SpladeHead
-from distill.student.kernels import compiled, cpu
+from distill.student.kernels import cpu
 
 VOCABULARY, WIDTH = 173, 45
 POOLINGS, ACTIVATIONS = ("max", "sum"), ("relu", "log1p_relu")
@@ -37,9 +38,7 @@ def kernel(request, monkeypatch):
     Patches a private function: users cannot choose the kernel, which follows from their processor.
     """
     library = (
-        None
-        if request.param == "torch"
-        else cpu.declared(compiled.load("head.cpp", *f"-march={request.param}".split()))
+        None if request.param == "torch" else cpu.declared(native.load(cpu.SOURCE, *f"-march={request.param}".split()))
     )
     monkeypatch.setattr(cpu, "_library", lambda: library)
     return request.param
@@ -247,7 +246,7 @@ def test_head_under_autocast_stays_near_the_float32_formula(kernel, pooling):
 
 def test_without_a_compiler_the_torch_kernels_run_with_one_warning(monkeypatch, caplog):
     monkeypatch.setenv("CXX", "/nowhere/c++")
-    caches = (cpu._library, compiled.native)  # once per process otherwise
+    caches = (cpu._library, native.native)  # once per process otherwise
     for cache in caches:
         cache.cache_clear()
     hidden, mask, weight, bias = problem()

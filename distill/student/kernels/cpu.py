@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from distill.student.kernels import blocked, compiled
-from distill.student.kernels.compiled import pointer
+from distill.native import native, pointer
+from distill.student.kernels import blocked
+
+SOURCE = Path(__file__).with_name("head.cpp")
 
 
 def max_forward(
@@ -91,7 +94,7 @@ def max_backward(
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = compiled.native("head.cpp")
+    library = native(SOURCE)
     return library and declared(library)
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.student.kernels import compiled
-from distill.student.kernels.compiled import pointer
+from distill.native import native, pointer
 
+SOURCE = Path(__file__).with_name("dropout.cpp")
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -61,7 +62,7 @@ def masked(x: Tensor, p: float, seed: int) -> Tensor:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    library = compiled.native("dropout.cpp")
+    library = native(SOURCE)
     if library is not None:
         address, size = ctypes.c_void_p, ctypes.c_int64
         library.dropout.argtypes = [

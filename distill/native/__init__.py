@@ -1,4 +1,4 @@
-"""The C++ files of this folder, compiled for this machine on first use and loaded with ctypes.
+"""C++ files, compiled for this machine on first use and loaded with ctypes.
 
 A library is cached in the user's cache folder, under a hash of its source, compiler and processor. It appears there
 in one step, so that processes may build it at the same time without a lock.
@@ -18,41 +18,47 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-HERE = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+_HEADERS = Path(__file__).parent  # for all sources; others lie beside theirs
 
 
 @functools.cache
-def native(source: str) -> ctypes.CDLL | None:
-    """Load `source`, compiled for this processor; None, with a warning, if it cannot be compiled."""
+def native(source: Path, *flags: str) -> ctypes.CDLL | None:
+    """Load `source`, compiled for this processor; None, with a warning, if it cannot be compiled.
+
+    `flags`: of the compiler, besides `FLAGS`.
+    """
     try:
-        return load(source, "-march=native")
+        return load(source, "-march=native", *flags)
     except (OSError, subprocess.SubprocessError) as error:
         output = getattr(error, "stderr", None) or error
         logger.warning(
-            "the fast CPU kernel %s could not be compiled, a slower one is used; install g++ or set CXX: %s",
-            source,
+            "the fast code in %s could not be compiled, a slower one is used; install g++ or set CXX: %s",
+            source.name,
             output,
         )
         return None
 
 
-def load(source: str, *architecture: str) -> ctypes.CDLL:
-    """Load `source`, compiled for `architecture` (the compiler's flags), from the cache or compiled now."""
+def load(source: Path, *flags: str) -> ctypes.CDLL:
+    """Load `source`, compiled with `flags`, from the cache or compiled now."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise OSError("no C++ compiler found")
-    command = [compiler, *FLAGS, *architecture, str(HERE / source)]
+    command = [compiler, *FLAGS, *flags, f"-I{_HEADERS}", str(source)]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    texts = [path.read_text(encoding="utf-8") for path in (HERE / source, *sorted(HERE.glob("*.h")))]
-    key = "\n".join([*texts, *command[:-1], version, _processor()])
+    headers = sorted({*_HEADERS.glob("*.h"), *source.parent.glob("*.h")})
+    texts = [path.read_text(encoding="utf-8") for path in (source, *headers)]
+    key = "\n".join([*texts, compiler, *FLAGS, *flags, version, _processor()])
     with _cache_folder() as folder:
-        path = Path(folder) / f"{Path(source).stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+        path = Path(folder) / f"{source.stem}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
         if not path.exists():
             built = path.with_suffix(f".{os.getpid()}")
             try:

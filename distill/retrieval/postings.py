@@ -1,0 +1,151 @@
+"""Posting lists of consecutive passages, in blocks whose scores fit a core's first caches.
+
+Within a block, postings are sorted by term, then by passage: 6 bytes each, 2 for the place of the passage in its block
+and 4 for its weight. A directory, sorted by term, holds one entry for each term of each block: where its postings are,
+and their largest weight. All arrays are flat, so that a file is mapped into memory and shared by the processes that
+search it; `search.cpp` reads them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from scipy import sparse
+
+FORMAT = 1  # version of the arrays
+WIDTH = 8192  # passages in a block: 32 KiB of scores
+
+
+@dataclass(frozen=True)
+class Postings:
+    """P postings of `passages` passages over `vocabulary` terms, in B blocks with E entries together."""
+
+    passages: int
+    vocabulary: int
+    width: int  # passages in a block; fewer in the last one
+    smallest: float  # of the weights, or 0
+    entries: np.ndarray  # uint32 [vocabulary + 1]: the entries of each term
+    block: np.ndarray  # uint16 [E], ascending within a term
+    count: np.ndarray  # uint16 [E]: postings, less one
+    start: np.ndarray  # uint32 [E]: the first posting, counted from the block's first
+    largest: np.ndarray  # float32 [E]
+    first: np.ndarray  # int64 [B + 1]: the first posting of each block
+    place: np.ndarray  # uint16 [P]
+    weight: np.ndarray  # float32 [P]
+
+    @classmethod
+    def of(cls, passages: sparse.csr_matrix, width: int = WIDTH) -> Postings:
+        """Invert vectors [N, vocabulary] of at most 65,535 x `width` passages."""
+        blocks = [_invert(passages[start : start + width]) for start in range(0, passages.shape[0], width)]
+        vocabulary = passages.shape[1]
+        sizes = np.array([len(block.term) for block in blocks], dtype=np.int64)
+        term = _joined([block.term for block in blocks], np.int32)
+        number = np.repeat(np.arange(len(blocks), dtype=np.uint16), sizes)
+        order = _stable_order(term, vocabulary)
+        return cls(
+            passages.shape[0],
+            vocabulary,
+            width,
+            float(passages.data.min(initial=0)),
+            entries=np.concatenate([[0], np.cumsum(np.bincount(term, minlength=vocabulary))]).astype(np.uint32),
+            block=number[order],
+            count=_joined([block.count for block in blocks], np.uint16)[order],
+            start=_joined([block.start for block in blocks], np.uint32)[order],
+            largest=_joined([block.largest for block in blocks], np.float32)[order],
+            first=np.concatenate([[0], np.cumsum([len(block.place) for block in blocks])]).astype(np.int64),
+            place=_joined([block.place for block in blocks], np.uint16),
+            weight=_joined([block.weight for block in blocks], np.float32),
+        )
+
+    @property
+    def frequencies(self) -> np.ndarray:
+        """The number of postings of each term: int64 [vocabulary]."""
+        return np.bincount(self._terms(), self.count.astype(np.int64) + 1, self.vocabulary).astype(np.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all arrays in bytes."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
+
+    def blocks(self) -> Iterator[sparse.csc_matrix]:
+        """Each block as a sparse matrix, float32 [passages of the block, vocabulary]."""
+        term = self._terms()
+        for number in range(len(self.first) - 1):
+            own = self.block == number
+            counts = np.zeros(self.vocabulary, dtype=np.int64)
+            counts[term[own]] = self.count[own].astype(np.int64) + 1
+            span = slice(*self.first[number : number + 2])
+            shape = (min(self.width, self.passages - number * self.width), self.vocabulary)
+            indptr = np.concatenate([[0], np.cumsum(counts)])
+            yield sparse.csc_matrix((self.weight[span], self.place[span].astype(np.int32), indptr), shape=shape)
+
+    def _terms(self) -> np.ndarray:
+        """The term of each entry: int64 [E]."""
+        entries: np.ndarray = self.entries[1:] - self.entries[:-1]
+        return np.repeat(np.arange(self.vocabulary), entries)
+
+    def batch(self) -> pa.RecordBatch:
+        """All of it as the one row of a record batch, for a file; without copying."""
+        arrays, names = [], []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.ndarray):
+                arrays.append(pa.LargeListArray.from_arrays(pa.array([0, len(value)]), pa.array(value)))
+            else:
+                arrays.append(pa.array([value]))
+            names.append(field.name)
+        return pa.RecordBatch.from_arrays(arrays, names=names)
+
+    @classmethod
+    def of_batch(cls, batch: pa.RecordBatch) -> Postings:
+        """View what `batch` has returned, in the mapped file."""
+        columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
+        return cls(
+            **{
+                name: column.values.to_numpy() if pa.types.is_large_list(column.type) else column[0].as_py()
+                for name, column in columns.items()
+            }
+        )
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One inverted block: its terms, ascending, and the postings of each."""
+
+    term: np.ndarray
+    count: np.ndarray
+    start: np.ndarray
+    largest: np.ndarray
+    place: np.ndarray
+    weight: np.ndarray
+
+
+def _invert(passages: sparse.csr_matrix) -> _Block:
+    inverted = passages.tocsc()
+    counts = np.diff(inverted.indptr)
+    term = np.flatnonzero(counts).astype(np.int32)
+    start = inverted.indptr[term]
+    largest = np.maximum.reduceat(inverted.data, start) if len(term) else np.empty(0, np.float32)
+    return _Block(
+        term,
+        (counts[term] - 1).astype(np.uint16),
+        start.astype(np.uint32),
+        largest.astype(np.float32),
+        inverted.indices.astype(np.uint16),
+        inverted.data.astype(np.float32, copy=False),
+    )
+
+
+def _joined(parts: Iterable[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *parts])
+
+
+def _stable_order(term: np.ndarray, vocabulary: int) -> np.ndarray:
+    """The order that sorts entries by term and keeps that of equal terms."""
+    entry = np.arange(len(term))
+    by_term = sparse.coo_matrix((entry, (term, entry)), shape=(vocabulary, max(len(term), 1))).tocsr()
+    return by_term.data
