@@ -21,10 +21,8 @@ from distill.mining.mine import mine as mine_here
 from distill.mining.rankings import ranking_indexes
 from distill.progress import progress
 from distill.recipe.imports import import_own_code
-from distill.retrieval.bm25 import build_index, open_index, save_index
+from distill.retrieval.bm25 import run_index
 from distill.retrieval.chunks import Chunks
-from distill.run.files import locked
-from distill.run.layout import RunFolder
 from distill.run.output import Output
 from distill.run.run import Run
 from distill.store.candidates import shard_name
@@ -115,7 +113,7 @@ def mine(run: Run, outputs: Sequence[Output]) -> None:
             {name: None for split in {task.shard.split for task in shards} for name in miners_of(run.recipe, split)}
         )
         if any(run.recipe.mine.miners[name].kind == "bm25" for name in miners):
-            _make_bm25_index(passages, run.folder)
+            run_index(run)  # which workers map into memory
         with ray_cluster(run.recipe.cluster):
             gpus = run.recipe.mine.gpus
             if gpus is None:
@@ -164,14 +162,6 @@ def _missing_chunks(run: Run, miners: Sequence[str]) -> list[ChunkTask]:
             chunks = _chunks(run, name)
             tasks += [ChunkTask(name, number, len(chunks.rows(number))) for number in chunks.missing()]
     return tasks
-
-
-def _make_bm25_index(passages: TextStore, folder: RunFolder) -> None:
-    """Save the index that workers map into memory, unless it exists."""
-    home = folder.index("bm25")
-    with locked(home):
-        if open_index(passages, home) is None:
-            save_index(build_index(passages), home, postings=True)
 
 
 def _use_threads(threads: int) -> None:

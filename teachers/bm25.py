@@ -1,30 +1,24 @@
 """BM25 as a teacher: scores the candidates with the statistics of the collection, variants of passages included.
 
-The collection is indexed once, beside the scores; workers map the index into memory.
+The run's index serves; workers map it into memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from distill.errors import TeacherError
-from distill.retrieval.bm25 import build_index, open_index, save_index
-from distill.run.files import locked
+from distill.retrieval.bm25 import open_index, shared_index
 from distill.store.texts import TextStore
 from teachers.base import Pairs, Work
 from teachers.execution import Execution
-from teachers.identity import K1, B
 from teachers.spec import TeacherSpec
 
 
 def prepare(spec: TeacherSpec, splits: Sequence[str]) -> None:
-    home, passages = _index_folder(spec), TextStore.open(spec.folder.passages)
-    with locked(home):  # the tasks of a job array start together
-        if open_index(passages, home, K1, B, verify=True) is None:
-            save_index(build_index(passages, K1, B), home)
+    shared_index(spec.folder, spec.bm25, verify=True)
 
 
 def open_teacher(spec: TeacherSpec, execution: Execution) -> Bm25Teacher:
@@ -35,16 +29,17 @@ class Bm25Teacher:
     def __init__(self, spec: TeacherSpec, execution: Execution):
         self.name, self.execution, self._folder, self.work = spec.name, execution, spec.folder, Work()
         self.max_length = 1 << 30  # reads whole texts
-        index = open_index(TextStore.open(spec.folder.passages), _index_folder(spec), K1, B)
+        home = spec.folder.index("bm25")
+        index = open_index(TextStore.open(spec.folder.passages), home, spec.bm25)
         if index is None:
             raise TeacherError(
-                f"teacher {spec.name!r}: no BM25 index of these passages in {_index_folder(spec)}; run `distill score` "
-                "again, which builds it"
+                f"teacher {spec.name!r}: no BM25 index of these passages in {home}; run `distill score` again, which "
+                "builds it"
             )
         self._index = index
 
     def score(self, pairs: Pairs) -> np.ndarray:
-        """float32 [n]; 0 for a passage that shares no stem with the query."""
+        """float32 [n]; 0 for a passage that shares no term with the query."""
         if not len(pairs):
             return np.empty(0, np.float32)
         queries = TextStore.open(self._folder.queries(pairs.split))
@@ -54,7 +49,3 @@ class Bm25Teacher:
         scores = np.empty(len(pairs), np.float32)
         scores[order] = np.concatenate(self._index.score_pairs(queries.texts(rows), lists))
         return scores
-
-
-def _index_folder(spec: TeacherSpec) -> Path:
-    return spec.folder.scores(spec.name, "index")

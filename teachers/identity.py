@@ -19,7 +19,6 @@ from teachers.spec import TeacherSpec
 
 T = TypeVar("T")
 _WEIGHTS = (".safetensors", ".bin", ".pt")
-K1, B = 1.5, 0.75  # of BM25 teachers
 DEFAULT_TEMPLATE = (
     "Judge whether the passage answers the query. Reply yes or no.\nQuery: {query}\nPassage: {passage}\nReply:"
 )
@@ -29,7 +28,7 @@ def identity(spec: TeacherSpec) -> dict[str, Any]:
     """Fingerprint inputs of a teacher's scores, as JSON values. Raises `TeacherError` if it cannot be loaded."""
     cfg = spec.config
     if cfg.kind == "bm25":
-        return {"kind": "bm25", "formula": "lucene", "k1": K1, "b": B}
+        return {"kind": "bm25", "formula": "lucene", "k1": spec.bm25.k1, "b": spec.bm25.b, **spec.bm25.fields()}
     if cfg.kind == "custom":
         cls = import_class(spec)
         user_fields = cls.identity(**cfg.options) if hasattr(cls, "identity") else {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.config import FineTune, Teacher
+from distill.retrieval.bm25_settings import Bm25Settings
 from distill.run.layout import RunFolder
 from distill.run.model_ref import ModelRef
 from distill.run.run import Run
@@ -13,15 +14,18 @@ from distill.run.run import Run
 
 @dataclass(frozen=True)
 class TeacherSpec:
-    """One teacher of a run: its name, its section of the recipe, and the run folder."""
+    """One teacher of a run: its name, its section of the recipe, the run folder, and the run's settings of BM25."""
 
     name: str
     config: Teacher
     folder: RunFolder
+    bm25: Bm25Settings = field(default_factory=Bm25Settings)
 
     @classmethod
     def of(cls, run: Run, name: str) -> TeacherSpec:
-        return cls(name, run.recipe.teachers[name], run.folder)
+        teacher = run.recipe.teachers[name]
+        bm25 = Bm25Settings.of(run) if teacher.kind == "bm25" else Bm25Settings()
+        return cls(name, teacher, run.folder, bm25)
 
     @property
     def model(self) -> ModelRef:

@@ -41,7 +41,7 @@ from distill.config.losses import (
     SparsityRegularizer,
     TripletLoss,
 )
-from distill.config.ranking import FineTune, Label, Mine, Miner, Score, Teacher
+from distill.config.ranking import Bm25, FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
 from distill.config.rounds import Follows
 from distill.config.student import (
@@ -69,6 +69,7 @@ __all__ = [
     "AnyStudent",
     "Beir",
     "BinaryQuery",
+    "Bm25",
     "CalibratedStart",
     "Checkpoints",
     "Cluster",

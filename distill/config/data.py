@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from distill.config.base import MOST, Count, ExecutionOnly, FilePath, Fraction, Positive, Section, Split, nearest
+from distill.config.base import AUTO, MOST, Count, ExecutionOnly, FilePath, Fraction, Positive, Section, Split, nearest
+from distill.config.languages import language_name
 
 _IDS = ("query_id", "passage_ids")
 COLUMNS = {  # layout -> the names that `columns` may translate
@@ -269,6 +270,11 @@ class Data(Section):
 
     source: Source
     """Where the data comes from; `kind` selects the reader."""
+    language: str = AUTO
+    """Language of the texts, for BM25's stemmer and stop words: its English name or ISO code (`german` or `de`).
+    `auto`: found after the import from a sample of the passages. `none`: words are counted as they are, as in a
+    collection of several languages. Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese and Tibetan are counted in
+    pairs of characters, whatever the language here."""
     on_missing: Literal["refuse", "drop"] = "refuse"
     """Judgements and scores that name a query or passage that the source does not have: `refuse` ends the import,
     `drop` leaves them out and says how many."""
@@ -291,6 +297,13 @@ class Data(Section):
     """Maximum number of queries per split, for a rehearsal (`--limit` sets it). null: no limit."""
     sizes: ExecutionOnly[Sizes | None] = None
     """Declared sizes for forecasts. null: forecasts need the source's files."""
+
+    @field_validator("language", mode="before")
+    @classmethod
+    def _language_is_known(cls, language: object) -> object:
+        if language is False:  # Norwegian's code is what YAML 1.1 reads as false
+            return "norwegian"
+        return language if not isinstance(language, str) or language == AUTO else language_name(language)
 
     @model_validator(mode="after")
     def _the_source_has_unjudged_queries(self) -> Data:

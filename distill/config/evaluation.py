@@ -58,6 +58,11 @@ class Evaluate(Section):
     evaluators: tuple[Evaluator, ...] = ()
     """Evaluators of sentence-transformers, run on the saved student."""
 
+    @property
+    def searches_bm25(self) -> bool:
+        """Whether BM25's rankings are needed."""
+        return self.baselines or any(entry.kind == "reciprocal-rank-fusion" for entry in self.evaluators)
+
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> Evaluate:
         if self.search == "exact" and self.seismic != Seismic() and not self.top_ks:

@@ -74,6 +74,20 @@ class Miner(Section):
         return self
 
 
+class Bm25(Section):
+    """BM25, wherever it is used: by miners and teachers, for the lexical start and in the table of results.
+
+    Lucene's formula; `data.language` selects stemmer and stop words.
+    """
+
+    k1: Annotated[float, Field(ge=0)] = 1.5
+    """How much a further occurrence of a word adds; 0: nothing."""
+    b: Fraction = 0.75
+    """How much the length of a passage matters; 0: not at all."""
+    stemming: bool = True
+    """Count the forms of a word as one, by the stemmer of the language."""
+
+
 class Workers(Section):
     """Fields of jobs that run on Ray workers."""
 

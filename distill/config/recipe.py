@@ -12,7 +12,7 @@ from distill.config.cluster import Cluster, Slurm
 from distill.config.data import Data
 from distill.config.evaluation import Evaluate, Tracking
 from distill.config.losses import EmbeddingMseLoss
-from distill.config.ranking import Label, Mine, Score, Teacher
+from distill.config.ranking import Bm25, Label, Mine, Score, Teacher
 from distill.config.rounds import PREVIOUS, SHARED, Follows
 from distill.config.student import AnyStudent
 from distill.config.train import Train
@@ -33,6 +33,8 @@ class Recipe(Section):
     """Seed of everything that is drawn at random."""
     data: Data
     """Stage `import`: queries, passages and judgements."""
+    bm25: Bm25 = Bm25()
+    """Parameters of every BM25 of the run."""
     mine: Mine = Mine()
     """Stage `mine`: hard negatives."""
     teachers: dict[Name, Teacher]

@@ -13,7 +13,7 @@ from typing import Any
 from distill.config.base import Section
 
 PREVIOUS = "round:previous"
-SHARED = ("name", "run_dir", "data", "rounds", "follows")  # fields that a round cannot change
+SHARED = ("name", "run_dir", "data", "bm25", "rounds", "follows")  # fields that a round cannot change
 
 
 class Follows(Section):

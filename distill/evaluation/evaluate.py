@@ -24,7 +24,7 @@ from distill.evaluation.evaluators import check_evaluators, run_evaluators
 from distill.evaluation.rerank import ENSEMBLE, Ranking, rerank
 from distill.evaluation.verdict import teacher_rows, verdict
 from distill.planning.devices import chosen_precision
-from distill.retrieval.bm25 import build_index, open_index
+from distill.retrieval.bm25 import run_index
 from distill.retrieval.encode import Precision, encode_blocks, encode_store, token_store
 from distill.retrieval.exact import search_blocks, search_sparse
 from distill.retrieval.seismic import build_seismic, search_seismic
@@ -47,8 +47,9 @@ def evaluate(run: Run, output: Output) -> dict[str, Any]:
 
     `rows` has one entry per system: `name`, `title`, `metrics`, and for first-stage retrievers `query_terms`,
     `passage_terms` (mean active dimensions) and `flops`. `tests` holds paired tests of the student against BM25, the
-    untrained student, the previous round's and the teachers, `verdict` what they mean. `curve` is the result of
-    `cost_curve`, if the recipe has `top_ks`; `evaluators` has one entry per evaluator of the recipe.
+    untrained student, the previous round's and the teachers, `verdict` what they mean. `left_out` has a sentence for
+    each baseline that ranks no passage at all. `curve` is the result of `cost_curve`, if the recipe has `top_ks`;
+    `evaluators` has one entry per evaluator of the recipe.
     """
     began = time.monotonic()
     cfg, collection = run.recipe.evaluate, open_collection(run.folder, run.recipe.evaluate.split)
@@ -56,13 +57,14 @@ def evaluate(run: Run, output: Output) -> dict[str, Any]:
     check_evaluators(cfg.evaluators, collection.passages.collection_size)
     table = _Table(run, collection)
     bm25: Ranking | None = None
-    if cfg.baselines or any(entry.kind == "reciprocal-rank-fusion" for entry in cfg.evaluators):
+    if cfg.searches_bm25:
         bm25, costs = _bm25(run, collection)
     if cfg.baselines:
         assert bm25 is not None
-        table.add("BM25", "BM25", bm25, costs)
+        table.add_unless_empty("BM25", "BM25", bm25, costs)
         for name, ranking in rerank(run, cfg.split).items():
-            table.add(f"rerank-{name}", "ensemble, reranking" if name == ENSEMBLE else f"{name}, reranking", ranking)
+            title = "ensemble, reranking" if name == ENSEMBLE else f"{name}, reranking"
+            table.add_unless_empty(f"rerank-{name}", title, ranking)
         for name, (title, path) in other_students(run).items():
             ranking, costs, _ = _search(path, run, collection)
             table.add(name, title, ranking, costs)
@@ -76,6 +78,7 @@ def evaluate(run: Run, output: Output) -> dict[str, Any]:
         "metrics": list(cfg.metrics),
         "search": cfg.search,
         "rows": table.rows,
+        **({"left_out": table.left_out} if table.left_out else {}),
         "tests": table.tests(),
         **({"curve": cost_curve(*vectors, collection, cfg, run.folder.metrics)} if vectors else {}),
         **({"evaluators": run_evaluators(run, collection, ranking, bm25)} if cfg.evaluators else {}),
@@ -127,6 +130,21 @@ class _Table:
         self.recipe, self.folder, self.collection = run.recipe, run.folder, collection
         self.rows: list[dict[str, Any]] = []
         self.values: dict[str, dict[str, np.ndarray]] = {}
+        self.left_out: list[str] = []
+
+    def add_unless_empty(self, name: str, title: str, ranking: Ranking, costs: dict[str, float] | None = None) -> None:
+        """Add a baseline; one that ranks no passage for any query gets a sentence instead of a row of zeros."""
+        if any(map(len, ranking.values())):
+            self.add(name, title, ranking, costs)
+            return
+        first = next(iter(self.recipe.mine.miners))
+        reason = (
+            "no passage shares a word with a query; is data.language theirs?"
+            if name == "BM25"
+            else f"the miner {first} found no candidates"
+        )
+        self.left_out.append(f"{title} is left out: it ranks no passage for any query ({reason})")
+        log.warning("%s", self.left_out[-1])
 
     def add(self, name: str, title: str, ranking: Ranking, costs: dict[str, float] | None = None) -> None:
         depth = metrics.depth_needed(self.recipe.evaluate.metrics, self.recipe.evaluate.depth)
@@ -164,11 +182,12 @@ def write_run(path: Path, ranking: Ranking, collection: Collection, tag: str) ->
 
 
 def _bm25(run: Run, collection: Collection) -> tuple[Ranking, dict[str, float]]:
-    index = open_index(collection.passages, run.folder.index("bm25")) or build_index(collection.passages)
-    vectors = index.query_vectors(collection.queries.texts(collection.query_rows))
+    index = run_index(run)
+    queries = index.query_vectors(collection.queries.texts(collection.query_rows))
     depth = run.recipe.evaluate.depth
-    rows, _ = index.postings.search(vectors, collection.search_depth(depth))
-    return collection.rankings(rows, depth), metrics.costs(*map(metrics.activation_rates, (vectors, index.weights)))
+    rows, _ = index.postings.search(queries, collection.search_depth(depth))
+    rates = index.postings.frequencies / max(collection.passages.collection_size, 1)
+    return collection.rankings(rows, depth), metrics.costs(metrics.activation_rates(queries), rates)
 
 
 def _search(

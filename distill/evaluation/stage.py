@@ -13,6 +13,7 @@ from distill.evaluation.rerank import scored_teachers
 from distill.planning.case import Case, Cost, StageCost, encoded, on_one_device, searched
 from distill.reporting.table import print_rounds, print_table
 from distill.reporting.tracking import follow
+from distill.retrieval.bm25_settings import bm25_fields
 from distill.run.files import read_json
 from distill.run.layout import RunFolder
 from distill.run.manifest import FORMAT, read_manifest, require_manifest
@@ -51,6 +52,8 @@ def evaluation_fields(run: Run) -> dict[str, Any]:
         fields["scores"] = {
             name: require_manifest(run.folder.scores(name, cfg.split), "score").fingerprint for name in teachers
         }
+    if cfg.searches_bm25:
+        fields |= bm25_fields(run)
     searched_by_seismic = cfg.search == "seismic" or bool(cfg.top_ks)
     return {
         **fields,

@@ -51,6 +51,7 @@ from distill.run.run import Run
 from distill.store.arrow import RowReader, write_ipc
 from distill.store.identity import equal_queries, text_digests
 from distill.store.judgements import JUDGEMENT_SCHEMA, load_judgements
+from distill.store.languages import language_of_store
 from distill.store.scripts import unspaced_texts
 from distill.store.texts import QUERY_SCHEMA, TextStore
 
@@ -132,6 +133,8 @@ def _import(
                 found,
                 len(sample),
             )
+    language = language_of_store(passages.store)
+    counts["language"] = f"{language.name} ({language.reason})"
     counts["passages"] = len(passages.store)
     counts["passages.empty"] = len(passages.empty)
     counts["passages.repeated"] = passages.repeated

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from distill.config import Data
+from distill.config import AUTO, Data
+from distill.config.languages import NO_LANGUAGE
 from distill.importing.query_log import report_log
 from distill.importing.querygen import WITHOUT_QUERY
 from distill.importing.readers.base import unread_unit
@@ -18,6 +19,10 @@ def report(counts: dict[str, Any], data: Data) -> None:
     """Log the counts of an import; what a user should look at is a warning."""
     sizes = {name: value for name, value in counts.items() if value and isinstance(value, int)}
     log.info("imported %s", ", ".join(f"{value:,} {name}" for name, value in sizes.items()))
+    if data.language == AUTO:
+        log.info("language of the passages: %s; data.language sets another one for BM25", counts["language"])
+    elif not counts["language"].startswith(data.language) and data.language != NO_LANGUAGE:
+        log.warning("data.language is %s, but the passages look like this: %s", data.language, counts["language"])
     for what, count in counts.get("unread", {}).items():
         log.warning("not read: %s (%s %s)", what, f"{count:,}", unread_unit(what))
     if copies := counts["passages.copies"]:

@@ -14,12 +14,14 @@ from distill.planning.case import Case, StageCost, on_processors
 from distill.planning.steps import queries_read
 from distill.planning.volumes import CHARACTERS_PER_TOKEN
 from distill.recipe.expand import all_rounds
-from distill.run.manifest import FORMAT
+from distill.run.manifest import FORMAT, read_manifest
 from distill.run.output import Output
 from distill.run.resolved import AutoField, Choice
 from distill.run.run import Run
 from distill.run.stage import Stage
 from distill.store.candidates import are_imported
+from distill.store.languages import language_of_store
+from distill.store.texts import TextStore
 
 TEXTS_PER_SECOND = 100e3  # measured on two processor cores
 
@@ -83,13 +85,24 @@ TRAIN_QUERIES = AutoField(
     before_import=True,
 )
 
+
+def choose_language(run: Run) -> Choice | None:
+    """Choose the language of the imported passages; None before the import."""
+    if read_manifest(run.folder.data) is None:
+        return None
+    language = language_of_store(TextStore.open(run.folder.passages))
+    return Choice(language.name, language.reason)
+
+
+LANGUAGE = AutoField("data.language", choose_language, (), assumed=lambda run: "english")
+
 STAGE = Stage(
     "import",
     help="Read and check the source, write text stores, and generate queries if the recipe asks for them.",
     outputs=outputs,
     execute=execute,
     cost=cost,
-    auto=(TRAIN_QUERIES,),
+    auto=(TRAIN_QUERIES, LANGUAGE),
     first_round_only=True,
     caches=lambda folder: folder.caches_of_data,
 )

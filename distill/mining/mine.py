@@ -9,6 +9,7 @@ measured on the output of a real first stage.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,8 @@ from distill.errors import DataError, StorageError
 from distill.mining.known import Known
 from distill.mining.rankings import RankingIndex, index_file, ranking_counts, ranking_indexes
 from distill.progress import progress
-from distill.retrieval.bm25 import build_index, open_index
+from distill.retrieval.bm25 import shared_index
+from distill.retrieval.bm25_settings import Bm25Settings
 from distill.retrieval.chunks import Chunks
 from distill.retrieval.indexes import DenseIndex, SpladeIndex
 from distill.run.layout import RunFolder
@@ -39,12 +41,9 @@ from distill.store.candidates import (
 )
 from distill.store.identity import Copies, load_own_documents, positives_of_equal_queries
 from distill.store.judgements import Judgements, load_judgements
-from distill.store.scripts import unspaced_texts
 from distill.store.texts import TextStore
 
 log = logging.getLogger(__name__)
-
-_SAMPLE = 1000  # queries looked at for their script
 
 Search = Callable[[str, int], np.ndarray]  # miner, k -> rows int64 [n, <= k] of the queries at hand
 
@@ -89,7 +88,6 @@ def pending_shards(run: Run, outputs: Sequence[Output]) -> list[PendingShard]:
             "judgements by data.query_log",
             path=train,
         )
-    _warn_of_unspaced(run)
     pending = []
     for output in outputs:
         if output.finished() is None:
@@ -101,21 +99,6 @@ def pending_shards(run: Run, outputs: Sequence[Output]) -> list[PendingShard]:
                 if not committed(plan.path(index), output.fingerprint)
             ]
     return pending
-
-
-def _warn_of_unspaced(run: Run) -> None:
-    """Say what BM25 cannot do with queries whose words no blanks separate."""
-    if all(miner.kind != "bm25" for miner in run.recipe.mine.miners.values()):
-        return
-    queries = TextStore.open(run.folder.queries("train"))
-    texts = queries.texts(np.arange(min(len(queries), _SAMPLE)))
-    if 10 * (found := unspaced_texts(texts)) >= len(texts) > 0:
-        log.warning(
-            "%d of the first %d training queries are in a script without blanks between words (Chinese, Japanese, "
-            "Thai, ...), which BM25 needs: it finds little or nothing; add a dense or splade miner",
-            found,
-            len(texts),
-        )
 
 
 def miners_of(recipe: Recipe, split: str) -> dict[str, Miner]:
@@ -171,9 +154,9 @@ class ShardMiner:
             return RankingIndex(index_file(self._rankings[name], split)).search(rows, k)
         if name not in self._searchers:
             mine = self._run.recipe.mine
-            self._searchers[name] = open_searcher(
-                mine.miners[name], self._passages, self._run.folder, mine, self._device
-            )
+            miner = mine.miners[name]
+            bm25 = Bm25Settings.of(self._run) if miner.kind == "bm25" else None
+            self._searchers[name] = open_searcher(miner, self._passages, self._run.folder, mine, self._device, bm25)
         return self._searchers[name].search(texts, k, self._threads)[0]
 
 
@@ -186,6 +169,7 @@ def finish(run: Run, outputs: Sequence[Output]) -> None:
         plan = _SplitPlan.of(run, output.key[0])
         totals = {"queries": 0, "positives": 0, "negatives": 0, "queries_without_candidates": 0}
         shards, unjudged, useless = [], 0, 0
+        hits: Counter[str] = Counter()  # candidates of each miner
         for index, rows in enumerate(plan.shards):
             target = plan.path(index)
             if not committed(target, output.fingerprint):
@@ -194,10 +178,13 @@ def finish(run: Run, outputs: Sequence[Output]) -> None:
                 )
             candidates = read_candidates(target)
             _count(totals, candidates)
+            codes = np.bincount(candidates.source, minlength=len(candidates.sources)).tolist()
+            hits.update(dict(zip(candidates.sources, codes, strict=True)))
             unjudged += int((~candidates.has_positive).sum())
             useless += int((~candidates.has_positive & (np.diff(candidates.offsets) < 2)).sum())
             useless += _without_negatives(candidates)
             shards.append(Shard.of(target, target.parent, len(rows)))
+        _tell_of_nothing(run, plan.split, totals["queries"], hits)
         if plan.split == "train" and not totals["negatives"]:
             found = "nothing but positives" if totals["positives"] else "no passages"
             raise DataError(
@@ -227,15 +214,37 @@ def finish(run: Run, outputs: Sequence[Output]) -> None:
         )
 
 
+def _tell_of_nothing(run: Run, split: str, queries: int, hits: Mapping[str, int]) -> None:
+    """Say that a bm25 miner has no candidate for any query of a split, why that may be, and what to do."""
+    for name, miner in miners_of(run.recipe, split).items():
+        wanted = miner.top + miner.sample if split == "train" else run.recipe.mine.rerank_depth
+        if miner.kind == "bm25" and queries and wanted and not hits.get(name):
+            log.warning(
+                "miner %s: BM25 has no candidate for any of the %d %s queries: no passage%s shares a word with its "
+                "query. Are queries and passages in one language, and is it data.language (%s here)? Otherwise use a "
+                "dense or splade miner, or a `run` of rankings",
+                name,
+                queries,
+                split,
+                " but positives" if split == "train" else "",
+                Bm25Settings.of(run).language,
+            )
+
+
 def open_searcher(
-    miner: Miner, passages: TextStore, folder: RunFolder, mine: Mine | None = None, device: str | None = None
+    miner: Miner,
+    passages: TextStore,
+    folder: RunFolder,
+    mine: Mine | None = None,
+    device: str | None = None,
+    bm25: Bm25Settings | None = None,
 ) -> Searcher:
     """Open the index that a miner searches; missing parts of it are built first.
 
-    `mine`: precision and chunk size of its vectors; None: the defaults.
+    `mine`: precision and chunk size of its vectors; `bm25`: settings of a bm25 miner; None: the defaults.
     """
     if miner.kind == "bm25":
-        return open_index(passages, folder.index("bm25")) or build_index(passages)
+        return shared_index(folder, bm25 or Bm25Settings())
     chunks = Chunks(miner, passages, folder, mine or Mine(), device)
     return DenseIndex(chunks) if miner.kind == "dense" else SpladeIndex(chunks)
 

@@ -9,6 +9,7 @@ from distill.config import Miner
 from distill.mining.rankings import check_miner, ranking_fields
 from distill.planning.case import Case, Cost, StageCost, encoded, searched
 from distill.planning.volumes import BYTES_PER_PAIR
+from distill.retrieval.bm25_settings import bm25_fields
 from distill.run.layout import SPLITS
 from distill.run.manifest import FORMAT, read_manifest, require_manifest
 from distill.run.model_ref import ModelRef
@@ -32,6 +33,9 @@ def mining_fields(run: Run, split: str) -> dict[str, Any]:
         "shard_queries": recipe.mine.shard_queries,
         "precision": recipe.mine.precision,
     }
+    searched = list(recipe.mine.miners.values())
+    if any(miner.kind == "bm25" for miner in (searched if split == "train" else searched[:1])):
+        fields |= bm25_fields(run)
     if split == "train":
         return {**fields, "miners": miners, "order": list(miners), "seed": recipe.seed}
     first = next(iter(miners))

@@ -55,7 +55,7 @@ def model_card(run: Run) -> str:
         caption=table.caption(evaluation) if evaluation else None,
         verdict=verdict,
         reasons=reasons,
-        sentences=table.test_sentences(evaluation) if evaluation else [],
+        sentences=[*table.left_out(evaluation), *table.test_sentences(evaluation)] if evaluation else [],
         truncated=run_facts.truncation_warnings(run.folder),
         start=run_facts.model_name(student.model),
         non_commercial=_inherits_non_commercial(run.recipe),

@@ -76,7 +76,7 @@ def _results(evaluation: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "figures": figures,
         "caption": table.caption(evaluation),
-        "sentences": table.test_sentences(evaluation),
+        "sentences": [*table.left_out(evaluation), *table.test_sentences(evaluation)],
         "verdict": sentences,
         "reasons": reasons,
     }

@@ -43,6 +43,11 @@ def verdict_lines(evaluation: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return list(verdict.get("sentences", ())), list(verdict.get("reasons", ()))
 
 
+def left_out(evaluation: Mapping[str, Any]) -> list[str]:
+    """Which baselines the table does not have, and why; empty in old evaluations."""
+    return list(evaluation.get("left_out", ()))
+
+
 def caption(evaluation: Mapping[str, Any]) -> str:
     """Describe the collection, the search if it was approximate, and the candidates that teachers reranked."""
     text = f"{evaluation['queries']:,} {evaluation['split']} queries, {evaluation['passages']:,} passages"
@@ -71,7 +76,7 @@ def print_table(evaluation: Mapping[str, Any], console: Console | None = None) -
     for row, values in zip(evaluation["rows"], rows, strict=True):
         table.add_row(*values, style="bold green" if row["name"] == "student" else None)
     console.print(table)
-    for sentence in test_sentences(evaluation):
+    for sentence in (*left_out(evaluation), *test_sentences(evaluation)):
         console.print(sentence, highlight=False)
     if "curve" in evaluation:
         headers, rows = curve_cells(evaluation)

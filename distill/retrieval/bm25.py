@@ -1,63 +1,98 @@
-"""BM25 over the searchable collection: Lucene's formula, English stemming and stop words.
+"""BM25 over the searchable collection, by Lucene's formula; one index per run, on which all that use BM25 rely.
 
-Texts are tokenized by bm25s with PyStemmer's stemmer. The weights, one sparse matrix (passages × stems), are computed
-here because training variants of passages, which are not indexed, must be scored with the collection's statistics
-(Kamphuis et al., ECIR 2020, "Lucene (accurate)"). A saved index is memory-mapped, so that processes share it.
+The passages' terms are counted once, into a temporary file; then, with the collection's statistics known, weighted and
+written as posting lists (Kamphuis et al., ECIR 2020, "Lucene (accurate)"). Texts outside the index, such as training
+variants of passages, are scored with the collection's statistics. A saved index is memory-mapped, so that processes
+share it; memory for building it grows with the vocabulary alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
-import Stemmer
-from bm25s.tokenization import Tokenizer
 from scipy import sparse
 
 from distill.errors import StorageError
 from distill.progress import progress
+from distill.retrieval.analysis import Analyser, TermNumbers
+from distill.retrieval.bm25_settings import Bm25Settings
 from distill.retrieval.inverted import InvertedIndex
 from distill.retrieval.postings import Postings
-from distill.run.files import read_object, write_atomic, write_json, xxh128_file
-from distill.run.seals import sealed
+from distill.retrieval.term_counts import count_blocks
+from distill.run.files import locked, new_folder, read_object, remove_leftovers, storage_errors, write_json, xxh128_file
+from distill.run.layout import RunFolder
+from distill.run.run import Run
+from distill.run.seals import seal
 from distill.store.arrow import RowReader, write_ipc
-from distill.store.candidates import only_batch
 from distill.store.texts import TextStore
 
 log = logging.getLogger(__name__)
 
+FORMAT = 2  # version of a saved index
 _PAIRS = 200_000  # scored at once
-_PARTS = ("data", "indices", "indptr")  # of a sparse matrix
-_POSTINGS = "postings.arrow"
+_RUN = 64  # blocks of passages whose postings are made, and kept in memory, together
+ENGLISH = Bm25Settings()  # the defaults
+_POSTINGS, _TERMS, _IDF, _RECORD = "postings.arrow", "terms.txt", "idf.npy", "index.json"  # names in a saved index
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What weights depend on besides a text: made of a collection of passages."""
+
+    settings: Bm25Settings
+    terms: dict[str, int]  # term -> its number
+    idf: np.ndarray  # float32 [terms]
+    mean_length: float  # terms per passage
+
+    @property
+    def analyser(self) -> Analyser:
+        return Analyser(self.settings.language, self.settings.stemming)
+
+    def weigh(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
+        """idf · tf / (tf + k1 (1 - b + b · length / mean length)), on the non-zeros of `counts` [n, terms]."""
+        lengths = np.asarray(counts.sum(axis=1)).ravel()
+        k1, b = self.settings.k1, self.settings.b
+        norm = k1 * (1 - b + b * lengths / max(self.mean_length, 1e-9))
+        tf = counts.data
+        data = self.idf[counts.indices] * (tf / (tf + np.repeat(norm, np.diff(counts.indptr))))
+        return sparse.csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)
 
 
 @dataclass(frozen=True)
 class Bm25Index:
-    """The BM25 weights of a collection's passages, made by `build_index` or `open_index`."""
+    """The BM25 weights of a collection's passages, made by `build_index`, `open_index` or `run_index`."""
 
     store: TextStore
-    tokenizer: Tokenizer
-    weights: sparse.csr_matrix  # float32 [collection_size, stems]
-    idf: np.ndarray  # float32 [stems]
-    mean_length: float  # stems per passage
-    k1: float
-    b: float
-    saved_postings: Postings | None = None  # of an index on disk
+    statistics: Statistics
+    postings: InvertedIndex
+
+    @property
+    def terms(self) -> dict[str, int]:
+        """Term -> its number."""
+        return self.statistics.terms
+
+    @property
+    def idf(self) -> np.ndarray:
+        """float32 [terms]"""
+        return self.statistics.idf
 
     @cached_property
-    def postings(self) -> InvertedIndex:
-        """The posting lists of the weights."""
-        return InvertedIndex.of(self.weights) if self.saved_postings is None else InvertedIndex([self.saved_postings])
+    def _numbers(self) -> TermNumbers:
+        return TermNumbers(self.statistics.analyser, self.terms)
 
     def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return the best `k` passages of each query: rows int64 [n, min(k, N)] and scores float32.
 
-        Only passages that share a stem with the query are ranked; the rest of a row is -1, with score 0.
+        Only passages that share a term with the query are ranked; the rest of a row is -1, with score 0.
         """
         return self.postings.search(self.query_vectors(queries), k, threads)
 
@@ -72,143 +107,170 @@ class Bm25Index:
         query_of = np.repeat(np.arange(len(queries)), counts)  # [pairs]
         rows = np.concatenate([np.empty(0, np.int64), *passages]).astype(np.int64)  # [pairs]
         scores = np.empty(len(rows), dtype=np.float32)
-        for start in range(0, len(rows), _PAIRS):
-            span = slice(start, start + _PAIRS)
-            distinct, at = np.unique(rows[span], return_inverse=True)
+        indexed = rows < self.store.collection_size
+        scores[indexed] = self.postings.score(vectors, query_of[indexed], rows[indexed])
+        variants = np.flatnonzero(~indexed)
+        for start in range(0, len(variants), _PAIRS):
+            pairs = variants[start : start + _PAIRS]
+            distinct, at = np.unique(rows[pairs], return_inverse=True)
             weights = self.passage_vectors(distinct)
-            scores[span] = np.asarray(vectors[query_of[span]].multiply(weights[at]).sum(axis=1)).ravel()
+            scores[pairs] = np.asarray(vectors[query_of[pairs]].multiply(weights[at]).sum(axis=1)).ravel()
         return np.split(scores, np.cumsum(counts)[:-1]) if len(counts) else []
 
     def query_vectors(self, queries: Sequence[str]) -> sparse.csr_matrix:
-        """Count each indexed stem in each query: float32 [n, stems]."""
-        return _count(self.tokenizer.streaming_tokenize(queries, update_vocab=False, allow_empty=False), len(self.idf))
+        """Count each indexed term in each query: float32 [n, terms]."""
+        return self._numbers.count(queries)
 
     def passage_vectors(self, rows: np.ndarray) -> sparse.csr_matrix:
-        """Return the BM25 weights of any rows of the store, indexed or not: float32 [len(rows), stems]."""
-        rows = np.asarray(rows, dtype=np.int64)
-        indexed = rows < self.store.collection_size
-        if indexed.all():
-            return self.weights[rows]
-        variants = self.text_vectors(self.store.texts(rows[~indexed]))
-        stacked = sparse.vstack([self.weights[rows[indexed]], variants], format="csr")
-        return stacked[np.argsort(np.concatenate([np.flatnonzero(indexed), np.flatnonzero(~indexed)]))]
+        """Return the BM25 weights of any rows of the store, indexed or not: float32 [len(rows), terms]."""
+        return self.text_vectors(self.store.texts(rows))
 
     def text_vectors(self, texts: Sequence[str]) -> sparse.csr_matrix:
-        """Return the BM25 weights that texts would have as passages of the collection: float32 [n, stems]."""
-        return _weigh(self.query_vectors(texts), self.idf, self.mean_length, self.k1, self.b)
+        """Return the BM25 weights that texts would have as passages of the collection: float32 [n, terms]."""
+        return self.statistics.weigh(self.query_vectors(texts))
 
 
-def build_index(store: TextStore, k1: float = 1.5, b: float = 0.75) -> Bm25Index:
-    """Index the searchable passages, rows [0, collection_size) of `store`."""
-    tokenizer = new_tokenizer()
-    parts = []
-    with progress("BM25 index", store.collection_size, "passages") as advance:
-        for texts in store.text_batches(stop=store.collection_size):
-            parts.append(_count(tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False), None))
-            advance(len(texts))
-    vocabulary = len(tokenizer.stem_to_sid)
-    for part in parts:
-        part.resize(part.shape[0], vocabulary)
-    counts = sparse.vstack(parts, format="csr") if parts else sparse.csr_matrix((0, vocabulary), dtype=np.float32)
-    n = counts.shape[0]
-    frequency = np.bincount(counts.indices, minlength=vocabulary)  # passages with the stem
-    idf = np.log1p((n - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
-    mean_length = float(counts.sum()) / max(n, 1)
-    weights = _weigh(counts, idf, mean_length, k1, b)
-    return Bm25Index(store, tokenizer, weights, idf, mean_length, k1, b)
+def run_index(run: Run, verify: bool = False) -> Bm25Index:
+    """Open the BM25 index of a run; it is built before, once, if there is none or another one."""
+    return shared_index(run.folder, Bm25Settings.of(run), verify)
 
 
-def save_index(index: Bm25Index, folder: Path, postings: bool = False) -> None:
-    """Write an index into `folder` for `open_index`, replacing an existing one.
+def shared_index(folder: RunFolder, settings: Bm25Settings, verify: bool = False) -> Bm25Index:
+    """As `run_index`, by the run's folder and its settings. With `verify`, a damaged index is built again, too.
 
-    `postings`: also write the posting lists, for searching.
+    The processes of a run wait for the one that builds.
     """
-    (folder / "index.json").unlink(missing_ok=True)  # written last: without it the arrays are invalid
-    arrays = {**_arrays("", index.weights), "idf": index.idf}
-    if postings:
-        with sealed(folder / _POSTINGS):
-            batch = index.postings.runs[0].batch()
-            write_ipc(folder / _POSTINGS, batch.schema, [batch])
-    for name, array in arrays.items():
-        path = folder / f"{name}.npy"
-        with sealed(path), write_atomic(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, array)
-    with sealed(folder / "index.json"):
+    passages, home = TextStore.open(folder.passages), folder.index("bm25")
+    if (index := open_index(passages, home, settings, verify)) is not None:
+        return index
+    with locked(home):
+        if (index := open_index(passages, home, settings, verify)) is None:
+            remove_leftovers(home.parent, f".{home.name}.*.tmp", older_than=0)  # of a killed process: we have the lock
+            save_index(passages, home, settings)
+            index = open_index(passages, home, settings)
+    if index is None:
+        raise StorageError(f"{home}: BM25's index cannot be read back; check the disk, then run the command again")
+    return index
+
+
+def build_index(store: TextStore, settings: Bm25Settings = ENGLISH, workers: int | None = None) -> Bm25Index:
+    """Index the searchable passages, rows [0, collection_size) of `store`, in memory.
+
+    `workers`: number of processes, see `count_blocks`.
+    """
+    with tempfile.TemporaryFile() as spool:
+        statistics, blocks = _count(store, settings, spool, workers)
+        return Bm25Index(store, statistics, InvertedIndex(list(_runs(statistics, spool, blocks))))
+
+
+def save_index(store: TextStore, home: Path, settings: Bm25Settings = ENGLISH, workers: int | None = None) -> None:
+    """Build the index of `store` in the folder `home`, for `open_index`; one that is there is replaced at the end.
+
+    `workers`: number of processes, see `count_blocks`; the files do not depend on it.
+    """
+    with new_folder(home) as folder, storage_errors(home):
+        with tempfile.TemporaryFile(dir=folder) as spool:
+            statistics, blocks = _count(store, settings, spool, workers)
+            batches = (run.batch() for run in _runs(statistics, spool, blocks))
+            first = next(batches)
+            write_ipc(folder / _POSTINGS, first.schema, itertools.chain([first], batches))
+        np.save(folder / _IDF, statistics.idf)
+        (folder / _TERMS).write_text("\n".join(statistics.terms), encoding="utf-8")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        checksums = {str(path.relative_to(folder)): xxh128_file(path) for path in files}
         write_json(
-            folder / "index.json",
+            folder / _RECORD,
             {
-                "made_of": _made_of(index.store, index.k1, index.b),
-                "mean_length": index.mean_length,
-                "checksums": {name: xxh128_file(folder / f"{name}.npy") for name in arrays},
-                "stems": list(index.tokenizer.stem_to_sid),
+                "made_of": _made_of(store, settings),
+                "terms": len(statistics.terms),
+                "mean_length": statistics.mean_length,
+                "checksums": checksums,
             },
         )
+        for name, checksum in {**checksums, _RECORD: xxh128_file(folder / _RECORD)}.items():
+            seal(folder / name, checksum)
 
 
 def open_index(
-    store: TextStore, folder: Path, k1: float = 1.5, b: float = 0.75, verify: bool = False
+    store: TextStore, home: Path, settings: Bm25Settings = ENGLISH, verify: bool = False
 ) -> Bm25Index | None:
-    """Open the index of `store` saved in `folder`, memory-mapped; it equals a newly built one.
+    """Open the index of `store` saved in `home`, memory-mapped; it equals a newly built one.
 
-    None if there is no index, it has other texts or parameters, or it cannot be opened; with `verify`, also if a file
-    is damaged.
+    None if there is no index, it has other texts or settings, or it cannot be opened; with `verify`, also if a file is
+    damaged.
     """
     try:
-        saved = read_object(folder / "index.json")
-        checksums, stems = saved["checksums"], saved["stems"]
-        if saved["made_of"] != _made_of(store, k1, b) or (
-            verify and any(xxh128_file(folder / f"{name}.npy") != checksum for name, checksum in checksums.items())
-        ):
+        saved = read_object(home / _RECORD)
+        if saved["made_of"] != _made_of(store, settings):
             return None
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in checksums}
-        tokenizer = new_tokenizer()
-        tokenizer.stem_to_sid = {stem: number for number, stem in enumerate(stems)}
-        passages = store.collection_size
-        found = (folder / _POSTINGS).exists()
-        postings = Postings.of_batch(only_batch(RowReader(folder / _POSTINGS))) if found else None
-        weights = _matrix("", arrays, (passages, len(stems)))
-        return Bm25Index(store, tokenizer, weights, arrays["idf"], float(saved["mean_length"]), k1, b, postings)
+        if verify:
+            for name, checksum in saved["checksums"].items():
+                if xxh128_file(home / name) != checksum:
+                    raise StorageError(f"the content of {name} differs from its checksum")
+        terms = (home / _TERMS).read_text(encoding="utf-8").split("\n") if saved["terms"] else []
+        idf = np.load(home / _IDF, mmap_mode="r")
+        if not len(terms) == len(idf) == saved["terms"]:
+            raise StorageError(f"{saved['terms']} terms expected, found {len(terms)} and {len(idf)} idf")
+        numbered = {term: number for number, term in enumerate(terms)}
+        statistics = Statistics(settings, numbered, idf, float(saved["mean_length"]))
+        runs = [Postings.of_batch(batch) for batch in RowReader(home / _POSTINGS).batches]
+        return Bm25Index(store, statistics, InvertedIndex(runs))
     except FileNotFoundError:
         return None
     except (StorageError, AttributeError, EOFError, KeyError, TypeError, ValueError) as error:
-        log.warning("%s: a damaged index of BM25 (%s); it is built again", folder, error)
+        log.warning("%s: a damaged index of BM25 (%s); it is built again", home, error)
         return None
 
 
-def _arrays(prefix: str, matrix: sparse.csr_matrix) -> dict[str, np.ndarray]:
-    return {f"{prefix}{part}": getattr(matrix, part) for part in _PARTS}
+def _made_of(store: TextStore, settings: Bm25Settings) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "texts": store.fingerprint,
+        "passages": store.collection_size,
+        **asdict(settings),
+    }
 
 
-def _matrix(prefix: str, arrays: dict[str, np.ndarray], shape: tuple[int, int]) -> sparse.csr_matrix:
-    return sparse.csr_matrix(tuple(arrays[f"{prefix}{part}"] for part in _PARTS), shape=shape)
+def _count(store: TextStore, settings: Bm25Settings, spool: IO[bytes], workers: int | None) -> tuple[Statistics, int]:
+    """Count the terms of the passages into `spool`; returns the collection's statistics and the number of blocks."""
+    terms: dict[str, int] = {}
+    frequency = np.zeros(0, np.int64)  # passages with the term
+    blocks = tokens = 0
+    analyser = Analyser(settings.language, settings.stemming)
+    counting = contextlib.closing(count_blocks(store, analyser, workers))
+    with progress("BM25 index", store.collection_size, "passages") as advance, counting as counted:
+        for block in counted:
+            counts = block.counts
+            numbers = np.array([terms.setdefault(term, len(terms)) for term in block.terms], np.int32)
+            if len(terms) > len(frequency):  # doubled, as lists are
+                frequency = np.concatenate([frequency, np.zeros(len(terms), np.int64)])
+            frequency[numbers] += np.bincount(counts.indices, minlength=len(numbers))
+            tokens += int(counts.data.sum(dtype=np.float64))
+            largest = counts.data.max(initial=0)
+            for array in (
+                counts.indptr.astype(np.int32),
+                numbers[counts.indices],
+                counts.data.astype(np.uint8 if largest < 256 else np.uint32),
+            ):
+                np.save(spool, array)
+            blocks += 1
+            advance(counts.shape[0])
+    n, frequency = store.collection_size, frequency[: len(terms)]
+    idf = np.log1p((n - frequency + 0.5) / (frequency + 0.5)).astype(np.float32)
+    return Statistics(settings, terms, idf, tokens / max(n, 1)), blocks
 
 
-def new_tokenizer() -> Tokenizer:
-    """Split texts into stems: English stemming and stop words."""
-    return Tokenizer(stopwords="english", stemmer=Stemmer.Stemmer("english"))
+def _runs(statistics: Statistics, spool: IO[bytes], blocks: int) -> Iterator[Postings]:
+    """Yield the posting lists of the weights of what `_count` has written; at least one run, which may be empty."""
+    spool.seek(0)
+    for start in range(0, max(blocks, 1), _RUN):
+        empty = sparse.csr_matrix((0, len(statistics.terms)), dtype=np.float32)
+        weights = [_weighed(statistics, spool) for _ in range(start, min(start + _RUN, blocks))]
+        yield Postings.of(sparse.vstack([empty, *weights], format="csr"))
 
 
-def _made_of(store: TextStore, k1: float, b: float) -> dict[str, Any]:
-    return {"texts": store.fingerprint, "passages": store.collection_size, "k1": k1, "b": b}
-
-
-def _count(texts: Iterable[list[int]], vocabulary: int | None) -> sparse.csr_matrix:
-    """Count stems: one row per text, and `vocabulary` columns (None: up to the highest stem)."""
-    stems = [np.asarray(text, dtype=np.int32) for text in texts]
-    indptr = np.concatenate([[0], np.cumsum([len(text) for text in stems])]).astype(np.int64)
-    indices = np.concatenate([np.empty(0, np.int32), *stems])
-    if vocabulary is None:
-        vocabulary = int(indices.max(initial=-1)) + 1
-    ones = np.ones(len(indices), dtype=np.float32)
-    counts = sparse.csr_matrix((ones, indices, indptr), shape=(len(stems), vocabulary))
-    counts.sum_duplicates()
-    return counts
-
-
-def _weigh(counts: sparse.csr_matrix, idf: np.ndarray, mean_length: float, k1: float, b: float) -> sparse.csr_matrix:
-    """idf · tf / (tf + k1 (1 - b + b · length / mean length)), on the non-zeros of `counts` [n, stems]."""
-    lengths = np.asarray(counts.sum(axis=1)).ravel()
-    norm = k1 * (1 - b + b * lengths / max(mean_length, 1e-9))
-    tf = counts.data
-    data = idf[counts.indices] * (tf / (tf + np.repeat(norm, np.diff(counts.indptr))))
-    return sparse.csr_matrix((data.astype(np.float32), counts.indices, counts.indptr), shape=counts.shape)
+def _weighed(statistics: Statistics, spool: IO[bytes]) -> sparse.csr_matrix:
+    """Weigh the next block in `spool`: float32 [block, terms]."""
+    indptr, indices, counts = (np.load(spool) for _ in range(3))
+    shape = (len(indptr) - 1, len(statistics.terms))
+    return statistics.weigh(sparse.csr_matrix((counts.astype(np.float32), indices, indptr), shape=shape))

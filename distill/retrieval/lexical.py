@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from distill.retrieval.bm25 import Bm25Index, new_tokenizer
+from distill.retrieval.bm25 import Bm25Index
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class LexicalVectors:
         A stem goes to the term with the lowest number among those that are one of its words; without one, to the pieces
         of the shortest of its words; if `texts` have none of them, to its own.
         """
-        stems = index.tokenizer.stem_to_sid
-        words = _words_by_stem(texts, stems)
+        stems = index.terms
+        words = _words_by_stem(texts, index)
         spelled = [(stem, spelling) for stem in stems for spelling in words.get(stem, (stem,))]
         # as inside a text: after a blank, which some tokenizers keep as a part of the word
         pieces = tokenizer([f" {spelling}" for _, spelling in spelled], add_special_tokens=False, verbose=False)
@@ -77,13 +77,11 @@ class LexicalVectors:
         return (scaled @ self.terms).tocsr()
 
 
-def _words_by_stem(texts: Iterable[str], stems: dict[str, int]) -> dict[str, list[str]]:
-    """The words of each stem in `texts`, the shortest first."""
-    tokenizer = new_tokenizer()
-    for _ in tokenizer.streaming_tokenize(texts, update_vocab=True, allow_empty=False):
-        pass
+def _words_by_stem(texts: Iterable[str], index: Bm25Index) -> dict[str, list[str]]:
+    """The words of each indexed stem in `texts`, the shortest first."""
+    analyser = index.statistics.analyser
     words: dict[str, list[str]] = {}
-    for word, stem in sorted(tokenizer.word_to_stem.items(), key=lambda item: (len(item[0]), item[0])):
-        if stem in stems:
+    for word in sorted({word for text in texts for word in analyser.words(text)}, key=lambda word: (len(word), word)):
+        if (stem := analyser.term(word)) in index.terms and stem is not None:
             words.setdefault(stem, []).append(word)
     return words

@@ -7,6 +7,7 @@ from typing import Any
 
 from distill.config import Recipe, dump_set, meaning_of
 from distill.errors import TrainingError
+from distill.retrieval.bm25_settings import bm25_fields
 from distill.run.files import checksum
 from distill.run.layout import run_at
 from distill.run.manifest import FORMAT, read_manifest, require_manifest
@@ -68,6 +69,8 @@ def student_fields(run: Run) -> dict[str, Any]:
         **dump_set(student, exclude={"model", "revision"}),
         "model": run.model(student.model, student.revision).identity(),
     }
+    if getattr(student, "lexical_start", None) is not None:
+        fields |= bm25_fields(run)
     if (file := getattr(student.query, "file", None)) is not None:
         fields["query"] = {**fields["query"], "file": {"content": checksum(find_file(file, WEIGHTS_FILE))}}
     return fields

@@ -13,7 +13,7 @@ import torch
 
 from distill import config
 from distill.errors import FingerprintError, StorageError
-from distill.retrieval.bm25 import build_index, open_index
+from distill.retrieval.bm25 import run_index
 from distill.retrieval.lexical import LexicalVectors
 from distill.run.device import default_device
 from distill.run.files import locked
@@ -87,7 +87,7 @@ def _make_start(run: Run) -> None:
     torch.manual_seed(run.recipe.seed)  # a new autoencoder has random weights
     texts = passages.texts(np.sort(rows))
     cfg = getattr(student_cfg, "lexical_start", None)
-    lexical = None if cfg is None else _lexical_vectors(run, passages, texts)
+    lexical = None if cfg is None else _lexical_vectors(run, texts)
     stand_ins = None if lexical is None else torch.from_numpy(lexical.stand_ins)
     student = start_student(student_cfg, texts, document_frequencies, stand_ins)
     if lexical is not None:
@@ -98,15 +98,15 @@ def _make_start(run: Run) -> None:
     output.finish([Shard.of(file, run.folder.start) for file in model_files(run.folder.start)])
 
 
-def _lexical_vectors(run: Run, passages: TextStore, sample: list[str]) -> LexicalVectors | None:
-    """BM25 vectors for `student.lexical_start`; None for scripts that BM25 cannot split into words."""
+def _lexical_vectors(run: Run, sample: list[str]) -> LexicalVectors | None:
+    """BM25 vectors for `student.lexical_start`; None for scripts in which BM25 counts pairs of characters."""
     if 2 * unspaced_texts(sample) > len(sample):
         log.warning(
-            "student.lexical_start is left out: most passages are in a script without blanks between words, which BM25 "
-            "needs; the student starts from its MLM head alone"
+            "student.lexical_start is left out: most passages are in a script without blanks between words, in which "
+            "BM25 counts pairs of characters, and the student's vocabulary has no terms for them; the student starts "
+            "from its MLM head alone"
         )
         return None
     student = run.recipe.trained_student
-    index = open_index(passages, run.folder.index("bm25")) or build_index(passages)
     tokenizer = load_tokenizer(student.model, student.revision, getattr(student, "lower_case", False))
-    return LexicalVectors.of(index, tokenizer, sample)
+    return LexicalVectors.of(run_index(run), tokenizer, sample)
