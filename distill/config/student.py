@@ -103,8 +103,8 @@ class Student(Section):
     calibration: CalibratedStart = CalibratedStart()
     """Settings of a calibrated start."""
     lexical_start: IfSet[LexicalStart | None] = None
-    """Learn BM25's vectors of the passages before the distillation (with words separated by blanks, in English).
-    null: do not."""
+    """Learn BM25's vectors of the passages before the distillation (in languages with blanks between words). null: do
+    not."""
     query: Query = ModelQuery(kind="model")
     """How queries are weighted; passages are always encoded by the model."""
     pooling: Literal["max", "sum"] = "max"

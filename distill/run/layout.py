@@ -82,7 +82,7 @@ class RunFolder:
         return self.data / "tokens" / key / f"{store}.arrow"
 
     def index(self, key: str) -> Path:
-        """Index of a miner: chunks of vectors (`key`: `distill.retrieval.chunks.index_key`), or "bm25"."""
+        """Chunks of a miner's vectors (`key`: `distill.retrieval.chunks.index_key`), or BM25's index ("bm25")."""
         return self.data / "index" / key
 
     @property
@@ -106,7 +106,7 @@ class RunFolder:
 
     @property
     def caches_of_scores(self) -> tuple[Path, ...]:
-        """The folder of the teachers' scores, with their execution records, plans, vectors and indexes."""
+        """The folder of the teachers' scores, with their execution records, plans and vectors."""
         return (self.root / "scores",)
 
     def labels(self, split: str = "train") -> Path:
