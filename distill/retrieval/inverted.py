@@ -24,7 +24,7 @@ from distill.retrieval.top_k import best_of
 SOURCE = Path(__file__).with_name("search.cpp")
 _THREADS = 8  # at most, unless told
 _QUERIES = 1000  # searched together without a compiler
-_ARRAYS = ("entries", "block", "count", "start", "largest", "first", "place", "weight")  # of `Segment` in search.cpp
+_ARRAYS = ("entries", "entry", "first", "place", "weight")  # of `Segment` in search.cpp
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Posting lists of consecutive passages, in blocks whose scores fit a core's first caches.
+"""Posting lists of consecutive passages, in blocks whose scores fit a core's second-level cache.
 
 Within a block, postings are sorted by term, then by passage: 6 bytes each, 2 for the place of the passage in its block
 and 4 for its weight. A directory, sorted by term, holds one entry for each term of each block: where its postings are,
@@ -17,7 +17,15 @@ import pyarrow as pa
 from scipy import sparse
 
 FORMAT = 1  # version of the arrays
-WIDTH = 8192  # passages in a block: 32 KiB of scores
+ENTRY = np.dtype(
+    [
+        ("start", np.uint32),  # the first posting, counted from the block's first
+        ("largest", np.float32),  # weight
+        ("block", np.uint16),
+        ("count", np.uint16),  # of postings, less one
+    ]
+)
+WIDTH = 32_768  # passages in a block: 128 KiB of scores, half of a small second-level cache
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,7 @@ class Postings:
     width: int  # passages in a block; fewer in the last one
     smallest: float  # of the weights, or 0
     entries: np.ndarray  # uint32 [vocabulary + 1]: the entries of each term
-    block: np.ndarray  # uint16 [E], ascending within a term
-    count: np.ndarray  # uint16 [E]: postings, less one
-    start: np.ndarray  # uint32 [E]: the first posting, counted from the block's first
-    largest: np.ndarray  # float32 [E]
+    entry: np.ndarray  # ENTRY [E], of a term by block
     first: np.ndarray  # int64 [B + 1]: the first posting of each block
     place: np.ndarray  # uint16 [P]
     weight: np.ndarray  # float32 [P]
@@ -40,11 +45,12 @@ class Postings:
     @classmethod
     def of(cls, passages: sparse.csr_matrix, width: int = WIDTH) -> Postings:
         """Invert vectors [N, vocabulary] of at most 65,535 x `width` passages."""
-        blocks = [_invert(passages[start : start + width]) for start in range(0, passages.shape[0], width)]
+        blocks = [
+            _invert(passages[start : start + width], number)
+            for number, start in enumerate(range(0, passages.shape[0], width))
+        ]
         vocabulary = passages.shape[1]
-        sizes = np.array([len(block.term) for block in blocks], dtype=np.int64)
         term = _joined([block.term for block in blocks], np.int32)
-        number = np.repeat(np.arange(len(blocks), dtype=np.uint16), sizes)
         order = _stable_order(term, vocabulary)
         return cls(
             passages.shape[0],
@@ -52,10 +58,7 @@ class Postings:
             width,
             float(passages.data.min(initial=0)),
             entries=np.concatenate([[0], np.cumsum(np.bincount(term, minlength=vocabulary))]).astype(np.uint32),
-            block=number[order],
-            count=_joined([block.count for block in blocks], np.uint16)[order],
-            start=_joined([block.start for block in blocks], np.uint32)[order],
-            largest=_joined([block.largest for block in blocks], np.float32)[order],
+            entry=_joined([block.entry for block in blocks], ENTRY)[order],
             first=np.concatenate([[0], np.cumsum([len(block.place) for block in blocks])]).astype(np.int64),
             place=_joined([block.place for block in blocks], np.uint16),
             weight=_joined([block.weight for block in blocks], np.float32),
@@ -64,7 +67,7 @@ class Postings:
     @property
     def frequencies(self) -> np.ndarray:
         """The number of postings of each term: int64 [vocabulary]."""
-        return np.bincount(self._terms(), self.count.astype(np.int64) + 1, self.vocabulary).astype(np.int64)
+        return np.bincount(self._terms(), self.entry["count"].astype(np.int64) + 1, self.vocabulary).astype(np.int64)
 
     @property
     def nbytes(self) -> int:
@@ -75,9 +78,9 @@ class Postings:
         """Each block as a sparse matrix, float32 [passages of the block, vocabulary]."""
         term = self._terms()
         for number in range(len(self.first) - 1):
-            own = self.block == number
+            own = self.entry["block"] == number
             counts = np.zeros(self.vocabulary, dtype=np.int64)
-            counts[term[own]] = self.count[own].astype(np.int64) + 1
+            counts[term[own]] = self.entry["count"][own].astype(np.int64) + 1
             span = slice(*self.first[number : number + 2])
             shape = (min(self.width, self.passages - number * self.width), self.vocabulary)
             indptr = np.concatenate([[0], np.cumsum(counts)])
@@ -94,7 +97,8 @@ class Postings:
         for field in fields(self):
             value = getattr(self, field.name)
             if isinstance(value, np.ndarray):
-                arrays.append(pa.LargeListArray.from_arrays(pa.array([0, len(value)]), pa.array(value)))
+                plain = value.view(np.uint32) if value.dtype == ENTRY else value
+                arrays.append(pa.LargeListArray.from_arrays(pa.array([0, len(plain)]), pa.array(plain)))
             else:
                 arrays.append(pa.array([value]))
             names.append(field.name)
@@ -104,12 +108,11 @@ class Postings:
     def of_batch(cls, batch: pa.RecordBatch) -> Postings:
         """View what `batch` has returned, in the mapped file."""
         columns: dict[str, Any] = {name: batch.column(name) for name in batch.schema.names}
-        return cls(
-            **{
-                name: column.values.to_numpy() if pa.types.is_large_list(column.type) else column[0].as_py()
-                for name, column in columns.items()
-            }
-        )
+        values = {
+            name: column.values.to_numpy() if pa.types.is_large_list(column.type) else column[0].as_py()
+            for name, column in columns.items()
+        }
+        return cls(**{**values, "entry": values["entry"].view(ENTRY)})
 
 
 @dataclass(frozen=True)
@@ -117,24 +120,21 @@ class _Block:
     """One inverted block: its terms, ascending, and the postings of each."""
 
     term: np.ndarray
-    count: np.ndarray
-    start: np.ndarray
-    largest: np.ndarray
+    entry: np.ndarray
     place: np.ndarray
     weight: np.ndarray
 
 
-def _invert(passages: sparse.csr_matrix) -> _Block:
+def _invert(passages: sparse.csr_matrix, number: int) -> _Block:
     inverted = passages.tocsc()
     counts = np.diff(inverted.indptr)
     term = np.flatnonzero(counts).astype(np.int32)
-    start = inverted.indptr[term]
-    largest = np.maximum.reduceat(inverted.data, start) if len(term) else np.empty(0, np.float32)
+    entry = np.empty(len(term), ENTRY)
+    entry["start"], entry["block"], entry["count"] = inverted.indptr[term], number, counts[term] - 1
+    entry["largest"] = np.maximum.reduceat(inverted.data, inverted.indptr[term]) if len(term) else 0
     return _Block(
         term,
-        (counts[term] - 1).astype(np.uint16),
-        start.astype(np.uint32),
-        largest.astype(np.float32),
+        entry,
         inverted.indices.astype(np.uint16),
         inverted.data.astype(np.float32, copy=False),
     )

@@ -1,6 +1,6 @@
 // Exact top-k search of sparse vectors over posting lists in blocks of passages (see postings.py for the layout).
 //
-// The scores of a block are accumulated in an array that fits the first caches, one posting list after another in the
+// The scores of a block are accumulated in an array that fits the second-level cache, one posting list after another in the
 // order of the query's terms, so that a score has the same bits on every machine and in every division of the work.
 // A block is read for a group of queries at a time. Where the largest weights of a block show that most postings cannot
 // lift a passage above the query's k-th score, only the rest is accumulated and the few passages left are scored by
@@ -28,14 +28,19 @@ constexpr int64_t kLookUp = 12;       // postings accumulated in the time of one
 
 extern "C" {
 
+// The postings of a term in a block.
+struct Entry {
+    uint32_t start;  // the first, counted from the block's first
+    float largest;   // weight
+    uint16_t block;
+    uint16_t count;  // less one
+};
+
 // A run of consecutive passages: P postings in B blocks of `width` passages, and E entries, one for each term of a block.
 struct Segment {
     int64_t passages, width;
     const uint32_t* entries;  // [vocabulary + 1]: the entries of each term
-    const uint16_t* block;    // [E], ascending within a term
-    const uint16_t* count;    // [E]: postings, less one
-    const uint32_t* start;    // [E]: first posting, from the first of the block
-    const float* largest;     // [E]: weight
+    const Entry* entry;       // [E], of a term by block
     const int64_t* first;     // [B + 1]: first posting of each block
     const uint16_t* place;    // [P]: of the passage in its block, ascending within an entry
     const float* weight;      // [P]
@@ -187,11 +192,13 @@ class Searcher {
         total_ = 0;
         const int64_t begin = queries_.indptr[query], end = queries_.indptr[query + 1];
         for (int64_t i = begin; i < end; ++i) {
-            const int64_t entry = cursors[i - begin];
-            if (entry == segment.entries[queries_.term[i] + 1] || segment.block[entry] != block) continue;
-            const int64_t at = segment.first[block] + segment.start[entry], count = segment.count[entry] + 1;
+            const int64_t cursor = cursors[i - begin];
+            if (cursor == segment.entries[queries_.term[i] + 1]) continue;
+            const Entry entry = segment.entry[cursor];
+            if (entry.block != block) continue;
+            const int64_t at = segment.first[block] + entry.start, count = entry.count + 1;
             const float factor = queries_.weight[i];
-            lists_.push_back({segment.place + at, segment.weight + at, count, factor, factor * segment.largest[entry]});
+            lists_.push_back({segment.place + at, segment.weight + at, count, factor, factor * entry.largest});
             total_ += count;
             __builtin_prefetch(segment.place + at);
             __builtin_prefetch(segment.weight + at);
@@ -245,6 +252,14 @@ class Searcher {
     std::vector<int64_t> from_;
 };
 
+// The first entry of a term that is not before a block.
+int64_t find(const Segment& segment, int32_t term, int64_t block) {
+    const Entry* from = segment.entry + segment.entries[term];
+    const Entry* end = segment.entry + segment.entries[term + 1];
+    return std::lower_bound(from, end, block, [](const Entry& entry, int64_t at) { return entry.block < at; }) -
+           segment.entry;
+}
+
 // Moves the cursors of queries to a block: to the first entry of each term that is not before it.
 void seek(const Segment& segment, int64_t block, const Queries& queries, int64_t first, int64_t last, bool jump,
           std::vector<int64_t>& cursors) {
@@ -253,9 +268,8 @@ void seek(const Segment& segment, int64_t block, const Queries& queries, int64_t
         const int64_t end = segment.entries[queries.term[i] + 1];
         int64_t& cursor = cursors[i - base];
         if (jump) {
-            const uint16_t* from = segment.block + segment.entries[queries.term[i]];
-            cursor = std::lower_bound(from, segment.block + end, block) - segment.block;
-        } else if (cursor < end && segment.block[cursor] < block) {
+            cursor = find(segment, queries.term[i], block);
+        } else if (cursor < end && segment.entry[cursor].block < block) {
             ++cursor;
         }
     }
@@ -336,12 +350,12 @@ int score(const Segment* segments, int64_t count, const Queries* queries, int64_
             const uint16_t place = (rows[pair] - first_row[s]) % segment.width;
             float sum = 0;
             for (int64_t i = queries->indptr[query_of[pair]]; i < queries->indptr[query_of[pair] + 1]; ++i) {
-                const uint16_t* from = segment.block + segment.entries[queries->term[i]];
-                const uint16_t* to = segment.block + segment.entries[queries->term[i] + 1];
-                const uint16_t* entry = std::lower_bound(from, to, block);
-                if (entry == to || *entry != block) continue;
-                const int64_t e = entry - segment.block, at = segment.first[block] + segment.start[e];
-                const uint16_t* end = segment.place + at + segment.count[e] + 1;
+                const int64_t found = find(segment, queries->term[i], block);
+                if (found == segment.entries[queries->term[i] + 1]) continue;
+                const Entry entry = segment.entry[found];
+                if (entry.block != block) continue;
+                const int64_t at = segment.first[block] + entry.start;
+                const uint16_t* end = segment.place + at + entry.count + 1;
                 const uint16_t* posting = std::lower_bound(segment.place + at, end, place);
                 if (posting == end || *posting != place) continue;
                 sum += queries->weight[i] * segment.weight[posting - segment.place];
