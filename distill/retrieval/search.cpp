@@ -22,6 +22,7 @@ namespace {
 
 constexpr int64_t kGroup = 64;        // queries for which a block is read at a time
 constexpr float kSlack = 1.0001f;     // on sums of upper bounds, against rounding
+constexpr int64_t kFew = 16;          // passages in a block for each posting, below which not all scores are looked at
 constexpr int64_t kLookUp = 12;       // postings accumulated in the time of one look-up in a posting list
 
 }  // namespace
@@ -76,15 +77,18 @@ float score_of(Hit hit) {
 
 int64_t row_of(Hit hit) { return 0xffffffffu - static_cast<uint32_t>(hit); }
 
-// The best k hits among those added, which must be better than `least`.
+// The best k hits among those added, of scores above `least`.
 class Best {
   public:
-    Best(int64_t k, float least) : k_(k), limit_(std::max<int64_t>(2 * k, 64)), threshold_(least) {}
+    Best(int64_t k, float least) : k_(k), limit_(std::max<int64_t>(2 * k, 64)), worst_(hit_of(least, 0)) {}
 
-    float threshold() const { return threshold_; }  // only better scores matter
+    // Only a better score matters, for rows after those added.
+    float threshold() const { return score_of(worst_); }
 
     void add(float score, int64_t row) {
-        hits_.push_back(hit_of(score, row));
+        const Hit hit = hit_of(score, row);
+        if (hit <= worst_) return;
+        hits_.push_back(hit);
         if (static_cast<int64_t>(hits_.size()) >= limit_) cut();
     }
 
@@ -100,11 +104,11 @@ class Best {
     void cut() {
         std::nth_element(hits_.begin(), hits_.begin() + (k_ - 1), hits_.end(), std::greater<Hit>());
         hits_.resize(k_);
-        threshold_ = score_of(hits_.back());
+        worst_ = hits_.back();
     }
 
     int64_t k_, limit_;
-    float threshold_;
+    Hit worst_;
     std::vector<Hit> hits_;
 };
 
@@ -157,6 +161,18 @@ void drain(float* scores, int64_t width, float threshold, Found found) {
     }
 }
 
+// As `drain` of few scores: those at the places of some lists, in any order.
+template <class Found>
+void drain(const List* lists, size_t count, float* scores, Found found) {
+    for (size_t i = 0; i < count; ++i) {
+        for (int64_t at = 0; at < lists[i].count; ++at) {
+            float& score = scores[lists[i].place[at]];
+            if (score != 0) found(lists[i].place[at], score);
+            score = 0;
+        }
+    }
+}
+
 // The weight of a place in a list, 0 if it is not there. `from`: where to begin, moved on: places are asked in order.
 float look_up(const List& list, uint16_t place, int64_t& from) {
     int64_t step = 1, low = from;
@@ -176,11 +192,10 @@ class Searcher {
 
     void search(const Segment& segment, int64_t block, int64_t row, const int64_t* cursors, int64_t query, Best& best) {
         gather(segment, block, cursors, query);
-        if (lists_.empty()) return;
+        if (lists_.empty() || bound_ * kSlack <= best.threshold()) return;
         const int64_t width = std::min(segment.width, segment.passages - block * segment.width);
-        if (best.threshold() > 0 && prune(width, row, best)) return;
-        for (const List& list : lists_) accumulate(list, scores_.data());
-        drain(scores_.data(), width, best.threshold(), [&](int64_t place, float score) {
+        if (total_ * kFew > width && best.threshold() > 0 && prune(width, row, best)) return;
+        score(lists_.data(), lists_.size(), total_, width, best.threshold(), [&](int64_t place, float score) {
             best.add(score, row + place);
             return best.threshold();
         });
@@ -190,6 +205,7 @@ class Searcher {
     void gather(const Segment& segment, int64_t block, const int64_t* cursors, int64_t query) {
         lists_.clear();
         total_ = 0;
+        bound_ = 0;
         const int64_t begin = queries_.indptr[query], end = queries_.indptr[query + 1];
         for (int64_t i = begin; i < end; ++i) {
             const int64_t cursor = cursors[i - begin];
@@ -200,37 +216,47 @@ class Searcher {
             const float factor = queries_.weight[i];
             lists_.push_back({segment.place + at, segment.weight + at, count, factor, factor * entry.largest});
             total_ += count;
+            bound_ += factor * entry.largest;
             __builtin_prefetch(segment.place + at);
             __builtin_prefetch(segment.weight + at);
         }
     }
 
+    // Calls found(place, score) for the sums of lists with `total` postings; it returns the new threshold, which scores
+    // have to exceed where there are many.
+    template <class Found>
+    void score(const List* lists, size_t count, int64_t total, int64_t width, float threshold, Found found) {
+        for (size_t i = 0; i < count; ++i) accumulate(lists[i], scores_.data());
+        if (total * kFew > width) {
+            drain(scores_.data(), width, threshold, found);
+        } else {
+            drain(lists, count, scores_.data(), found);
+        }
+    }
+
     // Scores the block without its least lists, if that is less work; false: nothing has been done.
     bool prune(int64_t width, int64_t row, Best& best) {
-        order_.resize(lists_.size());
-        for (size_t i = 0; i < order_.size(); ++i) order_[i] = i;
-        std::sort(order_.begin(), order_.end(), [&](int one, int other) {
-            return lists_[one].bound < lists_[other].bound;
+        sorted_ = lists_;
+        std::sort(sorted_.begin(), sorted_.end(), [](const List& one, const List& other) {
+            return one.bound < other.bound;
         });
         float rest = 0;
         int64_t left_out = 0;
         size_t needed = 0;
-        for (; needed < order_.size(); ++needed) {
-            const List& list = lists_[order_[needed]];
-            if ((rest + list.bound) * kSlack > best.threshold()) break;
-            rest += list.bound;
-            left_out += list.count;
+        for (; needed < sorted_.size() && (rest + sorted_[needed].bound) * kSlack <= best.threshold(); ++needed) {
+            rest += sorted_[needed].bound;
+            left_out += sorted_[needed].count;
         }
-        if (needed == order_.size()) return true;
         if (2 * left_out < total_) return false;
-        for (size_t i = needed; i < order_.size(); ++i) accumulate(lists_[order_[i]], scores_.data());
+        const float least = std::max(best.threshold() - rest * kSlack, 0.0f) / kSlack;
         places_.clear();
-        drain(scores_.data(), width, std::max(best.threshold() - rest * kSlack, 0.0f) / kSlack,
-              [&, least = std::max(best.threshold() - rest * kSlack, 0.0f) / kSlack](int64_t place, float) {
-                  places_.push_back(static_cast<uint16_t>(place));
+        score(sorted_.data() + needed, sorted_.size() - needed, total_ - left_out, width, least,
+              [&](int64_t place, float score) {
+                  if (score > least) places_.push_back(static_cast<uint16_t>(place));
                   return least;
               });
         if (static_cast<int64_t>(places_.size() * lists_.size()) * kLookUp > left_out) return false;
+        std::sort(places_.begin(), places_.end());  // for the look-ups; a block with few postings gives them by list
         from_.assign(lists_.size(), 0);
         for (const uint16_t place : places_) {
             float score = 0;
@@ -238,7 +264,7 @@ class Searcher {
                 const float weight = look_up(lists_[i], place, from_[i]);
                 if (weight != 0) score += lists_[i].factor * weight;
             }
-            if (score > best.threshold()) best.add(score, row + place);
+            if (score > 0) best.add(score, row + place);
         }
         return true;
     }
@@ -246,8 +272,9 @@ class Searcher {
     const Queries& queries_;
     std::vector<float> scores_;
     std::vector<List> lists_;
-    int64_t total_ = 0;
-    std::vector<int> order_;
+    int64_t total_ = 0;  // postings
+    float bound_ = 0;    // of a score
+    std::vector<List> sorted_;
     std::vector<uint16_t> places_;
     std::vector<int64_t> from_;
 };

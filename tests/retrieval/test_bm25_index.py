@@ -67,8 +67,11 @@ def test_postings_in_several_runs_score_as_in_one(large, monkeypatch):
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_a_killed_worker_is_told(large):
-    counting = term_counts.count_blocks(large, Analyser(), workers=2)
+def test_a_killed_worker_is_told(tmp_path):
+    passages = write_passages(
+        tmp_path / "passages.arrow", ["some words"] * 12 * term_counts.BLOCK
+    )  # more than asked for
+    counting = term_counts.count_blocks(passages, Analyser(), workers=2)
     next(counting)
     for pid in workers_of(os.getpid()):
         os.kill(pid, signal.SIGKILL)

@@ -64,6 +64,16 @@ def test_rankings_and_scores_equal_the_sorted_product(engine, width, run, k, thr
     np.testing.assert_array_equal(scores, expected[1])
 
 
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_ties_go_to_the_lower_row_also_where_few_passages_have_a_term(engine, k):
+    queries, passages = whole((40, 300), 0.02, 15), whole((2000, 300), 0.003, 16)  # two passages in a hundred
+    expected = reference(queries, passages, k)
+    assert k == 1 or (np.diff(expected[1], axis=1) == 0).mean() > 0.3  # ties
+    rows, scores = index_of(passages, 500, 1500).search(queries, k)
+    np.testing.assert_array_equal(rows, expected[0])
+    np.testing.assert_array_equal(scores, expected[1])
+
+
 @pytest.mark.parametrize("k", [1, 10, 1000])
 def test_scores_have_the_bits_of_float32_sums_in_the_order_of_the_terms(engine, k):
     rng = np.random.default_rng(2)
