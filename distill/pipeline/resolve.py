@@ -34,7 +34,8 @@ def resolve(run: Run, stage: Stage | None = None) -> Run:
     optional = set() if stage is None else _fields_beyond(run, {stage.name, *stage.needs})
     failed: set[str] = set()
     run, settled = _settle(run)
-    settled = settled if read_manifest(run.folder.data) is not None else []
+    if read_manifest(run.folder.data) is None:  # all other values are chosen from the data
+        return run
     if not left_open(run := with_recorded(run)) and not _unrecorded(settled, run):
         return run
     with locked(run.folder.resolved):  # the ranks of a launcher and the tasks of an array choose once

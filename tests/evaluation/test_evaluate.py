@@ -13,6 +13,7 @@ from distill.evaluation import evaluate as evaluation
 from distill.evaluation.collection import open_collection
 from distill.evaluation.evaluate import evaluate_student
 from distill.evaluation.rerank import rerank
+from distill.reporting.table import print_table
 from distill.retrieval import encode
 from distill.retrieval.encode import encode_blocks
 from distill.run.manifest import Manifest, write_manifest
@@ -21,7 +22,15 @@ from distill.store.candidates import candidate_shards, read_candidates
 from distill.store.scores import write_scores
 from distill.student.checkpoint import load_student
 from tests.evaluation.trained import save_trained
-from tests.helpers.small_run import JUDGEMENTS, PASSAGES, QUERIES, save_checkpoint, small_recipe, write_run
+from tests.helpers.small_run import (
+    JUDGEMENTS,
+    PASSAGES,
+    QUERIES,
+    save_checkpoint,
+    small_recipe,
+    write_queries,
+    write_run,
+)
 from tests.helpers.stages import evaluate, mine
 
 TEACHERS = {"one": {"kind": "bm25", "weight": 1.0}, "two": {"kind": "bm25", "weight": 3.0}}
@@ -191,3 +200,18 @@ def test_a_split_without_judgements_is_refused(run):
     folder.judgements("test").unlink()
     with pytest.raises(RecipeError, match="no judged test queries"):
         evaluate(recipe, folder)
+
+
+def test_a_baseline_that_ranks_nothing_is_left_out_of_the_table_with_the_reason(run, capsys):
+    recipe, folder = run
+    write_queries(folder.queries("test"), ["katze", "aktien", "regen", "hafen"])
+    result = evaluate(recipe, folder)
+    assert [row["name"] for row in result["rows"]][:1] != ["BM25"]
+    assert result["left_out"] == [
+        "BM25 is left out: it ranks no passage for any query (no passage shares a word with a query; is data.language "
+        "theirs?)"
+    ]
+    assert all(test["theirs"] != "BM25" for test in result["tests"])
+    print_table(result)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "BM25 is left out: it ranks no passage" in shown

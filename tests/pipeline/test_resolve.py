@@ -113,6 +113,7 @@ def test_before_the_import_the_dry_run_says_that_lengths_are_open(tmp_path, tiny
     loaded = recipe(tmp_path, tiny_mlm)
     (round,) = dry_run(loaded)
     assert round.chosen == {
+        "data.language": "auto, chosen after the import (english assumed here)",
         "student.query_max_length": "auto, chosen after the import (64 assumed here)",
         "student.passage_max_length": "auto, chosen after the import (256 assumed here)",
     }

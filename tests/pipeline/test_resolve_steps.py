@@ -22,7 +22,11 @@ def recipe(tmp_path, model, steps, train_queries="auto", rounds=(), queries=60, 
         {
             "name": "t",
             "run_dir": str(tmp_path / folder),
-            "data": {"source": {"kind": "jsonl", "path": str(path)}, "train_queries": train_queries},
+            "data": {
+                "language": "english",
+                "source": {"kind": "jsonl", "path": str(path)},
+                "train_queries": train_queries,
+            },
             "mine": {"miners": {"bm25": {"kind": "bm25", "top": 5}}},
             "teachers": {"bm25": {"kind": "bm25"}},
             "student": {"model": str(model)},
