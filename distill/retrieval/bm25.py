@@ -26,6 +26,7 @@ from distill.progress import progress
 from distill.retrieval.analysis import Analyser, TermNumbers
 from distill.retrieval.bm25_settings import Bm25Settings
 from distill.retrieval.inverted import InvertedIndex
+from distill.retrieval.postings import FORMAT as POSTINGS_FORMAT
 from distill.retrieval.postings import Postings
 from distill.retrieval.term_counts import count_blocks
 from distill.run.files import locked, new_folder, read_object, remove_leftovers, storage_errors, write_json, xxh128_file
@@ -225,6 +226,7 @@ def open_index(
 def _made_of(store: TextStore, settings: Bm25Settings) -> dict[str, Any]:
     return {
         "format": FORMAT,
+        "postings": POSTINGS_FORMAT,
         "texts": store.fingerprint,
         "passages": store.collection_size,
         **asdict(settings),

@@ -29,7 +29,7 @@ from distill.store.texts import TextStore
 BLOCK = 8192  # passages
 _IN_PARALLEL_FROM = 50_000  # passages; below, starting processes takes longer than counting
 _MOST_WORKERS = 8  # which keep the merging process busy
-_MOST_WORDS = 1_000_000  # remembered by a process, 150 MB
+_MOST_WORDS = 500_000  # remembered by a process, 150 MB with their stems
 
 
 @dataclass(frozen=True)
