@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from distill import __version__
-from distill.cli import cluster, data, doctor, results, stages
+from distill.cli import benchmark, cluster, data, doctor, results, stages
 from distill.cli.text import printable
 from distill.errors import DistillError, Stop
 from distill.run import signals
@@ -81,5 +81,5 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit()
 
 
-for group in (stages, data, results, cluster, doctor):
+for group in (stages, data, results, benchmark, cluster, doctor):
     group.add_commands(app)

@@ -58,7 +58,7 @@ def evaluate(run: Run, output: Output) -> dict[str, Any]:
     table = _Table(run, collection)
     bm25: Ranking | None = None
     if cfg.searches_bm25:
-        bm25, costs = _bm25(run, collection)
+        bm25, costs = bm25_ranking(run, collection)
     if cfg.baselines:
         assert bm25 is not None
         table.add_unless_empty("BM25", "BM25", bm25, costs)
@@ -66,9 +66,9 @@ def evaluate(run: Run, output: Output) -> dict[str, Any]:
             title = "ensemble, reranking" if name == ENSEMBLE else f"{name}, reranking"
             table.add_unless_empty(f"rerank-{name}", title, ranking)
         for name, (title, path) in other_students(run).items():
-            ranking, costs, _ = _search(path, run, collection)
+            ranking, costs, _ = search_checkpoint(path, run, collection)
             table.add(name, title, ranking, costs)
-    ranking, costs, vectors = _search(run.folder.model, run, collection, keep_vectors=bool(cfg.top_ks))
+    ranking, costs, vectors = search_checkpoint(run.folder.model, run, collection, keep_vectors=bool(cfg.top_ks))
     table.add("student", "student", ranking, costs)
     result = {
         "split": cfg.split,
@@ -181,7 +181,7 @@ def write_run(path: Path, ranking: Ranking, collection: Collection, tag: str) ->
                 file.write(f"{name} Q0 {passage} {rank} {len(rows) - rank + 1} {tag}\n")
 
 
-def _bm25(run: Run, collection: Collection) -> tuple[Ranking, dict[str, float]]:
+def bm25_ranking(run: Run, collection: Collection) -> tuple[Ranking, dict[str, float]]:
     index = run_index(run)
     queries = index.query_vectors(collection.queries.texts(collection.query_rows))
     depth = run.recipe.evaluate.depth
@@ -190,15 +190,15 @@ def _bm25(run: Run, collection: Collection) -> tuple[Ranking, dict[str, float]]:
     return collection.rankings(rows, depth), metrics.costs(metrics.activation_rates(queries), rates)
 
 
-def _search(
-    path: Path, run: Run, collection: Collection, keep_vectors: bool = False
+def search_checkpoint(
+    path: str | Path, run: Run, collection: Collection, keep_vectors: bool = False, trust_remote_code: bool = False
 ) -> tuple[Ranking, dict[str, float], Vectors | None]:
     """Search with a saved checkpoint: ranking of the judged queries, costs, and the vectors if they are kept.
 
     Exact search processes the collection block by block, as it is encoded; Seismic needs all vectors at once.
     """
     cfg, depth = run.recipe.evaluate, collection.search_depth(run.recipe.evaluate.depth)
-    student = load_student(path).to(default_device())
+    student = load_student(path, trust_remote_code=trust_remote_code).to(default_device())
     queries = _encode_queries(student, run, collection)
     tokens = token_store(student, collection.passages, run.folder, "passages")
     blocks = encode_blocks(

@@ -21,14 +21,14 @@ _WORDS = (  # pydantic's -> ours, in order
 )
 
 
-def describe(error: ValidationError) -> list[str]:
-    """Return one line per problem."""
-    return [_describe(problem) for problem in error.errors()]
+def describe(error: ValidationError, root: type[Section] = Recipe) -> list[str]:
+    """Return one line per problem in what was validated as `root`."""
+    return [_describe(problem, root) for problem in error.errors()]
 
 
-def _describe(problem: ErrorDetails) -> str:
-    names, holder = _walk(problem["loc"])
-    field = ".".join(map(str, names)) or "recipe"
+def _describe(problem: ErrorDetails, root: type[Section]) -> str:
+    names, holder = _walk(problem["loc"], root)
+    field = ".".join(map(str, names)) or root.__name__.lower()
     kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
     if kind == "extra_forbidden":
         return f"unknown field {field!r}{nearest(str(names[-1]), _field_names(holder))}"
@@ -45,13 +45,13 @@ def _describe(problem: ErrorDetails) -> str:
     return (f"field {field!r}: " if names else "") + message + shown
 
 
-def _walk(loc: tuple[int | str, ...]) -> tuple[list[int | str], Any]:
+def _walk(loc: tuple[int | str, ...], root: type[Section]) -> tuple[list[int | str], Any]:
     """Return the parts of a location that the recipe contains, and the annotation of the last part or of its parent.
 
     Pydantic inserts the tags of union members; the schema tells keys from tags.
     """
     names: list[int | str] = []
-    annotation: Any = Recipe
+    annotation: Any = root
     for part in loc:
         annotation = _plain(annotation)
         origin, arguments = get_origin(annotation), get_args(annotation)

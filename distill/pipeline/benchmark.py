@@ -1,0 +1,303 @@
+"""Checkpoints on the judged collections of a suite: one table with its mean, and what it was made from.
+
+Every collection has a folder of its own, a run folder without training: its texts are imported once, and every system
+leaves a TREC run and its values per query there, under a fingerprint of what they depend on. What is there is not
+measured again, so an interrupted benchmark goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.config import Dtype, Evaluate
+from distill.config.base import nearest
+from distill.config.suite import Part, Suite, SuiteCollection
+from distill.errors import DataError, RecipeError
+from distill.evaluation import metrics
+from distill.evaluation.collection import Collection, open_collection
+from distill.evaluation.evaluate import bm25_ranking, search_checkpoint, write_run
+from distill.evaluation.rerank import Ranking
+from distill.pipeline.registry import stage_of
+from distill.pipeline.run import run_stage
+from distill.recipe.load import parse_recipe
+from distill.retrieval.bm25_settings import bm25_fields
+from distill.run.files import read_object, write_json
+from distill.run.fingerprint import fingerprint
+from distill.run.manifest import FORMAT, require_manifest
+from distill.run.model_ref import ModelRef
+from distill.run.run import Run
+
+log = logging.getLogger(__name__)
+
+BM25 = "BM25"
+DEPTH = 1000  # of the TREC runs
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a benchmark is carried out; see `distill benchmark --help`."""
+
+    data: Path | None = None
+    out: Path = Path("runs/benchmark")
+    download: bool = False
+    allow_missing: bool = False
+    batch_tokens: int | None = None
+    precision: Dtype = "float32"
+    trust_remote_code: bool = False
+
+
+def benchmark(checkpoints: Sequence[str], suite: Suite, options: Options) -> dict[str, Any]:
+    """Measure checkpoints and BM25 on a suite; returns the content of <out>/benchmark.json.
+
+    `collections` has a row per collection: its `values` (system -> measure -> mean; without a system that ranks no
+    passage), the `published` ones and the paired `tests` of the first checkpoint against the other systems; `mean` and
+    `tests` are over all collections. Raises `DataError` if a collection is missing, unless `allow_missing`, and if all
+    are.
+    """
+    metrics.parse_measures(suite.metrics, "metrics")
+    metrics.check_depth(suite.metrics, DEPTH)
+    models = {name: ModelRef.parse(path) for name, path in system_names(checkpoints).items()}
+    identities = {name: model.identity() for name, model in models.items()}
+    found, missing = _found(suite, options)
+    if not found or (missing and not options.allow_missing):
+        raise DataError(
+            "\n".join(f"{part.name} is missing: {_remedy(part, options)}" for part in missing)
+            + ("" if not found else "\nWith --allow-missing the others are measured, and the mean is theirs")
+        )
+    rows = []
+    for collection, parts in found:
+        measured = [_Measured.of(part, collection, suite, options) for part in parts]
+        for part in measured:
+            part.add(BM25, {"bm25": True}, options)
+            for name, model in models.items():
+                part.add(name, identities[name], options, model)
+        rows.append(_row(collection, measured, suite))
+    systems = [BM25, *models]
+    result = {
+        "metrics": list(suite.metrics),
+        "systems": {
+            name: {"model": models[name].name, **identities[name]} if name in models else {} for name in systems
+        },
+        "collections": [{key: value for key, value in row.items() if key != "per_query"} for row in rows],
+        "mean": {
+            name: {metric: float(np.mean([row["values"][name][metric] for row in rows])) for metric in suite.metrics}
+            for name in systems
+            if all(name in row["values"] for row in rows)
+        },
+        "published_mean": _published_means(rows, suite.metrics[0]),
+        "tests": _tests({name: np.concatenate([row["per_query"][name] for row in rows]) for name in systems}),
+        "missing": [part.name for part in missing],
+        "sources": suite.sources,
+    }
+    write_json(options.out / "benchmark.json", result)
+    return result
+
+
+def chosen(suite: Suite, names: Sequence[str]) -> Suite:
+    """Return the suite with the collections of these names only, all for none. Raises `RecipeError` for others."""
+    known = [collection.name for collection in suite.collections]
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"--collection: the suite has no {name!r}{nearest(name, known)}")
+    kept = tuple(collection for collection in suite.collections if not names or collection.name in names)
+    return suite.model_copy(update={"collections": kept})
+
+
+def system_names(checkpoints: Sequence[str]) -> dict[str, str]:
+    """Name -> checkpoint: a hub name as it is, of a folder its name, or its run's if it is called `model`."""
+    named: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        ref = ModelRef.parse(checkpoint)
+        ref.check_found()
+        name = checkpoint
+        if ref.folder is not None:
+            folder = ref.folder.resolve()
+            name = folder.parent.name if folder.name == "model" else folder.name
+        if name in named or name == BM25:
+            name = checkpoint
+        if name in named:
+            raise RecipeError(f"{checkpoint}: given twice")
+        named[name] = checkpoint
+    return named
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """One searched collection, with each system's values per query."""
+
+    run: Run
+    collection: Collection
+    metrics: tuple[str, ...]
+    data: str  # fingerprint of the texts and judgements
+    values: dict[str, dict[str, np.ndarray]]  # system -> measure -> float64 [queries]
+    costs: dict[str, dict[str, float]]
+    silent: set[str]  # systems that rank no passage for any query
+
+    @classmethod
+    def of(cls, part: Part, collection: SuiteCollection, suite: Suite, options: Options) -> _Measured:
+        name = part.name if part is collection else f"{collection.name}-{part.name}"
+        tree = {
+            "name": name,
+            "run_dir": str(options.out / name),
+            "data": {
+                "source": _source(part, options),
+                "own_document": collection.own_document,
+                "language": collection.language,
+                "on_missing": "drop",
+            },
+            "teachers": {"bm25": {"kind": "bm25"}},  # a recipe has one; nothing is scored
+        }
+        search = Evaluate(depth=DEPTH, batch_tokens=options.batch_tokens, precision=options.precision)
+        run = Run.of(parse_recipe(tree, origin=name).model_copy(update={"evaluate": search}))
+        log.info("%s", name)
+        run_stage(stage_of(run, "import"), run)
+        data = require_manifest(run.folder.data, "import").fingerprint
+        return cls(run, open_collection(run.folder, "test"), suite.metrics, data, {}, {}, set())
+
+    def add(self, system: str, identity: Mapping[str, Any], options: Options, model: ModelRef | None = None) -> None:
+        """Measure a checkpoint, or BM25, unless its values are there."""
+        folder, file = self.run.folder, system.replace("/", "--")
+        key = fingerprint(
+            {
+                "format": FORMAT,
+                "data": self.data,
+                "system": dict(identity),
+                "metrics": list(self.metrics),
+                **(bm25_fields(self.run) if model is None else {"precision": options.precision}),
+            }
+        )
+        path = folder.metrics / f"{file}.json"
+        saved = read_object(path) if path.exists() else {}
+        if saved.get("fingerprint") != key:
+            if model is None:
+                ranking, costs = bm25_ranking(self.run, self.collection)
+            else:
+                ranking, costs, _ = search_checkpoint(
+                    model.name, self.run, self.collection, trust_remote_code=options.trust_remote_code
+                )
+            ranked = sum(map(len, ranking.values()))
+            saved = {"fingerprint": key, "ranked": ranked, "values": self._values(ranking), "costs": costs}
+            write_run(folder.trec_run(file), ranking, self.collection, tag=file)
+            write_json(path, saved)
+        self.values[system] = {metric: np.array(values) for metric, values in saved["values"].items()}
+        self.costs[system] = saved["costs"]
+        if saved["ranked"]:
+            log.info("  %s: %s %.3f", system, self.metrics[0], self.values[system][self.metrics[0]].mean())
+        else:
+            self.silent.add(system)
+            log.warning("  %s ranks no passage for any query of %s", system, self.run.recipe.name)
+
+    def _values(self, ranking: Ranking) -> dict[str, list[float]]:
+        top = {query: rows.tolist() for query, rows in ranking.items()}
+        values = metrics.per_query(self.metrics, self.collection.grades, top)
+        return {metric: value.tolist() for metric, value in values.items()}
+
+
+def _row(collection: SuiteCollection, parts: Sequence[_Measured], suite: Suite) -> dict[str, Any]:
+    """The row of a collection: the mean of its parts."""
+    queries = sum(len(part.collection.grades) for part in parts)
+    if collection.queries is not None and queries != collection.queries:
+        log.warning(
+            "%s has %d judged queries here; published figures are for %d, and cannot be compared",
+            collection.name,
+            queries,
+            collection.queries,
+        )
+    systems = list(parts[0].values)
+    per_query = {name: np.concatenate([part.values[name][suite.metrics[0]] for part in parts]) for name in systems}
+    return {
+        "name": collection.name,
+        "queries": queries,
+        "passages": sum(part.collection.passages.collection_size for part in parts),
+        "parts": len(collection.parts) or 1,
+        "values": {
+            name: {
+                metric: float(np.mean([part.values[name][metric].mean() for part in parts])) for metric in suite.metrics
+            }
+            for name in systems
+            if not any(name in part.silent for part in parts)
+        },
+        "costs": {
+            name: {cost: float(np.mean([part.costs[name][cost] for part in parts])) for cost in parts[0].costs[name]}
+            for name in systems
+        },
+        "published": dict(collection.published) if collection.queries in (None, queries) else {},
+        **({"note": collection.note} if collection.note else {}),
+        "tests": _tests(per_query),
+        "per_query": per_query,
+    }
+
+
+def _tests(per_query: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Paired tests of the first checkpoint against the other systems, on the first measure."""
+    ours, *others = [name for name in per_query if name != BM25]
+    return [
+        {"ours": ours, "theirs": other, **metrics.paired_test(per_query[ours], per_query[other])}
+        for other in (BM25, *others)
+    ]
+
+
+def _published_means(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
+    """Each published system's mean, if it has a figure for every collection."""
+    systems = dict.fromkeys(name for row in rows for name in row["published"])
+    return {
+        name: {metric: float(np.mean([row["published"][name] for row in rows]))}
+        for name in systems
+        if all(name in row["published"] for row in rows)
+    }
+
+
+def _found(suite: Suite, options: Options) -> tuple[list[tuple[SuiteCollection, list[Part]]], list[SuiteCollection]]:
+    """The collections whose parts are all there, and the missing ones."""
+    found: list[tuple[SuiteCollection, list[Part]]] = []
+    missing: list[SuiteCollection] = []
+    for collection in suite.collections:
+        parts: list[Part] = list(collection.parts) or [collection]
+        lacking = [part for part in parts if _place(part, options) is None and not _downloadable(part, options)]
+        missing += [collection] if lacking else []
+        if not lacking:
+            found.append((collection, parts))
+    return found, missing
+
+
+def _place(part: Part, options: Options) -> Path | None:
+    """The folder of a collection on this disk; a `source` of its own is taken as it is."""
+    if part.source is not None:
+        return Path()
+    return next((path for path in _places(part, options) if (path / "corpus.jsonl").exists()), None)
+
+
+def _places(part: Part, options: Options) -> Iterator[Path]:
+    if part.path is not None:
+        yield part.path
+    elif options.data is not None:
+        yield options.data / (part.folder or part.name)
+        if part.folder and "/" in part.folder:
+            yield options.data / part.folder.replace("/", "-")
+
+
+def _downloadable(part: Part, options: Options) -> bool:
+    return options.download and part.ir_datasets is not None
+
+
+def _source(part: Part, options: Options) -> dict[str, Any]:
+    if part.source is not None:
+        return part.source.model_dump(mode="json")
+    if (place := _place(part, options)) is not None:
+        return {"kind": "beir", "path": str(place), "splits": {"test": part.split}}
+    return {"kind": "ir-datasets", "splits": {"test": part.ir_datasets}}
+
+
+def _remedy(part: Part, options: Options) -> str:
+    parts = part.parts if isinstance(part, SuiteCollection) and part.parts else (part,)
+    places = [str(path) for each in parts for path in list(_places(each, options))[:1]]
+    where = f"no corpus.jsonl in {', '.join(places[:3])}{' ...' if len(places) > 3 else ''}" if places else ""
+    where = where or f"name the folder that has {part.folder or part.name}/ in BEIR's layout (--data)"
+    known = all(each.ir_datasets for each in parts)
+    return where + ("; --download fetches it through ir_datasets" if known and not options.download else "")
