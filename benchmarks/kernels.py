@@ -1,4 +1,4 @@
-"""Compile the head's Triton kernels ahead of time for GPU architectures that need not be there: what each one takes.
+"""Compile the Triton kernels of the head and of the search ahead of time for GPU architectures that need not be there: what each one takes.
 
 Per kernel, architecture and dtype one JSON line: registers per thread, bytes of stack (spills), shared memory, and
 numbers of machine instructions: all, of the matrix units, after the last of these (the epilogue), shuffles, barriers.
@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from distill.retrieval import cuda_search
 from distill.student.kernels import cuda
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
@@ -36,6 +37,8 @@ def main() -> None:
             for kernel, binary in compiled(architecture, dtype):
                 line = {"kernel": kernel, "sm": architecture, "dtype": name, **usage(binary)}
                 print(json.dumps(line), flush=True)
+        for kernel, binary in compiled_search(architecture):
+            print(json.dumps({"kernel": kernel, "sm": architecture, "dtype": "fp32", **usage(binary)}), flush=True)
 
 
 def compiled(architecture: int, dtype: torch.dtype) -> Iterator[tuple[str, Any]]:
@@ -57,49 +60,77 @@ def compiled(architecture: int, dtype: torch.dtype) -> Iterator[tuple[str, Any]]
         ),
         (cuda.join_pieces, {**sums, **places}, {"COLUMNS": 512}, {"num_warps": 4}),
     ):
-        names = kernel.arg_names
-        signature = {
+        yield _compile(architecture, kernel, pointers, numbers, constants, launch)
+
+
+def compiled_search(architecture: int) -> Iterator[tuple[str, Any]]:
+    """Compile the kernel of the search as it is launched."""
+    pointers = {
+        **dict.fromkeys(("weight", "factors", "threshold", "sums"), "fp32"),
+        **dict.fromkeys(("table", "skipped", "indptr", "terms", "counts"), "i32"),
+        **dict.fromkeys(("posting", "part", "row", "hits"), "i64"),
+        "place": "i16",
+    }
+    numbers = dict.fromkeys(("first", "items", "queries", "parts", "room"), "i32")
+    constants = {"WINDOW": cuda_search.WINDOW, **cuda_search.TILES}
+    yield _compile(architecture, cuda_search.score_windows, pointers, numbers, constants, cuda_search.OPTIONS)
+
+
+def _compile(
+    architecture: int,
+    kernel: Any,
+    pointers: dict[str, str],
+    numbers: dict[str, str],
+    constants: dict[str, Any],
+    options: dict[str, Any],
+) -> tuple[str, Any]:
+    names = kernel.arg_names
+    source = ASTSource(
+        fn=kernel,
+        signature={
             name: "constexpr" if name in constants else numbers.get(name) or f"*{pointers[name]}" for name in names
-        }
-        source = ASTSource(
-            fn=kernel,
-            signature=signature,
-            constexprs={(names.index(name),): value for name, value in constants.items()},
-            # as at a launch: torch's memory is aligned, and widths of models are multiples of 16
-            attrs={
-                (place,): [["tt.divisibility", 16]]
-                for place, name in enumerate(names)
-                if name in pointers or name == "width"
-            },
-        )
-        yield kernel.fn.__name__, triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch)
+        },
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        # as at a launch: torch's memory is aligned, and widths of models are multiples of 16
+        attrs={
+            (place,): [["tt.divisibility", 16]]
+            for place, name in enumerate(names)
+            if name in pointers or name == "width"
+        },
+    )
+    return kernel.fn.__name__, triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
 
 
 def usage(kernel: Any) -> dict[str, int]:
     """Resources and instructions of a compiled kernel, as NVIDIA's tools, which Triton brings, read them off it."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
-        file.flush()
-        resources, machine_code = (_cuobjdump(option, file.name) for option in ("-res-usage", "-sass"))
+    resources = _cuobjdump(kernel, "-res-usage")
     found = re.search(r"REG:(\d+) STACK:(\d+)", resources)
     assert found is not None, resources
-    instructions = re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", machine_code)
-    products = [place for place, name in enumerate(instructions) if _PRODUCT.match(name)]
+    code = instructions(kernel)
+    products = [place for place, name in enumerate(code) if _PRODUCT.match(name)]
     return {
         "registers": int(found[1]),
         "stack": int(found[2]),
         "shared": kernel.metadata.shared,
-        "instructions": len(instructions),
+        "instructions": len(code),
         "products": len(products),
-        "after_product": len(instructions) - 1 - products[-1] if products else 0,
-        "shuffles": sum(name.startswith("SHFL") for name in instructions),
-        "barriers": sum(name.startswith("BAR") for name in instructions),
+        "after_product": len(code) - 1 - products[-1] if products else 0,
+        "shuffles": sum(name.startswith("SHFL") for name in code),
+        "barriers": sum(name.startswith("BAR") for name in code),
     }
 
 
-def _cuobjdump(option: str, file: str) -> str:
+def instructions(kernel: Any) -> list[str]:
+    """The names of a compiled kernel's machine instructions, in their order."""
+    return re.findall(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)", _cuobjdump(kernel, "-sass"))
+
+
+def _cuobjdump(kernel: Any, option: str) -> str:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([tool, option, file], capture_output=True, text=True, check=True).stdout
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        return subprocess.run([tool, option, file.name], capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":

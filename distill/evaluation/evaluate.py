@@ -113,7 +113,7 @@ def evaluate_student(student: Student, run: Run, split: str) -> dict[str, float]
         ),
     )
     depth = metrics.depth_needed(run.recipe.evaluate.metrics, run.recipe.evaluate.depth)
-    places, _ = search_sparse(*vectors, collection.search_depth(depth))
+    places, _ = search_sparse(*vectors, collection.search_depth(depth), device=default_device())
     ranking = collection.rankings(np.where(places >= 0, rows[places], -1), depth)
     top = {query: hits.tolist() for query, hits in ranking.items()}
     values = metrics.per_query(run.recipe.evaluate.metrics, collection.grades, top)
@@ -216,7 +216,7 @@ def search_checkpoint(
         rows, _ = (
             search_seismic(build_seismic(passages, cfg.seismic), queries, depth, cfg.seismic)
             if cfg.search == "seismic"
-            else search_sparse(queries, passages, depth)
+            else search_sparse(queries, passages, depth, device=default_device())
         )
     else:
         passages, rates = None, np.zeros(queries.shape[1])
@@ -226,7 +226,7 @@ def search_checkpoint(
                 rates[:] += metrics.activation_rates(block) * (block.shape[0] / collection.passages.collection_size)
                 yield block
 
-        rows, _ = search_blocks(queries, counted(), depth)
+        rows, _ = search_blocks(queries, counted(), depth, device=default_device())
     return (
         collection.rankings(rows, cfg.depth),
         metrics.costs(metrics.activation_rates(queries), rates),

@@ -47,29 +47,32 @@ class Encoder(Protocol):
 class Chunks:
     """The chunks of one miner, `mine.shard_passages` each except the last. The model is loaded when first needed.
 
-    `device`: of the model; None: what this machine has.
+    `device`: of the model, and of the search of its chunks; None: what this machine has.
     """
 
     def __init__(self, miner: Miner, passages: TextStore, folder: RunFolder, mine: Mine, device: str | None = None):
-        self.miner, self.size, self.precision, self.device = miner, mine.shard_passages, mine.precision, device
+        self.miner, self.size, self.precision = miner, mine.shard_passages, mine.precision
         self.collection_size = passages.collection_size
-        self._store, self._folder = passages, folder
+        self._store, self._folder, self._device = passages, folder, device
         self._home = folder.index(index_key(miner, passages, mine))
 
     def __len__(self) -> int:
         return math.ceil(self.collection_size / self.size)
 
     @cached_property
+    def device(self) -> str:
+        return self._device or default_device()
+
+    @cached_property
     def model(self) -> Encoder:
-        device = self.device or default_device()
-        precision = chosen_precision(self.precision, device)
+        precision = chosen_precision(self.precision, self.device)
         if self.miner.kind == "dense":
             from distill.retrieval.dense import DenseModel
 
-            return DenseModel(self.miner, self._store, precision, device)
+            return DenseModel(self.miner, self._store, precision, self.device)
         from distill.retrieval.splade import SpladeModel
 
-        return SpladeModel(self.miner, self._store, self._folder, precision, device)
+        return SpladeModel(self.miner, self._store, self._folder, precision, self.device)
 
     def rows(self, number: int) -> np.ndarray:
         return np.arange(number * self.size, min((number + 1) * self.size, self.collection_size))

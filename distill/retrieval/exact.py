@@ -18,25 +18,34 @@ _BLOCK_BYTES = 128 << 20  # of the scores that one thread holds
 
 
 def search_sparse(
-    queries: sparse.csr_matrix, passages: sparse.csr_matrix, k: int, threads: int | None = None
+    queries: sparse.csr_matrix,
+    passages: sparse.csr_matrix,
+    k: int,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the `k` passages with the largest positive dot product for each query.
 
     `queries` [n, vocabulary] and `passages` [N, vocabulary] are sparse float32. Returns rows int64 [n, min(k, N)] and
     scores float32 of the same shape; if fewer passages have a positive score, the rest has row -1 and score 0.
+    `device`: as of `InvertedIndex`.
     """
-    return InvertedIndex.of(passages).search(queries, k, threads)
+    return InvertedIndex.of(passages, device).search(queries, k, threads)
 
 
 def search_blocks(
-    queries: sparse.csr_matrix, blocks: Iterable[sparse.csr_matrix], k: int, threads: int | None = None
+    queries: sparse.csr_matrix,
+    blocks: Iterable[sparse.csr_matrix],
+    k: int,
+    threads: int | None = None,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `search_sparse`, over consecutive passages that come in blocks, of which one is held at a time."""
     n, first = queries.shape[0], 0
     rows, scores = np.empty((n, 0), dtype=np.int64), np.empty((n, 0), dtype=np.float32)
     for block in blocks:
         least = scores[:, -1] if scores.shape[1] == k else None
-        block_rows, block_scores = InvertedIndex.of(block).search(queries, k, threads, least)
+        block_rows, block_scores = InvertedIndex.of(block, device).search(queries, k, threads, least)
         rows = np.concatenate([rows, np.where(block_rows >= 0, block_rows + first, -1)], axis=1)
         scores = np.concatenate([scores, block_scores], axis=1)
         # a stable sort of blocks in row order leaves ties with the lower row; empty places go last

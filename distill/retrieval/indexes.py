@@ -30,7 +30,7 @@ class SpladeIndex:
 
     def __init__(self, chunks: Chunks):
         self._chunks = chunks
-        self.index = InvertedIndex([Postings.of_batch(batch) for batch in chunks.open()])
+        self.index = InvertedIndex([Postings.of_batch(batch) for batch in chunks.open()], chunks.device)
 
     def search(self, queries: Sequence[str], k: int, threads: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """As `InvertedIndex.search`: rows int64 [n, min(k, N)], -1 after the last hit, and scores float32."""

@@ -1,4 +1,4 @@
-"""Exact top-k search over posting lists, in C++ where it can be compiled, else with SciPy; both give the same bits.
+"""Exact top-k search over posting lists: on a GPU, in C++ where it can be compiled, or with SciPy, with the same bits.
 
 Rankings are by score, best first; ties go to the lower row. A score is the float32 sum of the products in the order of
 the query's terms, so that rankings do not depend on blocks, threads or the machine.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from scipy import sparse
@@ -20,6 +21,13 @@ from scipy import sparse
 from distill.native import native
 from distill.retrieval.postings import Postings
 from distill.retrieval.top_k import best_of
+from distill.run.device import free_cached_memory, lost_device, ran_out_of_memory
+
+if TYPE_CHECKING:
+    from distill.retrieval.cuda_search import DeviceIndex
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("search.cpp")
 _THREADS = 8  # at most, unless told
@@ -29,14 +37,18 @@ _ARRAYS = ("entries", "entry", "first", "place", "weight")  # of `Segment` in se
 
 @dataclass(frozen=True)
 class InvertedIndex:
-    """The posting lists of a collection, in runs of consecutive passages over one vocabulary."""
+    """The posting lists of a collection, in runs of consecutive passages over one vocabulary.
+
+    `device`: that searches. On a GPU without memory for the lists, or that cannot run the kernel, processor cores do.
+    """
 
     runs: Sequence[Postings]
+    device: str = "cpu"
 
     @classmethod
-    def of(cls, passages: sparse.csr_matrix) -> InvertedIndex:
+    def of(cls, passages: sparse.csr_matrix, device: str = "cpu") -> InvertedIndex:
         """Index vectors float32 [N, vocabulary]."""
-        return cls([Postings.of(passages)])
+        return cls([Postings.of(passages)], device)
 
     @property
     def passages(self) -> int:
@@ -66,6 +78,10 @@ class InvertedIndex:
         least = np.zeros(n, np.float32) if least is None else np.maximum(least, 0).astype(np.float32)
         if not rows.size:
             return rows, scores
+        if (index := self._on_device) is not None:
+            there = _if_it_fits(lambda: index.search(queries, width, least), self.device)
+            if there is not None:
+                return there
         threads = threads or min(os.cpu_count() or 1, _THREADS)
         library = _library()
         if library is None or queries.data.min(initial=0) < 0 or self._has_negative_weights:
@@ -91,6 +107,12 @@ class InvertedIndex:
             pairs = map(_pointer, (query_of, rows))
             _succeed(library.score(*self._segments, _Queries.of(queries), len(rows), *pairs, threads, _pointer(scores)))
         return scores
+
+    @functools.cached_property
+    def _on_device(self) -> DeviceIndex | None:
+        """The posting lists on the GPU that searches, if one does."""
+        kernels = None if self.device == "cpu" else _device_index(self.device)
+        return None if kernels is None else _if_it_fits(lambda: kernels.of(self.runs, self.device), self.device)
 
     @functools.cached_property
     def _segments(self) -> tuple[ctypes.Array, int]:
@@ -168,6 +190,33 @@ class _Queries(ctypes.Structure):
         view = cls(queries.shape[0], *(array.ctypes.data for array in arrays))
         view.arrays = arrays  # kept alive
         return view
+
+
+@functools.cache
+def _device_index(device: str) -> type[DeviceIndex] | None:
+    """The index in Triton, if its kernel runs on a device; None, with a warning, if it does not."""
+    try:
+        from distill.retrieval import cuda_search  # Triton is not installed everywhere
+
+        cuda_search.launch_kernels(device)
+    except Exception as error:  # Triton's first launch compiles C, and may raise anything
+        if ran_out_of_memory(error) or lost_device(error):
+            raise
+        log.warning("the search's Triton kernel does not run on %s; processor cores search: %s", device, error)
+        return None
+    return cuda_search.DeviceIndex
+
+
+def _if_it_fits(use: Callable[[], T], device: str) -> T | None:
+    """Return `use()`; None, with a warning, if a device has no memory for it."""
+    try:
+        return use()
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        log.warning("%s has no memory left to search these posting lists; processor cores do: %s", device, error)
+    free_cached_memory()  # outside the handler: inside it, the exception's frames still hold the tensors
+    return None
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:

@@ -8,6 +8,7 @@ search it; `search.cpp` reads them as they are.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
@@ -76,15 +77,22 @@ class Postings:
 
     def blocks(self) -> Iterator[sparse.csc_matrix]:
         """Each block as a sparse matrix, float32 [passages of the block, vocabulary]."""
-        term = self._terms()
-        for number in range(len(self.first) - 1):
-            own = self.entry["block"] == number
-            counts = np.zeros(self.vocabulary, dtype=np.int64)
-            counts[term[own]] = self.entry["count"][own].astype(np.int64) + 1
+        for number, counts in enumerate(self.counts()):
             span = slice(*self.first[number : number + 2])
             shape = (min(self.width, self.passages - number * self.width), self.vocabulary)
             indptr = np.concatenate([[0], np.cumsum(counts)])
             yield sparse.csc_matrix((self.weight[span], self.place[span].astype(np.int32), indptr), shape=shape)
+
+    def counts(self) -> Iterator[np.ndarray]:
+        """The number of postings of each term in each block: int64 [vocabulary], block by block."""
+        term, number = self._terms(), self.entry["block"]
+        order = np.argsort(number, kind="stable")
+        bounds = np.searchsorted(number[order], np.arange(len(self.first)))
+        for first, last in itertools.pairwise(bounds):
+            own = order[first:last]
+            counts = np.zeros(self.vocabulary, dtype=np.int64)
+            counts[term[own]] = self.entry["count"][own].astype(np.int64) + 1
+            yield counts
 
     def _terms(self) -> np.ndarray:
         """The term of each entry: int64 [E]."""

@@ -105,6 +105,13 @@ def until_it_fits(run: Callable[[int], T], batch_tokens: int) -> tuple[T, int]:
         batch_tokens //= 2
 
 
+def on_device(device: torch.device) -> torch.cuda.device:
+    """Make a device the current one, on which Triton launches; it need not be the tensors'."""
+    import torch
+
+    return torch.cuda.device(device if device.type == "cuda" else -1)
+
+
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the host to a device; a GPU goes on with its work meanwhile, which pinned memory permits.
 

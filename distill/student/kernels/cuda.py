@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from distill.run.device import upload
+from distill.run.device import on_device, upload
 
 _KEY_BYTES = 512 << 20  # of the maxima [texts, V] of one launch
 PIECE = 512  # entries that one program of the backward adds up
@@ -57,7 +57,7 @@ def _slice_forward(
         text = torch.arange(texts, dtype=torch.int32, device=offsets.device)
         text = upload(torch.repeat_interleave(text, offsets.diff(), output_size=tokens), rows.device)
         programs = triton.cdiv(tokens, tiles["TOKENS"]) * triton.cdiv(vocabulary, tiles["TERMS"])
-        with _on(hidden.device):
+        with on_device(hidden.device):
             max_tiles[(programs,)](
                 hidden,
                 rows,
@@ -135,7 +135,7 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
     spare_sums = torch.empty(len(spare), device=table.device)
     columns = min(512, triton.next_power_of_2(table.shape[1]))
     blocks = triton.cdiv(table.shape[1], columns)
-    with _on(table.device):
+    with on_device(table.device):
         sum_pieces[(bound, blocks)](
             source,
             coefficients,
@@ -161,11 +161,6 @@ def _gather_sum(into: Tensor, source: Tensor, coefficients: Tensor, table: Tenso
                 split, spare_first, spare, spare_sums, out, sums, table.shape[1], COLUMNS=columns, num_warps=4
             )
     return out, sums
-
-
-def _on(device: torch.device) -> torch.cuda.device:
-    """Triton launches on the current device, which need not be the tensors'."""
-    return torch.cuda.device(device if device.type == "cuda" else -1)
 
 
 @triton.jit
