@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distill.reporting.table import metric_title
+from distill.reporting.table import metric_title, p_value
 from distill.run.files import write_atomic
 
 
@@ -69,7 +69,7 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for test in result["tests"]:
         lines.append(
-            f"{test['ours']} against {test['theirs']}: {test['difference']:+.4f} per query, p = {test['p']:.4f} "
+            f"{test['ours']} against {test['theirs']}: {test['difference']:+.4f} per query, p {p_value(test['p'])} "
             f"(paired t-test over {test['queries']:,} queries), better on {test['wins']:,}, worse on {test['losses']:,}"
         )
     for row in result["collections"]:
