@@ -1,4 +1,4 @@
-"""Compile the Triton kernels of the head and of the search ahead of time for GPU architectures that need not be there: what each one takes.
+"""Compile the Triton kernels of head and search ahead of time, for GPUs that need not be there: what each one takes.
 
 Per kernel, architecture and dtype one JSON line: registers per thread, bytes of stack (spills), shared memory, and
 numbers of machine instructions: all, of the matrix units, after the last of these (the epilogue), shuffles, barriers.
