@@ -134,7 +134,7 @@ def _import(
                 len(sample),
             )
     language = language_of_store(passages.store)
-    counts["language"] = f"{language.name} ({language.reason})"
+    counts["language"] = str(language)
     counts["passages"] = len(passages.store)
     counts["passages.empty"] = len(passages.empty)
     counts["passages.repeated"] = passages.repeated

@@ -20,8 +20,7 @@ from distill.run.resolved import AutoField, Choice
 from distill.run.run import Run
 from distill.run.stage import Stage
 from distill.store.candidates import are_imported
-from distill.store.languages import language_of_store
-from distill.store.texts import TextStore
+from distill.store.languages import imported_language
 
 TEXTS_PER_SECOND = 100e3  # measured on two processor cores
 
@@ -90,7 +89,7 @@ def choose_language(run: Run) -> Choice | None:
     """Choose the language of the imported passages; None before the import."""
     if read_manifest(run.folder.data) is None:
         return None
-    language = language_of_store(TextStore.open(run.folder.passages))
+    language = imported_language(run.folder)
     return Choice(language.name, language.reason)
 
 

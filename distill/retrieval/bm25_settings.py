@@ -8,8 +8,7 @@ from typing import Any
 from distill.config import AUTO, Bm25
 from distill.run.layout import RunFolder
 from distill.run.run import Run
-from distill.store.languages import language_of_store
-from distill.store.texts import TextStore
+from distill.store.languages import imported_language
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Bm25Settings:
     def chosen(cls, parameters: Bm25, language: str, folder: RunFolder) -> Bm25Settings:
         """As `of`, from the parts of a recipe."""
         if language == AUTO:
-            language = language_of_store(TextStore.open(folder.passages)).name
+            language = imported_language(folder).name
         return cls(language, parameters.stemming, parameters.k1, parameters.b)
 
     def fields(self) -> dict[str, Any]:

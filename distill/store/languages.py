@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from distill.config.languages import BIGRAMS, NO_LANGUAGE, STEMMED
+from distill.run.layout import RunFolder
+from distill.run.manifest import read_manifest
 from distill.store.function_words import FUNCTION_WORDS
 from distill.store.texts import TextStore
 
@@ -45,6 +47,10 @@ class Language:
     name: str
     reason: str
 
+    def __str__(self) -> str:
+        """As the import's manifest has it."""
+        return f"{self.name} ({self.reason})"
+
 
 def language_of(texts: Sequence[str]) -> Language:
     """Find the language of a sample of texts; `none` if it has no stemmer, or none is in the clear majority."""
@@ -69,6 +75,16 @@ def language_of_store(store: TextStore) -> Language:
     size = store.collection_size
     rows = np.unique(np.linspace(0, size - 1, min(size, _SAMPLE)).astype(np.int64)) if size else np.empty(0, np.int64)
     return language_of(store.texts(rows))
+
+
+def imported_language(folder: RunFolder) -> Language:
+    """The language that the import found, from its manifest; of data from before it looked, found now."""
+    manifest = read_manifest(folder.data)
+    recorded = manifest.counts.get("language") if manifest is not None else None
+    if not isinstance(recorded, str):
+        return language_of_store(TextStore.open(folder.passages))
+    name, _, reason = recorded.partition(" (")
+    return Language(name, reason.removesuffix(")"))
 
 
 def _vote(text: str) -> str | None:
