@@ -7,14 +7,19 @@ order in which scores were computed. The block bounds the memory, which never gr
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
+import torch
 from scipy import sparse
+from torch import Tensor
 
 from distill.retrieval.inverted import InvertedIndex
-from distill.retrieval.top_k import TopK
+from distill.retrieval.top_k import DeviceTopK, TopK
+from distill.run.device import upload
 
-_BLOCK_BYTES = 128 << 20  # of the scores that one thread holds
+_Ranking = tuple[np.ndarray, np.ndarray]  # rows int64 [n, k] and scores float32
+_STEP, _SLAB = 1024, 32_768  # queries and passages whose products are in memory at once: 128 MiB
 
 
 def search_sparse(
@@ -55,21 +60,42 @@ def search_blocks(
     return rows, scores
 
 
-def search_dense(queries: np.ndarray, blocks: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, np.ndarray]:
+def search_dense(
+    queries: np.ndarray, blocks: Sequence[np.ndarray | Tensor], k: int, device: str = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the `k` passages with the largest dot product for each query.
 
-    `queries`: float32 [n, d]; `blocks`: consecutive passages [N_i, d], possibly memory-mapped. Returns rows int64
-    [n, min(k, N)] and scores float32 of the same shape.
+    `queries`: float32 [n, d]; `blocks`: consecutive passages [N_i, d], possibly memory-mapped, or tensors on `device`,
+    which
+    computes the products. Returns rows int64 [n, min(k, N)] and scores float32 of the same shape.
     """
+    blocks = [block[start : start + _SLAB] for block in blocks for start in range(0, len(block), _SLAB)]
+    spans = [slice(start, start + _STEP) for start in range(0, len(queries), _STEP)]
     width = min(k, sum(map(len, blocks)))
-    rows = np.empty((len(queries), width), np.int64)
-    scores = np.empty((len(queries), width), np.float32)
-    step = max(1, _BLOCK_BYTES // (4 * max([1, *map(len, blocks)])))
-    for start in range(0, len(queries), step):
-        span = slice(start, start + step)
-        top, first = TopK(len(queries[span]), k), 0
-        for block in blocks:
-            top.add(queries[span] @ block.T, first)
-            first += len(block)
-        rows[span], scores[span] = top.rows, top.scores
-    return rows, scores
+    if not width or not spans:
+        return np.empty((len(queries), width), np.int64), np.empty((len(queries), width), np.float32)
+    search = _dense_on_cores if device == "cpu" else partial(_dense_on_device, device=torch.device(device))
+    rows, scores = zip(*search([queries[span] for span in spans], blocks, width), strict=True)
+    return np.concatenate(rows), np.concatenate(scores)
+
+
+def _dense_on_cores(queries: Sequence[np.ndarray], blocks: Iterable[np.ndarray | Tensor], k: int) -> list[_Ranking]:
+    tops, first = [TopK(len(some), k) for some in queries], 0
+    for block in blocks:
+        for some, top in zip(queries, tops, strict=True):
+            top.add(some @ np.asarray(block).T, first)
+        first += len(block)
+    return [(top.rows, top.scores) for top in tops]
+
+
+def _dense_on_device(
+    queries: Sequence[np.ndarray], blocks: Iterable[np.ndarray | Tensor], k: int, device: torch.device
+) -> list[_Ranking]:
+    there = [upload(torch.from_numpy(some), device) for some in queries]
+    tops, first = [DeviceTopK(len(some), k, device) for some in queries], 0
+    for block in blocks:
+        vectors = block if isinstance(block, Tensor) else upload(torch.tensor(block), device)
+        for some, top in zip(there, tops, strict=True):
+            top.add(some @ vectors.T, first)
+        first += len(block)
+    return [(top.rows.cpu().numpy(), top.scores.cpu().numpy()) for top in tops]

@@ -10,10 +10,10 @@ import ctypes
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
@@ -21,12 +21,11 @@ from scipy import sparse
 from distill.native import native
 from distill.retrieval.postings import Postings
 from distill.retrieval.top_k import best_of
-from distill.run.device import free_cached_memory, lost_device, ran_out_of_memory
+from distill.run.device import if_it_fits, lost_device, ran_out_of_memory
 
 if TYPE_CHECKING:
     from distill.retrieval.cuda_search import DeviceIndex
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("search.cpp")
@@ -79,7 +78,7 @@ class InvertedIndex:
         if not rows.size:
             return rows, scores
         if (index := self._on_device) is not None:
-            there = _if_it_fits(lambda: index.search(queries, width, least), self.device)
+            there = if_it_fits(lambda: index.search(queries, width, least), self.device, "the search of posting lists")
             if there is not None:
                 return there
         threads = threads or min(os.cpu_count() or 1, _THREADS)
@@ -112,7 +111,11 @@ class InvertedIndex:
     def _on_device(self) -> DeviceIndex | None:
         """The posting lists on the GPU that searches, if one does."""
         kernels = None if self.device == "cpu" else _device_index(self.device)
-        return None if kernels is None else _if_it_fits(lambda: kernels.of(self.runs, self.device), self.device)
+        return (
+            None
+            if kernels is None
+            else if_it_fits(lambda: kernels.of(self.runs, self.device), self.device, "posting lists")
+        )
 
     @functools.cached_property
     def _segments(self) -> tuple[ctypes.Array, int]:
@@ -205,18 +208,6 @@ def _device_index(device: str) -> type[DeviceIndex] | None:
         log.warning("the search's Triton kernel does not run on %s; processor cores search: %s", device, error)
         return None
     return cuda_search.DeviceIndex
-
-
-def _if_it_fits(use: Callable[[], T], device: str) -> T | None:
-    """Return `use()`; None, with a warning, if a device has no memory for it."""
-    try:
-        return use()
-    except (RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        log.warning("%s has no memory left to search these posting lists; processor cores do: %s", device, error)
-    free_cached_memory()  # outside the handler: inside it, the exception's frames still hold the tensors
-    return None
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:

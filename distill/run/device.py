@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 _MEMORY = re.compile(r"out of memory|can't allocate memory|_STATUS_ALLOC_FAILED", re.IGNORECASE)
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # the second: torch before 2.9
 _LOST = ("CUDA error", "CUDA driver error", "Triton Error [CUDA]", "NCCL error")
@@ -112,6 +114,18 @@ def on_device(device: torch.device) -> torch.cuda.device:
     return torch.cuda.device(device if device.type == "cuda" else -1)
 
 
+def if_it_fits(use: Callable[[], T], device: str, what: str) -> T | None:
+    """Return `use()`; None, with a warning that names `what`, if the device has no memory for it."""
+    try:
+        return use()
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        log.warning("%s has too little memory for %s; processor cores search instead: %s", device, what, error)
+    free_cached_memory()  # outside the handler: inside it, the exception's frames still hold the tensors
+    return None
+
+
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor of the host to a device; a GPU goes on with its work meanwhile, which pinned memory permits.
 
@@ -120,6 +134,14 @@ def upload(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def free_memory(device: str) -> int:
+    """Bytes of a GPU that nobody uses, with those that torch keeps for later."""
+    import torch
+
+    free_cached_memory()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def free_cached_memory() -> None:
