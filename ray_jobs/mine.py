@@ -1,8 +1,8 @@
 """The mining job: encode the collection in chunks, then search candidates shard by shard, on Ray workers.
 
 Chunks and shards are files that exist whole or not at all, and the first commit wins: a killed job resumes with the
-missing ones. Encoding uses GPUs if there are any; searching uses CPU cores. A collection of a single chunk
-(`mine.shard_passages`) is mined in this process, which is faster than starting workers.
+missing ones. Encoding and searching with models use GPUs if there are any; BM25 uses CPU cores. A collection of a
+single chunk (`mine.shard_passages`) is mined in this process, which is faster than starting workers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from distill.config import Mine, Miner
 from distill.errors import RecipeError
 from distill.mining.mine import PendingShard, ShardMiner, finish, miners_of, pending_shards
 from distill.mining.mine import mine as mine_here
@@ -126,9 +127,29 @@ def mine(run: Run, outputs: Sequence[Output]) -> None:
                 Resources(run.recipe.mine.cpus, gpus, run.recipe.mine.actors),
                 rankings,
             )
-            cores = Resources(run.recipe.mine.cpus, 0.0, run.recipe.mine.actors)
-            _map(run, shards, "mine", "queries", cores, rankings)
+            searchers = [run.recipe.mine.miners[name] for name in miners]
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            resources = Resources(
+                *search_resources(run.recipe.mine, searchers, gpus, nodes), actors=run.recipe.mine.actors
+            )
+            _map(run, shards, "mine", "queries", resources, rankings)
     finish(run, outputs)
+
+
+def search_resources(
+    mine: Mine, miners: Sequence[Miner], gpus: float, nodes: Sequence[Mapping[str, float]]
+) -> tuple[float, float]:
+    """CPU cores and GPUs of a worker that searches: GPUs where a miner has a model, which they search, too.
+
+    `gpus`: of a worker that encodes; `nodes`: the resources of each. BM25 needs cores: beside a model on a GPU it gets
+    that GPU's share of them.
+    """
+    if not any(miner.encodes for miner in miners):
+        return mine.cpus, 0.0
+    shares = [node.get("CPU", 0) / node["GPU"] for node in nodes if node.get("GPU", 0) >= gpus > 0]
+    if shares and any(miner.kind == "bm25" for miner in miners):
+        return max(mine.cpus, float(int(gpus * min(shares)))), gpus
+    return mine.cpus, gpus
 
 
 def _map(run: Run, tasks: Sequence[Any], title: str, unit: str, resources: Any, rankings: Mapping[str, Path]) -> None:
@@ -141,7 +162,7 @@ def _map(run: Run, tasks: Sequence[Any], title: str, unit: str, resources: Any, 
     with progress(title, size.total(), unit) as advance:
         shard_map(
             MineWorker,
-            (run, max(1, int(run.recipe.mine.cpus)), rankings),
+            (run, max(1, int(resources.cpus)), rankings),
             tasks,
             resources=resources,
             max_tries=run.recipe.mine.max_tries,

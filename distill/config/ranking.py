@@ -102,7 +102,8 @@ class Workers(Section):
 
 
 class Mine(Workers):
-    """Candidates. A collection of more than `shard_passages` is encoded and searched by Ray workers."""
+    """Candidates. A collection of more than `shard_passages` is encoded and searched by Ray workers. On GPUs, if there
+    are any, dense and splade miners encode and search; `gpus: 0` leaves both to processor cores."""
 
     miners: dict[Name, Miner] = {"bm25": Miner(kind="bm25")}
     """Name -> miner."""

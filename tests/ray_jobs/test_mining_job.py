@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import ray
 
+from distill.config import Mine
 from distill.recipe.load import dump_recipe
 from distill.run.files import xxh128_file
 from distill.run.layout import RunFolder
@@ -19,6 +20,7 @@ from distill.run.manifest import Manifest, write_manifest
 from distill.store.arrow import write_ipc
 from distill.store.candidates import read_candidates
 from distill.store.judgements import JUDGEMENT_SCHEMA
+from ray_jobs.mine import search_resources
 from tests.helpers.small_run import (
     save_checkpoint,
     small_recipe,
@@ -100,6 +102,24 @@ def test_existing_chunks_are_reused_and_another_model_gets_its_own(tmp_path, tin
     mine_here(recipe, folder)
     (splade / "note.txt").unlink()
     assert len(list(folder.data.glob("index/*/chunk-*"))) == 9
+
+
+@pytest.mark.parametrize(
+    "kinds,gpus,expected",
+    [
+        (["bm25"], 1.0, (2.0, 0.0)),  # needs no GPU
+        (["splade", "dense"], 0.0, (2.0, 0.0)),  # none in the cluster, or none wanted
+        (["splade", "run"], 0.5, (2.0, 0.5)),
+        (["splade", "bm25"], 1.0, (8.0, 1.0)),  # BM25 gets the cores of the GPU, as many as the poorest node has
+        (["splade", "bm25"], 0.1, (2.0, 0.1)),
+    ],
+    ids=str,
+)
+def test_workers_search_on_gpus_where_a_miner_has_a_model(kinds, gpus, expected):
+    nodes = [{"CPU": 64.0, "GPU": 4.0}, {"CPU": 8.0, "GPU": 1.0}, {"CPU": 96.0}]
+    fields = {"bm25": {}, "run": {"path": "given.run"}, "splade": {"model": "m"}, "dense": {"model": "m"}}
+    section = Mine(cpus=2, miners={kind: {"kind": kind, **fields[kind]} for kind in kinds})
+    assert search_resources(section, list(section.miners.values()), gpus, nodes) == expected
 
 
 def test_after_killed_workers_and_a_killed_driver_only_missing_chunks_are_encoded(cluster, tmp_path, splade):
