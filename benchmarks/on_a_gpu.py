@@ -96,6 +96,7 @@ def parts(work: Path) -> list[Part]:
             [script("scoring", "--pairs", 8, "--rounds", 1, "--only", "predict")],
         ),
         Part("encoding", 60, [[*here, "encoding"]], [[*here, "encoding", "--device", "cpu"]]),
+        Part("search", 100, [[*here, "search"]], [[*here, "search", "--device", "cpu"]]),
         Part("quickstart", 180, [*quickstart, [*here, "bits", "--work", str(work)]], []),
     ]
 
@@ -106,11 +107,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--out", type=Path, help="folder for the results; default: benchmarks/results/<device>")
     parser.add_argument("--parts", nargs="+", help="only these")
-    parser.add_argument("--only", choices=["facts", "encoding", "bits"], help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["facts", "encoding", "search", "bits"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
-        for line in {"facts": facts, "encoding": encoding, "bits": bits}[args.only](args):
+        for line in {"facts": facts, "encoding": encoding, "search": search, "bits": bits}[args.only](args):
             print(json.dumps(line), flush=True)
         return
     sys.exit(run_all(args))
@@ -302,6 +303,58 @@ def encoding(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "value": texts / seconds,
             "mfu": flops * int(lengths.sum()) / seconds / peak_flops(device, getattr(torch, precision)),
         }
+
+
+def search(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Queries per second of exact search, sparse and dense, beside all processor cores; what they find in common."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+    import torch
+    from search import vectors
+
+    from distill.retrieval.exact import search_dense
+    from distill.retrieval.inverted import InvertedIndex
+    from distill.retrieval.postings import Postings
+
+    small = args.device == "cpu"
+    if not small:
+        from distill.retrieval.cuda_search import launch_kernels
+
+        launch_kernels(args.device)  # raises where processor cores would search instead
+    blocks, passages, queries, of_peer = (2, 500, 20, 5) if small else (8, 131_072, 2000, 100)
+    with ThreadPoolExecutor() as pool:
+        runs = list(pool.map(lambda seed: Postings.of(vectors(passages, 120, seed)), range(1, blocks + 1)))
+    sparse_queries, cores = vectors(queries, 30, 0), os.cpu_count()
+    draw = np.random.default_rng(0)
+    dense_queries = draw.standard_normal((queries, 768), np.float32)
+    embeddings = [draw.standard_normal((passages, 768), np.float32) for _ in runs]
+    kept = [torch.tensor(block).to(args.device) for block in embeddings]
+    indexes = {device: InvertedIndex(runs, device) for device in (args.device, "cpu")}
+    searches = {
+        "sparse search": lambda n, k, device: indexes[device].search(sparse_queries[:n], k, cores),
+        "dense search": lambda n, k, device: search_dense(
+            dense_queries[:n], kept if device == args.device else embeddings, k, device
+        ),
+    }
+    for name, run in searches.items():
+        run(of_peer, 10, args.device)  # copies the index, and compiles
+        for k in (1000, 100):
+            rates, rows = [], []
+            for n, device in ((queries, args.device), (of_peer, "cpu")):
+                began = time.perf_counter()
+                rows.append(run(n, k, device)[0][:of_peer])
+                rates.append(n / (time.perf_counter() - began))
+            yield {
+                "figure": name,
+                "shape": f"{blocks * passages:,} passages, k = {k}; peer: {cores} cores",
+                "precision": "float32",
+                "unit": "queries/s",
+                "ours": rates[0],
+                "peer": rates[1],
+                "peer/ours": rates[0] / rates[1],
+                "rankings in common": float((rows[0] == rows[1]).mean()),
+            }
 
 
 def bits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -107,19 +107,23 @@ def _gpu_kernels() -> Finding:
 
     if not torch.cuda.is_available():
         return Finding("ok", "GPU kernels", "no GPU")
-    from distill.student.head import launch_kernels
+    from distill.student import head
 
     try:
-        launch_kernels(torch.device("cuda", torch.cuda.current_device()))
+        head.launch_kernels(torch.device("cuda", torch.cuda.current_device()))
+        from distill.retrieval import cuda_search  # Triton is not installed everywhere
+
+        cuda_search.launch_kernels("cuda")
     except Exception as error:
         return Finding(
             "warn",
             "GPU kernels",
-            f"the SPLADE head runs in plain torch, slower and with more memory: {error} (Triton needs a C compiler, "
+            "the SPLADE head runs in plain torch, slower and with more memory, and exact search on processor cores: "
+            f"{error} (Triton needs a C compiler, "
             "Python's headers and a cache folder that can be written, $TRITON_CACHE_DIR or ~/.triton)",
         )
     nccl = ".".join(map(str, torch.cuda.nccl.version())) if torch.distributed.is_nccl_available() else "missing"
-    return Finding("ok", "GPU kernels", f"the SPLADE head's run; NCCL {nccl}")
+    return Finding("ok", "GPU kernels", f"the SPLADE head's and the search's run; NCCL {nccl}")
 
 
 def _compiler() -> Finding:
