@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from distill.cli.options import MOST, TrustRemoteCode
+from distill.cli.options import MOST, Redo, TrustRemoteCode
 from distill.recipe.suites import load_suite, suite_names
 
 
@@ -47,6 +47,7 @@ def benchmark(
         typer.Option("--precision", help="Of the encoders' products."),
     ] = "float32",
     trust_remote_code: TrustRemoteCode = False,
+    redo: Redo = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure checkpoints beside BM25 and published figures on the judged collections of a suite."""
@@ -63,6 +64,7 @@ def benchmark(
         batch_tokens=batch_tokens,
         precision=precision,
         trust_remote_code=trust_remote_code,
+        redo=redo,
     )
     result = run_benchmark(checkpoints, chosen(loaded, collections or ()), options)
     write_pages(result, name, options.out)

@@ -50,6 +50,7 @@ class Options:
     batch_tokens: int | None = None
     precision: Dtype = "float32"
     trust_remote_code: bool = False
+    redo: bool = False
 
 
 def benchmark(checkpoints: Sequence[str], suite: Suite, options: Options) -> dict[str, Any]:
@@ -58,7 +59,7 @@ def benchmark(checkpoints: Sequence[str], suite: Suite, options: Options) -> dic
     `collections` has a row per collection: its `values` (system -> measure -> mean; without a system that ranks no
     passage), the `published` ones and the paired `tests` of the first checkpoint against the other systems; `mean` and
     `tests` are over all collections. Raises `DataError` if a collection is missing, unless `allow_missing`, and if all
-    are.
+    are; `FingerprintError` if a folder was made of other texts, unless `redo`.
     """
     metrics.parse_measures(suite.metrics, "metrics")
     metrics.check_depth(suite.metrics, DEPTH)
@@ -141,10 +142,12 @@ class _Measured:
 
     @classmethod
     def of(cls, part: Part, collection: SuiteCollection, suite: Suite, options: Options) -> _Measured:
-        name = part.name if part is collection else f"{collection.name}-{part.name}"
+        name, home = collection.name, options.out / collection.name
+        if part is not collection:
+            name, home = f"{name}-{part.name}", home / part.name
         tree = {
             "name": name,
-            "run_dir": str(options.out / name),
+            "run_dir": str(home),
             "data": {
                 "source": _source(part, options),
                 "own_document": collection.own_document,
@@ -156,7 +159,7 @@ class _Measured:
         search = Evaluate(depth=DEPTH, batch_tokens=options.batch_tokens, precision=options.precision)
         run = Run.of(parse_recipe(tree, origin=name).model_copy(update={"evaluate": search}))
         log.info("%s", name)
-        run_stage(stage_of(run, "import"), run)
+        run_stage(stage_of(run, "import"), run, options.redo)
         data = require_manifest(run.folder.data, "import").fingerprint
         return cls(run, open_collection(run.folder, "test"), suite.metrics, data, {}, {}, set())
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from distill.cli.app import app
 from distill.config.suite import Suite
-from distill.errors import DataError, RecipeError
+from distill.errors import DataError, FingerprintError, RecipeError
 from distill.pipeline import benchmark as module
 from distill.pipeline.benchmark import Options, benchmark, chosen, system_names
 from distill.recipe.suites import load_suite, suite_names
@@ -101,7 +101,7 @@ def test_values_means_and_parts_equal_those_of_sentence_transformers(data, check
         ("first", "BM25", 4),
         ("first", "second", 4),
     ]
-    lines = (tmp_path / "out" / "rest-weather" / "metrics" / "first.run").read_text().splitlines()
+    lines = (tmp_path / "out" / "rest" / "weather" / "metrics" / "first.run").read_text().splitlines()
     assert lines[0].split()[:2] == ["q3", "Q0"] and lines[0].split()[3] == "1"
 
 
@@ -137,6 +137,16 @@ def test_a_changed_checkpoint_is_measured_again(data, checkpoints, tmp_path, tin
     save_checkpoint(tiny_mlm, tmp_path / "first" / "model", top_k=2)
     after = benchmark(checkpoints[:1], SUITE, options)
     assert after["mean"]["first"] != before["mean"]["first"] and after["mean"]["BM25"] == before["mean"]["BM25"]
+
+
+def test_other_texts_are_refused_until_they_are_to_replace_the_old_ones(data, checkpoints, tmp_path):
+    benchmark(checkpoints[:1], SUITE, Options(data=data, out=tmp_path / "out"))
+    corpus = data / "animals" / "corpus.jsonl"
+    corpus.write_text(corpus.read_text() + json.dumps({"_id": "new", "title": "", "text": "cats and dogs"}) + "\n")
+    with pytest.raises(FingerprintError, match="add --redo"):
+        benchmark(checkpoints[:1], SUITE, Options(data=data, out=tmp_path / "out"))
+    result = benchmark(checkpoints[:1], SUITE, Options(data=data, out=tmp_path / "out", redo=True))
+    assert result == benchmark(checkpoints[:1], SUITE, Options(data=data, out=tmp_path / "afresh"))
 
 
 def test_the_querys_own_document_is_left_out_where_the_collections_rule_says_so(tmp_path, checkpoints):
