@@ -22,7 +22,7 @@ from distill.config.data import (
     Sizes,
     Source,
 )
-from distill.config.evaluation import Evaluate, Seismic, Tracking, Wandb
+from distill.config.evaluation import Evaluate, Tracking, Wandb
 from distill.config.losses import (
     AdrMseLoss,
     AnyRegularizer,
@@ -44,6 +44,7 @@ from distill.config.losses import (
 from distill.config.ranking import Bm25, FineTune, Label, Mine, Miner, Score, Teacher
 from distill.config.recipe import Recipe
 from distill.config.rounds import Follows
+from distill.config.seismic import Seismic
 from distill.config.student import (
     AnyStudent,
     BinaryQuery,

@@ -6,25 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from distill.config.base import Dtype, ExecutionOnly, Fraction, Positive, Section, Split
+from distill.config.base import Dtype, ExecutionOnly, Positive, Section, Split
 from distill.config.evaluators import Evaluator
-
-
-class Seismic(Section):
-    """Approximate search in clustered posting lists (Bruch et al., SIGIR 2024); named as in pyseismic-lsr."""
-
-    n_postings: Positive = 3500
-    """Mean number of postings kept per term."""
-    centroid_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """Number of clusters of a posting list, per posting."""
-    min_cluster_size: Positive = 2
-    """Minimum number of postings per cluster."""
-    summary_energy: Fraction = 0.4
-    """Share of a cluster's weights that its summary keeps."""
-    query_cut: Positive = 10
-    """Number of query terms, the strongest first, whose posting lists are searched."""
-    heap_factor: Annotated[float, Field(gt=0, le=1)] = 0.7
-    """How readily clusters are skipped; 1: only those that cannot reach the best k. Lower is faster."""
+from distill.config.seismic import Seismic
 
 
 class Evaluate(Section):

@@ -13,18 +13,20 @@ from distill.config.base import (
     ExecutionOnly,
     FilePath,
     Fraction,
+    IfSet,
     Name,
     Positive,
     Section,
     refuse_unread,
 )
+from distill.config.seismic import Seismic
 from distill.errors import RecipeError
 
 _RANKS = {"kind", "top", "sample", "depth", "skip"}
 _MINER_READS = {
     "bm25": _RANKS,
     "dense": _RANKS | {"model", "revision"},
-    "splade": _RANKS | {"model", "revision"},
+    "splade": _RANKS | {"model", "revision", "search", "seismic"},
     "run": _RANKS | {"path", "systems"},
 }
 
@@ -51,11 +53,21 @@ class Miner(Section):
     """Depth of the ranking that `sample` draws from."""
     skip: Count = 0
     """Number of best ranks to skip, where unlabelled positives are likely. Not for queries without a positive."""
+    search: IfSet[Literal["exact", "seismic"]] = "exact"
+    """Search of `splade`. `seismic`: approximate, with all vectors of the collection in the memory of each worker (give
+    one all cores of a machine, by `mine.cpus`); its recall against exact search is written beside the candidates."""
+    seismic: IfSet[Seismic] = Seismic()
+    """Settings of Seismic."""
 
     @property
     def encodes(self) -> bool:
         """Whether it encodes the collection with a model."""
         return self.kind in ("dense", "splade")
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that its negatives are taken from."""
+        return max(self.skip + self.top, self.depth if self.sample else 0)
 
     @model_validator(mode="after")
     def _every_field_has_an_effect(self) -> Miner:
@@ -64,6 +76,8 @@ class Miner(Section):
         if self.kind == "run" and self.path is None:
             raise ValueError("a run miner needs a path: the file of rankings, or a folder of them")
         refuse_unread(self, self.kind, _MINER_READS[self.kind])
+        if self.search == "exact" and self.seismic != Seismic():
+            raise ValueError("the settings of `seismic` have no effect on exact search: set search: seismic")
         if not self.sample and self.depth != type(self).model_fields["depth"].default:
             raise ValueError("`depth` has no effect without `sample`, which draws from that many ranks")
         if self.sample and self.depth <= self.skip + self.top:

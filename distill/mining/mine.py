@@ -22,7 +22,9 @@ from distill.config import Mine, Miner, Recipe
 from distill.errors import DataError, StorageError
 from distill.mining.known import Known
 from distill.mining.rankings import RankingIndex, index_file, ranking_counts, ranking_indexes
+from distill.mining.recall import recall_counts
 from distill.progress import progress
+from distill.retrieval.approximate import SeismicIndex
 from distill.retrieval.bm25 import shared_index
 from distill.retrieval.bm25_settings import Bm25Settings
 from distill.retrieval.chunks import Chunks
@@ -194,8 +196,11 @@ def finish(run: Run, outputs: Sequence[Output]) -> None:
             )
         if plan.split == "train" and unjudged:
             totals["queries_without_positives"] = unjudged
-        rankings = {name: homes[name] for name in miners_of(run.recipe, plan.split) if name in homes}
-        output.finish(shards, totals | ranking_counts(rankings, plan.split, plan.shards))
+        miners = miners_of(run.recipe, plan.split)
+        rankings = {name: homes[name] for name in miners if name in homes}
+        queries = np.concatenate([np.empty(0, np.int64), *plan.shards])
+        recall = recall_counts(run, plan.split, queries, miners)
+        output.finish(shards, {**totals, **ranking_counts(rankings, plan.split, plan.shards), **recall})
         if plan.split == "train" and useless:
             log.warning(
                 "%d of %d training queries cannot be learnt from: they have no negative or, without a positive, fewer "
@@ -246,6 +251,8 @@ def open_searcher(
     if miner.kind == "bm25":
         return shared_index(folder, bm25 or Bm25Settings())
     chunks = Chunks(miner, passages, folder, mine or Mine(), device)
+    if miner.search == "seismic":
+        return SeismicIndex(chunks, miner.seismic)
     return DenseIndex(chunks) if miner.kind == "dense" else SpladeIndex(chunks)
 
 

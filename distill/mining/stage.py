@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from distill.config import Miner
+from distill.config import Miner, dump_set
 from distill.mining.rankings import check_miner, ranking_fields
 from distill.planning.case import Case, Cost, StageCost, encoded, searched
 from distill.planning.volumes import BYTES_PER_PAIR
@@ -39,13 +39,14 @@ def mining_fields(run: Run, split: str) -> dict[str, Any]:
     if split == "train":
         return {**fields, "miners": miners, "order": list(miners), "seed": recipe.seed}
     first = next(iter(miners))
-    of_ranking = ("kind", "model", "files", "systems")  # whatever the number of negatives taken from it
+    # whatever the number of negatives taken from it
+    of_ranking = ("kind", "model", "files", "systems", "search", "seismic")
     used = {key: value for key, value in miners[first].items() if key in of_ranking}
     return {**fields, "miner": first, **used, "rerank_depth": recipe.mine.rerank_depth}
 
 
 def _miner_fields(run: Run, miner: Miner) -> dict[str, Any]:
-    fields = miner.model_dump(mode="json", exclude={"model", "revision", "path", "systems"})
+    fields = dump_set(miner, exclude={"model", "revision", "path", "systems"})
     if miner.kind == "run":
         return {**fields, **ranking_fields(miner)}
     return {**fields, "model": None if miner.model is None else run.model(miner.model, miner.revision).identity()}

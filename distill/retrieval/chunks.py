@@ -54,7 +54,7 @@ class Chunks:
         self.miner, self.size, self.precision = miner, mine.shard_passages, mine.precision
         self.collection_size = passages.collection_size
         self._store, self._folder, self._device = passages, folder, device
-        self._home = folder.index(index_key(miner, passages, mine))
+        self.home = folder.index(index_key(miner, passages, mine))
 
     def __len__(self) -> int:
         return math.ceil(self.collection_size / self.size)
@@ -106,7 +106,7 @@ class Chunks:
             return only_batch(RowReader(path))
 
     def _path(self, number: int) -> Path:
-        return self._home / f"chunk-{number:05d}.arrow"
+        return self.home / f"chunk-{number:05d}.arrow"
 
 
 def index_key(miner: Miner, passages: TextStore, mine: Mine) -> str:

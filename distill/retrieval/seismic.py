@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +19,57 @@ import seismic
 from scipy import sparse
 
 from distill.config import Seismic
+from distill.run.files import remove_leftovers, write_atomic
+from distill.run.seals import sealed
 
 _SLAB = 65_536  # passages added at once: the library copies them with 64-bit term numbers
+_TEMPORARY = ".seismic-"  # start of the names of temporary folders
 _SMALL_VOCABULARY = 65_536  # the greatest that the plain index, with 16-bit terms, can hold
 
 
 def build_seismic(passages: sparse.csr_matrix, cfg: Seismic, threads: int = 0) -> Any:
     """Build an index over `passages` [N, vocabulary]. `threads` 0: all."""
-    small = passages.shape[1] <= _SMALL_VOCABULARY
-    passages = passages if passages.has_sorted_indices else passages.sorted_indices()
-    dataset = (seismic.SeismicDataset if small else seismic.SeismicDatasetLV)(passages.shape[1])
-    for first in range(0, passages.shape[0], _SLAB):
-        slab = passages[first : first + _SLAB]
+    slabs = (passages[first : first + _SLAB] for first in range(0, passages.shape[0], _SLAB))
+    return build_from_blocks(slabs, passages.shape[1], cfg, threads)
+
+
+def build_from_blocks(blocks: Iterable[sparse.spmatrix], vocabulary: int, cfg: Seismic, threads: int = 0) -> Any:
+    """As `build_seismic`, over consecutive passages that come in blocks [at most 65,536, vocabulary].
+
+    The library holds all vectors in memory; of the blocks, one is held at a time.
+    """
+    dataset = (seismic.SeismicDataset if vocabulary <= _SMALL_VOCABULARY else seismic.SeismicDatasetLV)(vocabulary)
+    first = 0
+    for block in blocks:
+        slab = block.tocsr()
+        slab = slab if slab.has_sorted_indices else slab.sorted_indices()
         dataset.add_documents_by_id(
             [str(first + i) for i in range(slab.shape[0])],
             slab.indices.astype(np.int64),
             slab.data,
             slab.indptr.astype(np.int64),
         )
-    build = cfg.model_dump(include={"n_postings", "centroid_fraction", "min_cluster_size", "summary_energy"})
+        first += slab.shape[0]
     with _without_stdout():
-        return (seismic.SeismicIndex if small else seismic.SeismicIndexLV).build_from_dataset(
-            dataset, **build, num_threads=threads
-        )
+        return _index_type(vocabulary).build_from_dataset(dataset, **build_settings(cfg), num_threads=threads)
+
+
+def build_settings(cfg: Seismic) -> dict[str, Any]:
+    """The settings that decide the index; the others are of a search."""
+    return cfg.model_dump(include={"n_postings", "centroid_fraction", "min_cluster_size", "summary_energy"})
+
+
+def save_seismic(index: Any, path: Path) -> None:
+    """Write an index to a file, atomically, and its seal. One process writes a file at a time."""
+    remove_leftovers(path.parent, f"{_TEMPORARY}*")
+    with sealed(path), write_atomic(path) as temporary, _saved(index, path.parent) as file:
+        file.replace(temporary)
+
+
+def load_seismic(path: Path, vocabulary: int) -> Any:
+    """Load an index over `vocabulary` terms into memory."""
+    with _without_stdout():
+        return _index_type(vocabulary).load(str(path))
 
 
 def search_seismic(
@@ -75,10 +103,21 @@ def query_terms(queries: sparse.csr_matrix) -> tuple[list[np.ndarray], list[np.n
 
 def seismic_bytes(index: Any, folder: Path) -> int:
     """Measure the size of a saved index by saving it temporarily in `folder`."""
-    with tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with _saved(index, folder) as file:
+        return file.stat().st_size
+
+
+def _index_type(vocabulary: int) -> Any:
+    return seismic.SeismicIndex if vocabulary <= _SMALL_VOCABULARY else seismic.SeismicIndexLV
+
+
+@contextlib.contextmanager
+def _saved(index: Any, folder: Path) -> Iterator[Path]:
+    """A file in a temporary folder below `folder`: the library chooses the end of its name."""
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=folder) as temporary:
         with _without_stdout():
             index.save(str(Path(temporary) / "index"))
-        return sum(file.stat().st_size for file in Path(temporary).iterdir())
+        yield next(Path(temporary).iterdir())
 
 
 @contextlib.contextmanager
