@@ -55,7 +55,8 @@ class Miner(Section):
     """Number of best ranks to skip, where unlabelled positives are likely. Not for queries without a positive."""
     search: IfSet[Literal["exact", "seismic"]] = "exact"
     """Search of `splade`. `seismic`: approximate, with all vectors of the collection in the memory of each worker (give
-    one all cores of a machine, by `mine.cpus`); its recall against exact search is written beside the candidates."""
+    one all cores of a machine, by `mine.cpus`); its recall against exact search is written beside the candidates. Its
+    index is drawn at random: one that is built again may find other passages."""
     seismic: IfSet[Seismic] = Seismic()
     """Settings of Seismic."""
 
