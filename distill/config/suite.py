@@ -40,6 +40,8 @@ class SuiteCollection(Part):
     """Collections that are searched one by one; the row is their mean, as CQADupStack's of its forums."""
     own_document: Literal["auto", "same-id", "keep"] = "auto"
     """What of a passage under a query's own id, see `data.own_document`. BEIR leaves it out (`same-id`)."""
+    excluded_grade: int | None = None
+    """Passages judged with this grade or a lower one are left out of the query's rankings, as BRIGHT's rule demands."""
     language: str = "auto"
     """Of BM25, see `data.language`."""
     queries: Positive | None = None

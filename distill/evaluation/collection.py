@@ -5,7 +5,7 @@ Judgements of passage variants count for the collection rows that the variants w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Collection:
     split: str
     grades: dict[int, dict[int, int]]  # query row -> passage row -> grade; only queries with a positive
     own: dict[int, int]  # query row -> the passage that is the query itself, left out of its rankings
+    excluded: dict[int, list[int]] = field(default_factory=dict)  # query row -> further passages that are left out
 
     @property
     def query_rows(self) -> np.ndarray:
@@ -32,17 +33,32 @@ class Collection:
 
     def search_depth(self, depth: int) -> int:
         """How deep to search for rankings of `depth` passages."""
-        return depth + bool(self.own)
+        return depth + bool(self.own) + max(map(len, self.excluded.values()), default=0)
 
     def rankings(self, rows: np.ndarray, depth: int) -> dict[int, np.ndarray]:
-        """Query row -> its best `depth` passages, without the query's own document.
+        """Query row -> its best `depth` passages, without the query's own document and the excluded ones.
 
         `rows`: passage rows int64 [judged queries, depth], best first; -1 after the last hit.
         """
-        return {
-            query: hits[(hits >= 0) & (hits != self.own.get(query, -1))][:depth]
-            for query, hits in zip(self.grades, rows, strict=True)
+        rankings = {}
+        for query, hits in zip(self.grades, rows, strict=True):
+            ranked = (hits >= 0) & (hits != self.own.get(query, -1))
+            if query in self.excluded:
+                ranked &= ~np.isin(hits, self.excluded[query])
+            rankings[query] = hits[ranked][:depth]
+        return rankings
+
+    def excluding(self, grade: int) -> Collection:
+        """Leave the passages that are judged `grade` or lower out of the rankings; those judgements do not count."""
+        excluded = {
+            query: [passage for passage, judged in graded.items() if judged <= grade]
+            for query, graded in self.grades.items()
         }
+        kept = {
+            query: {passage: judged for passage, judged in graded.items() if judged > grade}
+            for query, graded in self.grades.items()
+        }
+        return replace(self, grades=kept, excluded={query: rows for query, rows in excluded.items() if rows})
 
 
 def open_collection(folder: RunFolder, split: str) -> Collection:

@@ -135,6 +135,7 @@ class _Measured:
     run: Run
     collection: Collection
     metrics: tuple[str, ...]
+    excluded_grade: int | None
     data: str  # fingerprint of the texts and judgements
     values: dict[str, dict[str, np.ndarray]]  # system -> measure -> float64 [queries]
     costs: dict[str, dict[str, float]]
@@ -161,7 +162,9 @@ class _Measured:
         log.info("%s", name)
         run_stage(stage_of(run, "import"), run, options.redo)
         data = require_manifest(run.folder.data, "import").fingerprint
-        return cls(run, open_collection(run.folder, "test"), suite.metrics, data, {}, {}, set())
+        judged, grade = open_collection(run.folder, "test"), collection.excluded_grade
+        judged = judged if grade is None else judged.excluding(grade)
+        return cls(run, judged, suite.metrics, grade, data, {}, {}, set())
 
     def add(self, system: str, identity: Mapping[str, Any], options: Options, model: ModelRef | None = None) -> None:
         """Measure a checkpoint, or BM25, unless its values are there."""
@@ -172,6 +175,7 @@ class _Measured:
                 "data": self.data,
                 "system": dict(identity),
                 "metrics": list(self.metrics),
+                **({} if self.excluded_grade is None else {"excluded_grade": self.excluded_grade}),
                 **(bm25_fields(self.run) if model is None else {"precision": options.precision}),
             }
         )

@@ -162,6 +162,20 @@ def test_the_querys_own_document_is_left_out_where_the_collections_rule_says_so(
     assert "q1 Q0 q1" not in run
 
 
+def test_passages_that_a_query_excludes_are_left_out_and_do_not_count(tmp_path, checkpoints):
+    qrels = {"q1": {"d6": 1, "d1": -100, "d0": -100}, "q4": {"d5": 1, "d2": 0}}
+    passages = write_collection(tmp_path / "data" / "excluding", qrels)
+    collections = [{"name": "excluding", "excluded_grade": -100}]
+    suite = Suite.model_validate({"metrics": ["nDCG@10"], "collections": collections})
+    result = benchmark(checkpoints[:1], suite, Options(data=tmp_path / "data", out=tmp_path / "out"))
+    judged = {query: {id_: max(grade, 0) for id_, grade in graded.items()} for query, graded in qrels.items()}
+    values = expected(checkpoints[0], judged, passages, left_out=[("q1", "d1"), ("q1", "d0")])
+    assert result["collections"][0]["values"]["first"]["nDCG@10"] == pytest.approx(np.mean(list(values.values())))
+    lines = (tmp_path / "out" / "excluding" / "metrics" / "first.run").read_text().splitlines()
+    ranked = [line.split()[2] for line in lines if line.startswith("q1 ")]
+    assert len(ranked) == len(TEXTS) - 2 and not {"d0", "d1"} & set(ranked)
+
+
 def test_missing_collections_are_named_with_the_remedy(data, checkpoints, tmp_path):
     suite = Suite.model_validate(
         {"collections": [*SUITE.model_dump()["collections"], {"name": "absent", "ir_datasets": "beir/absent"}]}
@@ -252,4 +266,9 @@ def test_shipped_suites_are_valid_and_beirs_published_means_are_those_of_the_pap
     cqadupstack = next(row for row in suites["beir-18"].collections if row.name == "cqadupstack")
     assert len(cqadupstack.parts) == 12
     own = [row.name for row in rows if row.own_document == "same-id"]
-    assert own == ["arguana", "quora"]
+    assert own == ["arguana", "quora", "scidocs"]  # queries and passages have ids of one space
+    forums = {"BM25 flat": 0.3021, "BM25 fields": 0.2987, "SPLADE++ ED": 0.3338}  # means of Pyserini's twelve figures
+    assert cqadupstack.published == forums
+    for suite in suites.values():
+        figures = [row for row in suite.collections if row.published]
+        assert all(row.queries for row in figures)
