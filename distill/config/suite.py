@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from distill.config.base import FilePath, Fraction, Name, Positive, Section
+from distill.config.base import FilePath, Fraction, Name, Positive, Section, Split
 from distill.config.data import Source
 
 
@@ -16,15 +16,19 @@ class Part(Section):
     name: Name
     """Name of the collection, and of its folder below `--data` unless `folder` says otherwise."""
     folder: str | None = None
-    """Folder below `--data`, in BEIR's layout."""
+    """Folder below `--data`, in BEIR's or MS MARCO's layout, or a copy of a hub dataset."""
     path: FilePath | None = None
-    """Folder of one's own, in BEIR's layout; relative to the suite's file."""
+    """Folder of one's own, in one of these layouts; relative to the suite's file."""
     source: Source | None = None
     """Any source that recipes have in `data.source`; its test split counts."""
     split: str = "test"
     """Name of the split's file in qrels/, without .tsv."""
     ir_datasets: str | None = None
     """Id in the catalogue of ir_datasets, for `--download`."""
+    hub: str | None = None
+    """Dataset on the hub with configurations corpus, queries and judgements, for `--download` without ir_datasets."""
+    hub_split: Split = "test"
+    """Split of the hub dataset's judgements."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Part:
@@ -48,6 +52,8 @@ class SuiteCollection(Part):
     """Number of judged queries that published figures are for, of all parts together; another one is told."""
     published: dict[str, Fraction] = {}
     """System -> published value of the suite's first metric."""
+    archive: str | None = None
+    """Where to get the collection, told if it is missing."""
     note: str | None = None
     """What a reader of the table should know, such as the version of the judgements."""
 

@@ -8,7 +8,7 @@ measured again, so an interrupted benchmark goes on where it was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from distill.errors import DataError, RecipeError
 from distill.evaluation import metrics
 from distill.evaluation.collection import Collection, open_collection
 from distill.evaluation.evaluate import bm25_ranking, search_checkpoint, write_run
+from distill.evaluation.places import Place, place_of, remedy
 from distill.evaluation.rerank import Ranking
 from distill.pipeline.registry import stage_of
 from distill.pipeline.run import run_stage
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 
 BM25 = "BM25"
 DEPTH = 1000  # of the TREC runs
+_Found = tuple[SuiteCollection, list[tuple[Part, Place]]]
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,15 @@ def benchmark(checkpoints: Sequence[str], suite: Suite, options: Options) -> dic
     found, missing = _found(suite, options)
     if not found or (missing and not options.allow_missing):
         raise DataError(
-            "\n".join(f"{part.name} is missing: {_remedy(part, options)}" for part in missing)
+            "\n".join(
+                f"{collection.name} is missing: {remedy(collection, options.data, options.download)}"
+                for collection in missing
+            )
             + ("" if not found else "\nWith --allow-missing the others are measured, and the mean is theirs")
         )
     rows = []
     for collection, parts in found:
-        measured = [_Measured.of(part, collection, suite, options) for part in parts]
+        measured = [_Measured.of(part, place, collection, suite, options) for part, place in parts]
         for part in measured:
             part.add(BM25, {"bm25": True}, options)
             for name, model in models.items():
@@ -93,7 +98,7 @@ def benchmark(checkpoints: Sequence[str], suite: Suite, options: Options) -> dic
         },
         "published_mean": _published_means(rows, suite.metrics[0]),
         "tests": _tests({name: np.concatenate([row["per_query"][name] for row in rows]) for name in systems}),
-        "missing": [part.name for part in missing],
+        "missing": [collection.name for collection in missing],
         "sources": suite.sources,
     }
     write_json(options.out / "benchmark.json", result)
@@ -142,7 +147,7 @@ class _Measured:
     silent: set[str]  # systems that rank no passage for any query
 
     @classmethod
-    def of(cls, part: Part, collection: SuiteCollection, suite: Suite, options: Options) -> _Measured:
+    def of(cls, part: Part, place: Place, collection: SuiteCollection, suite: Suite, options: Options) -> _Measured:
         name, home = collection.name, options.out / collection.name
         if part is not collection:
             name, home = f"{name}-{part.name}", home / part.name
@@ -150,7 +155,7 @@ class _Measured:
             "name": name,
             "run_dir": str(home),
             "data": {
-                "source": _source(part, options),
+                "source": place.source.model_dump(mode="json", exclude_unset=True),
                 "own_document": collection.own_document,
                 "language": collection.language,
                 "on_missing": "drop",
@@ -162,7 +167,7 @@ class _Measured:
         log.info("%s", name)
         run_stage(stage_of(run, "import"), run, options.redo)
         data = require_manifest(run.folder.data, "import").fingerprint
-        judged, grade = open_collection(run.folder, "test"), collection.excluded_grade
+        judged, grade = open_collection(run.folder, place.split), collection.excluded_grade
         judged = judged if grade is None else judged.excluding(grade)
         return cls(run, judged, suite.metrics, grade, data, {}, {}, set())
 
@@ -260,51 +265,15 @@ def _published_means(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str
     }
 
 
-def _found(suite: Suite, options: Options) -> tuple[list[tuple[SuiteCollection, list[Part]]], list[SuiteCollection]]:
-    """The collections whose parts are all there, and the missing ones."""
-    found: list[tuple[SuiteCollection, list[Part]]] = []
+def _found(suite: Suite, options: Options) -> tuple[list[_Found], list[SuiteCollection]]:
+    """The collections whose parts are all there, with their places, and the missing ones."""
+    found: list[_Found] = []
     missing: list[SuiteCollection] = []
     for collection in suite.collections:
-        parts: list[Part] = list(collection.parts) or [collection]
-        lacking = [part for part in parts if _place(part, options) is None and not _downloadable(part, options)]
-        missing += [collection] if lacking else []
-        if not lacking:
-            found.append((collection, parts))
+        parts: tuple[Part, ...] = collection.parts or (collection,)
+        places = [place_of(part, options.data, options.download) for part in parts]
+        if any(place is None for place in places):
+            missing.append(collection)
+        else:
+            found.append((collection, [(part, place) for part, place in zip(parts, places, strict=True) if place]))
     return found, missing
-
-
-def _place(part: Part, options: Options) -> Path | None:
-    """The folder of a collection on this disk; a `source` of its own is taken as it is."""
-    if part.source is not None:
-        return Path()
-    return next((path for path in _places(part, options) if (path / "corpus.jsonl").exists()), None)
-
-
-def _places(part: Part, options: Options) -> Iterator[Path]:
-    if part.path is not None:
-        yield part.path
-    elif options.data is not None:
-        yield options.data / (part.folder or part.name)
-        if part.folder and "/" in part.folder:
-            yield options.data / part.folder.replace("/", "-")
-
-
-def _downloadable(part: Part, options: Options) -> bool:
-    return options.download and part.ir_datasets is not None
-
-
-def _source(part: Part, options: Options) -> dict[str, Any]:
-    if part.source is not None:
-        return part.source.model_dump(mode="json")
-    if (place := _place(part, options)) is not None:
-        return {"kind": "beir", "path": str(place), "splits": {"test": part.split}}
-    return {"kind": "ir-datasets", "splits": {"test": part.ir_datasets}}
-
-
-def _remedy(part: Part, options: Options) -> str:
-    parts = part.parts if isinstance(part, SuiteCollection) and part.parts else (part,)
-    places = [str(path) for each in parts for path in list(_places(each, options))[:1]]
-    where = f"no corpus.jsonl in {', '.join(places[:3])}{' ...' if len(places) > 3 else ''}" if places else ""
-    where = where or f"name the folder that has {part.folder or part.name}/ in BEIR's layout (--data)"
-    known = all(each.ir_datasets for each in parts)
-    return where + ("; --download fetches it through ir_datasets" if known and not options.download else "")

@@ -532,6 +532,20 @@ def test_datasets_saved_on_disk_are_read_in_both_layouts(tmp_path):
     assert TextStore.open(run.queries("test")).texts([0]) == ["loud"]
 
 
+def test_judgements_without_a_column_for_grades_are_of_grade_one(tmp_path):
+    saved = tmp_path / "beir"
+    datasets.Dataset.from_list([{"_id": "a", "text": "cats"}]).save_to_disk(saved / "corpus")
+    datasets.Dataset.from_list([{"_id": "1", "text": "loud"}]).save_to_disk(saved / "queries")
+    pair = {"query-id": "1", "corpus-id": "a"}
+    datasets.Dataset.from_list([pair]).save_to_disk(saved / "qrels")
+    source = {"kind": "huggingface", "dataset": str(saved), "layout": "beir"}
+    import_data(recipe(source), RunFolder(tmp_path / "run"))
+    assert load_judgements(RunFolder(tmp_path / "run"), "test").of(0)[1].tolist() == [1]
+    datasets.Dataset.from_list([{**pair, "relevance": 2}]).save_to_disk(saved / "qrels")
+    with pytest.raises(DataError, match=r"\[score\]: missing .*relevance.*; name the right column"):
+        import_data(recipe(source), RunFolder(tmp_path / "other"))
+
+
 @pytest.mark.parametrize(
     ("part", "name", "value", "message"),
     [

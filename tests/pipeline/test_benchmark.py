@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 
 import ir_measures
 import numpy as np
 import pytest
 import yaml
+from datasets import Dataset
 from sentence_transformers import SparseEncoder
 from typer.testing import CliRunner
 
 from distill.cli.app import app
 from distill.config.suite import Suite
 from distill.errors import DataError, FingerprintError, RecipeError
+from distill.evaluation import places
+from distill.evaluation.places import place_of, remedy
 from distill.pipeline import benchmark as module
 from distill.pipeline.benchmark import Options, benchmark, chosen, system_names
 from distill.recipe.suites import load_suite, suite_names
@@ -42,6 +46,10 @@ def write_collection(folder, qrels, *, own: str | None = None):
     lines = [f"{query}\t{passage}\t{grade}" for query, graded in qrels.items() for passage, grade in graded.items()]
     (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
     return passages
+
+
+def write_lines(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
 
 
 @pytest.fixture
@@ -189,6 +197,51 @@ def test_missing_collections_are_named_with_the_remedy(data, checkpoints, tmp_pa
     assert result["missing"] == ["absent"] and len(result["collections"]) == 2
     with pytest.raises(DataError, match="name the folder that has animals/ in BEIR's layout"):
         benchmark(checkpoints[:1], SUITE, Options(out=tmp_path / "none", allow_missing=True))
+
+
+def test_folders_in_other_layouts_give_the_same_values(data, checkpoints, tmp_path):
+    """MS MARCO's files, packed files, and a copy of a hub dataset whose judgements have no grades, as NanoBEIR's."""
+    texts = {f"d{i}": text for i, text in enumerate(TEXTS)}
+    (data / "marco").mkdir()
+    write_lines(data / "marco" / "collection.tsv", [f"{id_}\t{text}" for id_, text in texts.items()])
+    write_lines(data / "marco" / "queries.dev.small.tsv", [f"{id_}\t{text}" for id_, text in QUERIES.items()])
+    judged = [(query, passage, 1) for query, graded in QRELS["weather"].items() for passage in graded]
+    rows = [f"{query}\t0\t{passage}\t{grade}" for query, passage, grade in judged]
+    write_lines(data / "marco" / "qrels.dev.small.tsv", rows)
+    (data / "packed" / "qrels").mkdir(parents=True)
+    for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"):
+        content = (data / "weather" / name).read_bytes()
+        (data / "packed" / f"{name}.gz").write_bytes(gzip.compress(content))
+    tables = {
+        "corpus": {"_id": list(texts), "text": list(texts.values())},
+        "queries": {"_id": list(QUERIES), "text": list(QUERIES.values())},
+        "qrels": {"query-id": [row[0] for row in judged], "corpus-id": [row[1] for row in judged]},
+    }
+    for name, table in tables.items():
+        (data / "NanoWeather" / name).mkdir(parents=True)
+        Dataset.from_dict(table).to_parquet(str(data / "NanoWeather" / name / "train-00000.parquet"))
+    collections = [
+        {"name": "weather"},
+        {"name": "marco", "split": "dev"},
+        {"name": "packed"},
+        {"name": "nano", "hub": "somebody/NanoWeather", "hub_split": "train"},
+    ]
+    suite = Suite.model_validate({"collections": collections})
+    rows = benchmark(checkpoints[:1], suite, Options(data=data, out=tmp_path / "out"))["collections"]
+    assert all(row["values"] == rows[0]["values"] and row["queries"] == 1 for row in rows)
+
+
+def test_downloads_are_from_ir_datasets_if_it_is_installed_and_else_from_the_hub(monkeypatch):
+    part = load_suite("nano-beir").collections[0]
+    assert place_of(part, None, download=False) is None
+    for installed, kind, split in ((object(), "ir-datasets", "test"), (None, "huggingface", "train")):
+        monkeypatch.setattr(places, "locate", lambda name, installed=installed: installed)
+        place = place_of(part, None, download=True)
+        assert (place.source.kind, place.split) == (kind, split)
+    bright = load_suite("bright").collections[0]
+    assert place_of(bright, None, download=True) is None and "needs the package ir_datasets" in remedy(
+        bright, None, True
+    )
 
 
 def test_figures_for_other_queries_are_not_shown(data, checkpoints, tmp_path, caplog):

@@ -36,6 +36,7 @@ _JUDGEMENT_NAMES: Names = {
     "grade": ("score", "grade", "label"),
     "passage_id": ("corpus-id", "corpus_id", "passage_id"),
 }
+_ABSENT = {"title": "", "grade": 1}  # of columns that a dataset may lack; NanoBEIR judges without grades
 
 
 def read_huggingface(source: config.HuggingFace, seed: int, spool: Path) -> Collection:
@@ -112,8 +113,8 @@ def _batches(dataset: datasets.Dataset, schema: pa.Schema, names: Names, source:
             name = column_of.get(field.name)
             if field.name == "line":
                 columns.append(pa.array(range(start + 1, start + 1 + len(table)), pa.int64()))
-            elif name is None:  # a corpus without titles
-                columns.append(pa.array([""] * len(table), field.type))
+            elif name is None:  # a corpus without titles, judgements without grades
+                columns.append(pa.array([_ABSENT[field.name]] * len(table), field.type))
             else:
                 column = table.column(name).combine_chunks()
                 columns.append(_checked_column(column, field, name, source.dataset, start))
@@ -123,11 +124,13 @@ def _batches(dataset: datasets.Dataset, schema: pa.Schema, names: Names, source:
 def _column_name(
     dataset: datasets.Dataset, ours: str, theirs: tuple[str, ...], source: config.HuggingFace
 ) -> str | None:
-    """The dataset's name of one of our columns: the recipe's, or a usual one; None for a corpus without titles."""
+    """The dataset's name of one of our columns: the recipe's, or a usual one; None for an absent title or grade."""
     if ours in source.columns:
         theirs = (source.columns[ours] or "",)  # never null in this layout
     name = next((name for name in theirs if name in dataset.column_names), None)
-    if name is None and (ours != "title" or ours in source.columns):
+    nothing_else = len(dataset.column_names) == len(_JUDGEMENT_NAMES) - 1  # so that no column can hold the grades
+    absent = ours == "title" or (ours == "grade" and nothing_else)
+    if name is None and (not absent or ours in source.columns):
         raise DataError(
             f"missing (there are {', '.join(dataset.column_names)}); name the right column in "
             f"data.source.columns.{ours}",
