@@ -59,9 +59,9 @@ def benchmark(checkpoints: Sequence[str], suite: Suite, options: Options) -> dic
     """Measure checkpoints and BM25 on a suite; returns the content of <out>/benchmark.json.
 
     `collections` has a row per collection: its `values` (system -> measure -> mean; without a system that ranks no
-    passage), the `published` ones and the paired `tests` of the first checkpoint against the other systems; `mean` and
-    `tests` are over all collections. Raises `DataError` if a collection is missing, unless `allow_missing`, and if all
-    are; `FingerprintError` if a folder was made of other texts, unless `redo`.
+    passage), the `published` ones and the paired `tests` of each checkpoint against BM25 and the checkpoints after it;
+    `mean` and `tests` are over all collections. Raises `DataError` if a collection is missing, unless `allow_missing`,
+    and if all are; `FingerprintError` if a folder was made of other texts, unless `redo`.
     """
     metrics.parse_measures(suite.metrics, "metrics")
     metrics.check_depth(suite.metrics, DEPTH)
@@ -97,7 +97,7 @@ def benchmark(checkpoints: Sequence[str], suite: Suite, options: Options) -> dic
             if all(name in row["values"] for row in rows)
         },
         "published_mean": _published_means(rows, suite.metrics[0]),
-        "tests": _tests({name: np.concatenate([row["per_query"][name] for row in rows]) for name in systems}),
+        "tests": _tests_over(rows, suite.metrics[0]),
         "missing": [collection.name for collection in missing],
         "sources": suite.sources,
     }
@@ -222,7 +222,8 @@ def _row(collection: SuiteCollection, parts: Sequence[_Measured], suite: Suite) 
             collection.queries,
         )
     systems = list(parts[0].values)
-    per_query = {name: np.concatenate([part.values[name][suite.metrics[0]] for part in parts]) for name in systems}
+    ranking = [name for name in systems if not any(name in part.silent for part in parts)]
+    per_query = {name: np.concatenate([part.values[name][suite.metrics[0]] for part in parts]) for name in ranking}
     return {
         "name": collection.name,
         "queries": queries,
@@ -232,8 +233,7 @@ def _row(collection: SuiteCollection, parts: Sequence[_Measured], suite: Suite) 
             name: {
                 metric: float(np.mean([part.values[name][metric].mean() for part in parts])) for metric in suite.metrics
             }
-            for name in systems
-            if not any(name in part.silent for part in parts)
+            for name in ranking
         },
         "costs": {
             name: {cost: float(np.mean([part.costs[name][cost] for part in parts])) for cost in parts[0].costs[name]}
@@ -246,13 +246,36 @@ def _row(collection: SuiteCollection, parts: Sequence[_Measured], suite: Suite) 
     }
 
 
-def _tests(per_query: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Paired tests of the first checkpoint against the other systems, on the first measure."""
-    ours, *others = [name for name in per_query if name != BM25]
+def _pairs(systems: Sequence[str]) -> list[tuple[str, str]]:
+    """Every checkpoint with BM25 and with those after it."""
+    checkpoints = [name for name in systems if name != BM25]
     return [
-        {"ours": ours, "theirs": other, **metrics.paired_test(per_query[ours], per_query[other])}
-        for other in (BM25, *others)
+        (ours, theirs)
+        for i, ours in enumerate(checkpoints)
+        for theirs in (BM25, *checkpoints[i + 1 :])
+        if theirs in systems
     ]
+
+
+def _tests(per_query: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Paired tests on one collection."""
+    return [
+        {"ours": ours, "theirs": theirs, **metrics.paired_test(per_query[ours], per_query[theirs])}
+        for ours, theirs in _pairs(list(per_query))
+    ]
+
+
+def _tests_over(rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Paired tests over the queries of all collections that both systems rank passages of; `ahead`: on how many."""
+    tests = []
+    for ours, theirs in _pairs(list(dict.fromkeys(name for row in rows for name in row["values"]))):
+        both = [row for row in rows if ours in row["values"] and theirs in row["values"]]
+        if both:
+            values = (np.concatenate([row["per_query"][name] for row in both]) for name in (ours, theirs))
+            ahead = sum(row["values"][ours][metric] > row["values"][theirs][metric] for row in both)
+            test = {**metrics.paired_test(*values), "collections": len(both), "ahead": ahead}
+            tests.append({"ours": ours, "theirs": theirs, **test})
+    return tests
 
 
 def _published_means(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str, Any]]:

@@ -42,7 +42,31 @@ def markdown(result: Mapping[str, Any], title: str) -> list[str]:
     header, *rows = cells(result)
     lines = [f"# {title}", "", f"| {' | '.join(header)} |", f"|---{'|---:' * (len(header) - 1)}|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    return [*lines, "", *(f"- {line}" for line in remarks(result)), "", "![The table as a picture](benchmark.svg)"]
+    lines += ["", *(f"- {line}" for line in remarks(result)), ""]
+    if len(result["collections"]) > 1:
+        lines += _tests_by_collection(result)
+    return [*lines, "![The table as a picture](benchmark.svg)"]
+
+
+def _tests_by_collection(result: Mapping[str, Any]) -> list[str]:
+    """The differences of each pair of systems per collection, with p: lines of Markdown."""
+    pairs = [(test["ours"], test["theirs"]) for test in result["tests"]]
+    lines = [
+        "## By collection",
+        "",
+        f"Difference in {metric_title(result['metrics'][0])} per query, and p of a paired t-test, not corrected for "
+        "the number of collections.",
+        "",
+        f"| | {' | '.join(f'{ours} − {theirs}' for ours, theirs in pairs)} |",
+        f"|---{'|---:' * len(pairs)}|",
+    ]
+    for row in result["collections"]:
+        tests = {(test["ours"], test["theirs"]): test for test in row["tests"]}
+        shown = [
+            f"{test['difference']:+.3f}, p {p_value(test['p'])}" if (test := tests.get(pair)) else "" for pair in pairs
+        ]
+        lines.append(f"| {row['name']} | {' | '.join(shown)} |")
+    return [*lines, ""]
 
 
 def cells(result: Mapping[str, Any]) -> list[list[str]]:
@@ -70,7 +94,8 @@ def remarks(result: Mapping[str, Any]) -> list[str]:
     for test in result["tests"]:
         lines.append(
             f"{test['ours']} against {test['theirs']}: {test['difference']:+.4f} per query, p {p_value(test['p'])} "
-            f"(paired t-test over {test['queries']:,} queries), better on {test['wins']:,}, worse on {test['losses']:,}"
+            f"(paired t-test over {test['queries']:,} queries), better on {test['wins']:,}, worse on "
+            f"{test['losses']:,}, ahead on {test['ahead']} of {test['collections']} collections"
         )
     for row in result["collections"]:
         lines += [

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import ir_measures
 import numpy as np
 import pytest
+import scipy.stats
 import yaml
 from datasets import Dataset
 from sentence_transformers import SparseEncoder
@@ -21,7 +26,7 @@ from distill.evaluation.places import place_of, remedy
 from distill.pipeline import benchmark as module
 from distill.pipeline.benchmark import Options, benchmark, chosen, system_names
 from distill.recipe.suites import load_suite, suite_names
-from distill.reporting.benchmark import cells, write_pages
+from distill.reporting.benchmark import cells, markdown, write_pages
 from tests.helpers.small_run import PASSAGES, save_checkpoint
 
 TEXTS = [text for text in PASSAGES if text]
@@ -105,10 +110,22 @@ def test_values_means_and_parts_equal_those_of_sentence_transformers(data, check
         )
     assert (animals["queries"], rest["queries"], rest["parts"]) == (2, 2, 2)
     assert result["published_mean"] == {"Paper": {"nDCG@10": 0.375}}
-    assert [(test["ours"], test["theirs"], test["queries"]) for test in result["tests"]] == [
-        ("first", "BM25", 4),
-        ("first", "second", 4),
+    assert [(test["ours"], test["theirs"], test["queries"], test["collections"]) for test in result["tests"]] == [
+        ("first", "BM25", 4, 2),
+        ("first", "second", 4, 2),
+        ("second", "BM25", 4, 2),
     ]
+    both = [
+        [value for part in QRELS for value in expected(path, QRELS[part], passages).values()] for path in checkpoints
+    ]
+    test = result["tests"][1]
+    assert test["p"] == pytest.approx(scipy.stats.ttest_rel(*both).pvalue)
+    assert test["difference"] == pytest.approx(np.mean(both[0]) - np.mean(both[1]))
+    means = [[row["values"][name]["nDCG@10"] for row in result["collections"]] for name in ("first", "second")]
+    assert test["ahead"] == sum(ours > theirs for ours, theirs in zip(*means, strict=True))
+    page = "\n".join(markdown(result, "small"))
+    row = next(test for test in rest["tests"] if (test["ours"], test["theirs"]) == ("first", "second"))
+    assert "| | first − BM25 | first − second | second − BM25 |" in page and f"{row['difference']:+.3f}, p" in page
     lines = (tmp_path / "out" / "rest" / "weather" / "metrics" / "first.run").read_text().splitlines()
     assert lines[0].split()[:2] == ["q3", "Q0"] and lines[0].split()[3] == "1"
 
@@ -137,6 +154,35 @@ def test_what_has_been_measured_is_not_measured_again(data, checkpoints, tmp_pat
     assert measured == ["rest-weather"]
     assert benchmark(checkpoints[:1], SUITE, options) == resumed and len(measured) == 1
     assert benchmark(checkpoints[:1], SUITE, Options(data=data, out=tmp_path / "other")) == resumed
+
+
+def test_a_killed_command_goes_on_and_writes_what_an_undisturbed_one_writes(data, checkpoints, tmp_path):
+    file, out = tmp_path / "mine.yaml", tmp_path / "out"
+    file.write_text(yaml.safe_dump(SUITE.model_dump(mode="json", exclude_defaults=True)))
+    command = [
+        sys.executable,
+        "-m",
+        "distill.cli",
+        "benchmark",
+        checkpoints[0],
+        "--suite",
+        str(file),
+        "--out",
+        str(out),
+    ]
+    command += ["--data", str(data)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = out / "animals" / "metrics" / "first.json"
+    while not first.exists() and process.poll() is None:
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL and not (out / "benchmark.json").exists()
+    written = first.stat().st_mtime_ns
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    undisturbed = benchmark(checkpoints[:1], SUITE, Options(data=data, out=tmp_path / "undisturbed"))
+    assert json.loads((out / "benchmark.json").read_text()) == undisturbed
+    assert first.stat().st_mtime_ns == written
 
 
 def test_a_changed_checkpoint_is_measured_again(data, checkpoints, tmp_path, tiny_mlm):
@@ -259,6 +305,7 @@ def test_bm25_that_ranks_nothing_is_no_zero_in_the_table(tmp_path, checkpoints):
     suite = Suite.model_validate({"collections": [{"name": "other"}]})
     result = benchmark(checkpoints[:1], suite, Options(data=tmp_path / "data", out=tmp_path / "out"))
     assert "BM25" not in result["collections"][0]["values"] and "BM25" not in result["mean"]
+    assert result["tests"] == [] and result["collections"][0]["tests"] == []
     assert cells(result)[1][2] == ""
     write_pages(result, "small", tmp_path / "out")
     assert "BM25 ranks no passage for any query" in (tmp_path / "out" / "benchmark.md").read_text()
