@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,18 +200,8 @@ def search_checkpoint(
     cfg, depth = run.recipe.evaluate, collection.search_depth(run.recipe.evaluate.depth)
     student = load_student(path, trust_remote_code=trust_remote_code).to(default_device())
     queries = _encode_queries(student, run, collection)
-    tokens = token_store(student, collection.passages, run.folder, "passages")
-    blocks = encode_blocks(
-        student,
-        tokens,
-        np.arange(collection.passages.collection_size),
-        "passage",
-        "encode passages",
-        cfg.batch_tokens,
-        _precision(run.recipe),
-    )
     if keep_vectors or cfg.search == "seismic":
-        passages = sparse.vstack(list(blocks), format="csr")
+        passages = sparse.vstack(list(_encode_passages(student, run, collection)), format="csr")
         rates = metrics.activation_rates(passages)
         rows, _ = (
             search_seismic(build_seismic(passages, cfg.seismic), queries, depth, cfg.seismic)
@@ -219,18 +209,61 @@ def search_checkpoint(
             else search_sparse(queries, passages, depth, device=default_device())
         )
     else:
-        passages, rates = None, np.zeros(queries.shape[1])
-
-        def counted() -> Iterator[sparse.csr_matrix]:
-            for block in blocks:
-                rates[:] += metrics.activation_rates(block) * (block.shape[0] / collection.passages.collection_size)
-                yield block
-
-        rows, _ = search_blocks(queries, counted(), depth, device=default_device())
+        passages = None
+        rows, rates = _search_in_blocks(student, run, collection, queries, depth)
     return (
         collection.rankings(rows, cfg.depth),
         metrics.costs(metrics.activation_rates(queries), rates),
         None if passages is None else (queries, passages),
+    )
+
+
+def search_together(
+    path: str | Path, home: Run, judged: Sequence[tuple[Run, Collection]], trust_remote_code: bool = False
+) -> list[tuple[Ranking, dict[str, float]]]:
+    """Search with a saved checkpoint for the judged queries of several collections over the same passages.
+
+    The passages are encoded once, in the folder of `home`, whose passage store has the ids and texts of all the others'
+    in the same order. Rankings and costs equal those of an exact `search_checkpoint` on each.
+    """
+    depth = max(collection.search_depth(run.recipe.evaluate.depth) for run, collection in judged)
+    student = load_student(path, trust_remote_code=trust_remote_code).to(default_device())
+    queries = [_encode_queries(student, run, collection) for run, collection in judged]
+    rows, rates = _search_in_blocks(student, home, judged[0][1], sparse.vstack(queries, format="csr"), depth)
+    ends = np.cumsum([part.shape[0] for part in queries])
+    return [
+        (
+            collection.rankings(rows[end - part.shape[0] : end], run.recipe.evaluate.depth),
+            metrics.costs(metrics.activation_rates(part), rates),
+        )
+        for (run, collection), part, end in zip(judged, queries, ends, strict=True)
+    ]
+
+
+def _search_in_blocks(
+    student: Student, run: Run, collection: Collection, queries: sparse.csr_matrix, depth: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Search exactly, block by block: passage rows int64 [n, depth], and the passages' activation rates."""
+    rates = np.zeros(queries.shape[1])
+
+    def counted() -> Iterator[sparse.csr_matrix]:
+        for block in _encode_passages(student, run, collection):
+            rates[:] += metrics.activation_rates(block) * (block.shape[0] / collection.passages.collection_size)
+            yield block
+
+    rows, _ = search_blocks(queries, counted(), depth, device=default_device())
+    return rows, rates
+
+
+def _encode_passages(student: Student, run: Run, collection: Collection) -> Iterator[sparse.csr_matrix]:
+    return encode_blocks(
+        student,
+        token_store(student, collection.passages, run.folder, "passages"),
+        np.arange(collection.passages.collection_size),
+        "passage",
+        "encode passages",
+        run.recipe.evaluate.batch_tokens,
+        _precision(run.recipe),
     )
 
 

@@ -8,12 +8,14 @@ measured again, so an interrupted benchmark goes on where it was.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from distill.config import Dtype, Evaluate
 from distill.config.base import nearest
@@ -21,7 +23,7 @@ from distill.config.suite import Part, Suite, SuiteCollection
 from distill.errors import DataError, RecipeError
 from distill.evaluation import metrics
 from distill.evaluation.collection import Collection, open_collection
-from distill.evaluation.evaluate import bm25_ranking, search_checkpoint, write_run
+from distill.evaluation.evaluate import bm25_ranking, search_together, write_run
 from distill.evaluation.places import Place, place_of, remedy
 from distill.evaluation.rerank import Ranking
 from distill.pipeline.registry import stage_of
@@ -76,14 +78,15 @@ def benchmark(checkpoints: Sequence[str], suite: Suite, options: Options) -> dic
             )
             + ("" if not found else "\nWith --allow-missing the others are measured, and the mean is theirs")
         )
-    rows = []
-    for collection, parts in found:
-        measured = [_Measured.of(part, place, collection, suite, options) for part, place in parts]
-        for part in measured:
-            part.add(BM25, {"bm25": True}, options)
-            for name, model in models.items():
-                part.add(name, identities[name], options, model)
-        rows.append(_row(collection, measured, suite))
+    measured = [
+        (collection, [_Measured.of(part, place, collection, suite, options) for part, place in parts])
+        for collection, parts in found
+    ]
+    for group in _by_passages([part for _, parts in measured for part in parts]):
+        _measure(group, BM25, {"bm25": True}, options)
+        for name, model in models.items():
+            _measure(group, name, identities[name], options, model)
+    rows = [_row(collection, parts, suite) for collection, parts in measured]
     systems = [BM25, *models]
     result = {
         "metrics": list(suite.metrics),
@@ -171,44 +174,105 @@ class _Measured:
         judged = judged if grade is None else judged.excluding(grade)
         return cls(run, judged, suite.metrics, grade, data, {}, {}, set())
 
-    def add(self, system: str, identity: Mapping[str, Any], options: Options, model: ModelRef | None = None) -> None:
-        """Measure a checkpoint, or BM25, unless its values are there."""
-        folder, file = self.run.folder, system.replace("/", "--")
-        key = fingerprint(
+    def load(self, system: str, identity: Mapping[str, Any], options: Options) -> bool:
+        """Take a system's values if they are there; returns whether they are."""
+        path = self._file(system)
+        saved = read_object(path) if path.exists() else {}
+        if saved.get("fingerprint") != self._fingerprint(system, identity, options):
+            return False
+        self._take(system, saved)
+        return True
+
+    def save(
+        self, system: str, identity: Mapping[str, Any], options: Options, ranking: Ranking, costs: dict[str, float]
+    ) -> None:
+        """Write a system's TREC run and values."""
+        saved = {
+            "fingerprint": self._fingerprint(system, identity, options),
+            "ranked": sum(map(len, ranking.values())),
+            "values": self._values(ranking),
+            "costs": costs,
+        }
+        tag = self._file(system).stem
+        write_run(self.run.folder.trec_run(tag), ranking, self.collection, tag=tag)
+        write_json(self._file(system), saved)
+        self._take(system, saved)
+
+    def _take(self, system: str, saved: Mapping[str, Any]) -> None:
+        self.values[system] = {metric: np.array(values) for metric, values in saved["values"].items()}
+        self.costs[system] = saved["costs"]
+        if saved["ranked"]:
+            mean = self.values[system][self.metrics[0]].mean()
+            log.info("%s, %s: %s %.3f", self.run.recipe.name, system, self.metrics[0], mean)
+        else:
+            self.silent.add(system)
+            log.warning("%s, %s: no passage is ranked for any query", self.run.recipe.name, system)
+
+    def _file(self, system: str) -> Path:
+        return self.run.folder.metrics / f"{system.replace('/', '--')}.json"
+
+    def _fingerprint(self, system: str, identity: Mapping[str, Any], options: Options) -> str:
+        return fingerprint(
             {
                 "format": FORMAT,
                 "data": self.data,
                 "system": dict(identity),
                 "metrics": list(self.metrics),
                 **({} if self.excluded_grade is None else {"excluded_grade": self.excluded_grade}),
-                **(bm25_fields(self.run) if model is None else {"precision": options.precision}),
+                **(bm25_fields(self.run) if system == BM25 else {"precision": options.precision}),
             }
         )
-        path = folder.metrics / f"{file}.json"
-        saved = read_object(path) if path.exists() else {}
-        if saved.get("fingerprint") != key:
-            if model is None:
-                ranking, costs = bm25_ranking(self.run, self.collection)
-            else:
-                ranking, costs, _ = search_checkpoint(
-                    model.name, self.run, self.collection, trust_remote_code=options.trust_remote_code
-                )
-            ranked = sum(map(len, ranking.values()))
-            saved = {"fingerprint": key, "ranked": ranked, "values": self._values(ranking), "costs": costs}
-            write_run(folder.trec_run(file), ranking, self.collection, tag=file)
-            write_json(path, saved)
-        self.values[system] = {metric: np.array(values) for metric, values in saved["values"].items()}
-        self.costs[system] = saved["costs"]
-        if saved["ranked"]:
-            log.info("  %s: %s %.3f", system, self.metrics[0], self.values[system][self.metrics[0]].mean())
-        else:
-            self.silent.add(system)
-            log.warning("  %s ranks no passage for any query of %s", system, self.run.recipe.name)
 
     def _values(self, ranking: Ranking) -> dict[str, list[float]]:
         top = {query: rows.tolist() for query, rows in ranking.items()}
         values = metrics.per_query(self.metrics, self.collection.grades, top)
         return {metric: value.tolist() for metric, value in values.items()}
+
+
+def _measure(
+    group: Sequence[_Measured],
+    system: str,
+    identity: Mapping[str, Any],
+    options: Options,
+    model: ModelRef | None = None,
+) -> None:
+    """Measure a checkpoint, or BM25, on the collections of the group that lack its values."""
+    pending = [part for part in group if not part.load(system, identity, options)]
+    if not pending:
+        return
+    searched = [(part.run, part.collection) for part in pending]
+    results = (
+        [bm25_ranking(*judged) for judged in searched]
+        if model is None
+        else search_together(model.name, group[0].run, searched, options.trust_remote_code)
+    )
+    for part, (ranking, costs) in zip(pending, results, strict=True):
+        part.save(system, identity, options, ranking, costs)
+
+
+def _by_passages(measured: Sequence[_Measured]) -> list[list[_Measured]]:
+    """Group the collections that have the same passages: those are encoded once for the queries of all."""
+    sizes = Counter(part.collection.passages.collection_size for part in measured)
+    groups: dict[tuple[int, str], list[_Measured]] = {}
+    for part in measured:
+        size = part.collection.passages.collection_size
+        groups.setdefault((size, _digest(part) if sizes[size] > 1 else ""), []).append(part)
+    return list(groups.values())
+
+
+def _digest(part: _Measured) -> str:
+    """Hash of the ids and texts of a collection's passages, kept beside them, since reading them takes minutes."""
+    path, passages = part.run.folder.root / "passages.json", part.collection.passages
+    saved = read_object(path) if path.exists() else {}
+    if saved.get("data") != part.data:
+        digest, first = xxhash.xxh3_128(), 0
+        for texts in passages.text_batches(passages.collection_size):
+            ids = passages.ids(np.arange(first, first + len(texts)))
+            digest.update("".join(f"{id_}\0{text}\0" for id_, text in zip(ids, texts, strict=True)).encode())
+            first += len(texts)
+        saved = {"data": part.data, "digest": digest.hexdigest()}
+        write_json(path, saved)
+    return str(saved["digest"])
 
 
 def _row(collection: SuiteCollection, parts: Sequence[_Measured], suite: Suite) -> dict[str, Any]:

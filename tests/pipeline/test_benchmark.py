@@ -21,12 +21,14 @@ from typer.testing import CliRunner
 from distill.cli.app import app
 from distill.config.suite import Suite
 from distill.errors import DataError, FingerprintError, RecipeError
+from distill.evaluation import evaluate as evaluation
 from distill.evaluation import places
 from distill.evaluation.places import place_of, remedy
 from distill.pipeline import benchmark as module
 from distill.pipeline.benchmark import Options, benchmark, chosen, system_names
 from distill.recipe.suites import load_suite, suite_names
 from distill.reporting.benchmark import cells, markdown, write_pages
+from distill.retrieval.encode import encode_blocks
 from tests.helpers.small_run import PASSAGES, save_checkpoint
 
 TEXTS = [text for text in PASSAGES if text]
@@ -55,6 +57,13 @@ def write_collection(folder, qrels, *, own: str | None = None):
 
 def write_lines(path, lines):
     path.write_text("".join(f"{line}\n" for line in lines))
+
+
+def with_passages_of_their_own(data):
+    """Otherwise the three collections share their passages, and are searched together."""
+    for name in ("markets", "weather"):
+        with (data / name / "corpus.jsonl").open("a") as file:
+            file.write(json.dumps({"_id": "own", "title": "", "text": f"a passage of {name}"}) + "\n")
 
 
 @pytest.fixture
@@ -131,29 +140,61 @@ def test_values_means_and_parts_equal_those_of_sentence_transformers(data, check
 
 
 def test_what_has_been_measured_is_not_measured_again(data, checkpoints, tmp_path, monkeypatch):
+    with_passages_of_their_own(data)
     options = Options(data=data, out=tmp_path / "out")
 
-    def killed(path, run, collection, **other):
-        if run.recipe.name == "rest-weather":
+    def killed(path, home, judged, trust_remote_code):
+        if home.recipe.name == "rest-weather":
             raise KeyboardInterrupt
-        return search(path, run, collection, **other)
+        return search(path, home, judged, trust_remote_code)
 
-    search = module.search_checkpoint
-    monkeypatch.setattr(module, "search_checkpoint", killed)
+    search = module.search_together
+    monkeypatch.setattr(module, "search_together", killed)
     with pytest.raises(KeyboardInterrupt):
         benchmark(checkpoints[:1], SUITE, options)
     assert not (tmp_path / "out" / "benchmark.json").exists()
     measured = []
 
-    def counted(path, run, collection, **other):
-        measured.append(run.recipe.name)
-        return search(path, run, collection, **other)
+    def counted(path, home, judged, trust_remote_code):
+        measured.extend(run.recipe.name for run, _ in judged)
+        return search(path, home, judged, trust_remote_code)
 
-    monkeypatch.setattr(module, "search_checkpoint", counted)
+    monkeypatch.setattr(module, "search_together", counted)
     resumed = benchmark(checkpoints[:1], SUITE, options)
     assert measured == ["rest-weather"]
     assert benchmark(checkpoints[:1], SUITE, options) == resumed and len(measured) == 1
     assert benchmark(checkpoints[:1], SUITE, Options(data=data, out=tmp_path / "other")) == resumed
+
+
+def test_passages_that_collections_share_are_encoded_once_with_the_same_results(
+    data, checkpoints, tmp_path, monkeypatch
+):
+    write_collection(tmp_path / "more" / "arguments", QRELS["animals"], own="q1")
+    (tmp_path / "more" / "arguments").rename(data / "arguments")
+    (data / "weather" / "corpus.jsonl").write_bytes((data / "arguments" / "corpus.jsonl").read_bytes())
+    (data / "markets" / "corpus.jsonl").write_bytes((data / "arguments" / "corpus.jsonl").read_bytes())
+    collections = [
+        {"name": "markets"},
+        {"name": "animals"},  # has one passage less
+        {"name": "arguments", "own_document": "same-id"},
+        {"name": "weather"},
+    ]
+    suite = Suite.model_validate({"metrics": ["nDCG@10"], "collections": collections})
+    encoded = []
+
+    def counted(student, tokens, rows, side, *others):
+        encoded.append(len(rows))
+        return encode_blocks(student, tokens, rows, side, *others)
+
+    monkeypatch.setattr(evaluation, "encode_blocks", counted)
+    together = benchmark(checkpoints[:1], suite, Options(data=data, out=tmp_path / "together"))
+    assert encoded == [len(TEXTS) + 1, len(TEXTS)]
+    for row in together["collections"]:
+        name = row["name"]
+        alone = benchmark(checkpoints[:1], chosen(suite, [name]), Options(data=data, out=tmp_path / name))
+        assert alone["collections"] == [row]
+        runs = [tmp_path / out / name / "metrics" / "first.run" for out in ("together", name)]
+        assert runs[0].read_bytes() == runs[1].read_bytes()
 
 
 def test_a_killed_command_goes_on_and_writes_what_an_undisturbed_one_writes(data, checkpoints, tmp_path):
@@ -171,6 +212,7 @@ def test_a_killed_command_goes_on_and_writes_what_an_undisturbed_one_writes(data
         str(out),
     ]
     command += ["--data", str(data)]
+    with_passages_of_their_own(data)
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first = out / "animals" / "metrics" / "first.json"
     while not first.exists() and process.poll() is None:
