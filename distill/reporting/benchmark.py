@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def print_benchmark(result: Mapping[str, Any], title: str, console: Console | No
     header, *rows = cells(result)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, header_style="bold", show_edge=False)
     for i, name in enumerate(header):
-        table.add_column(name, justify="right" if i else "left", overflow="fold")
+        table.add_column(name.replace(", ", ",\n"), justify="right" if i else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         table.add_row(*row, style="bold" if row is rows[-1] else None)
     console.print(table)
@@ -123,9 +124,17 @@ def picture(result: Mapping[str, Any], title: str) -> Figure:
     for name in systems:
         shown = [(row["values"][name][metric], place) for place, row in enumerate(rows) if name in row["values"]]
         axes.plot(*zip(*shown, strict=True), "o", label=name, alpha=0.8)
-    for name in published:
+    for marker, name in zip(itertools.cycle("v^sDPX"), published, strict=False):
         shown = [(row["published"][name], place) for place, row in enumerate(rows) if name in row["published"]]
-        axes.plot(*zip(*shown, strict=True), "|", markersize=12, label=f"{name}, published", alpha=0.8)
+        axes.plot(
+            *zip(*shown, strict=True),
+            marker,
+            label=f"{name}, published",
+            markersize=5,
+            markerfacecolor="none",
+            color="0.45",
+            zorder=1,
+        )
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.set_xlabel(metric_title(metric))
     axes.set_title(title, loc="left", fontsize=10)
