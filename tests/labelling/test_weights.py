@@ -20,6 +20,7 @@ from distill.store.candidates import from_lists, read_candidates, write_candidat
 from distill.store.judgements import JUDGEMENT_SCHEMA
 from distill.store.scores import write_scores
 
+LANGUAGE = "english (100% of 10 sampled passages are English)"  # as the import finds it
 QUERIES, LENGTH = 60, 20
 NOISE = {"good": 1.0, "other": 1.2, "junk": None, "silent": None}  # None: scores that know nothing
 
@@ -49,8 +50,8 @@ def folder(tmp_path) -> RunFolder:
     rows = {"query": list(range(QUERIES)), "passage": [0] * QUERIES, "grade": [1] * QUERIES}
     batch = pa.RecordBatch.from_pydict(rows, schema=JUDGEMENT_SCHEMA)
     write_ipc(folder.judgements("dev"), JUDGEMENT_SCHEMA, [batch], {"fingerprint": "test"})
-    data = Manifest({"stage": "import"}, [], {"queries.dev": QUERIES, "queries.dev.generated": 0})
-    write_manifest(folder.data, data)
+    counts = {"queries.dev": QUERIES, "queries.dev.generated": 0, "language": LANGUAGE}
+    write_manifest(folder.data, Manifest({"stage": "import"}, [], counts))
     for split in ("train", "dev"):
         path, lists = folder.candidates(split), [list(range(LENGTH))] * QUERIES
         shard = write_candidates(
@@ -108,7 +109,7 @@ def test_given_weights_stay_and_the_values_are_recorded_and_part_of_the_labels(f
     ],
 )
 def test_generated_or_few_queries_choose_nothing(folder, counts, reason):
-    write_manifest(folder.data, Manifest({"stage": "import"}, [], counts))
+    write_manifest(folder.data, Manifest({"stage": "import"}, [], {"language": LANGUAGE, **counts}))
     run = resolve(Run(recipe(folder.root, good="auto", junk="auto"), folder))
     assert {teacher.weight for teacher in run.recipe.teachers.values()} == {1.0}
     assert reason in folder.resolved.read_text()

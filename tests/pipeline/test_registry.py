@@ -68,7 +68,8 @@ def distill(finished, tmp_path):
 def test_an_eighth_stage_is_found_by_every_command(distill, finished):
     assert any(words[1:4] == ["relabel", "Mend", "labels."] for words in distill("--help"))
     planned = distill("run", "RECIPE", "--dry-run")
-    assert [words[0] for words in planned[1:9]] == EIGHT and "labels looked at again" in " ".join(planned[6])
+    assert planned[1][0] == "data.language:"  # chosen at the import
+    assert [words[0] for words in planned[2:10]] == EIGHT and "labels looked at again" in " ".join(planned[7])
     assert "relabel" in [words[0] for words in distill("plan", "RECIPE", "--gpu-type", "h100")]
     assert any("--job-name=distill-relabel" in words for words in distill("submit", "RECIPE", "--all", "--dry-run"))
     before = [words[:2] for words in distill("status", "RECIPE")]

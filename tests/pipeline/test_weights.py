@@ -49,7 +49,7 @@ def test_development_queries_are_scored_and_the_weights_are_in_the_labels(recipe
     assert read_manifest(folder.scores("random", "dev")) is not None  # although evaluate.split is test
     run_pipeline(recipe, only="label")
     chosen = {entry["field"]: entry for entry in json.loads(folder.resolved.read_text())}
-    assert set(chosen) == {"teachers.bm25.weight", "teachers.random.weight"}
+    assert set(chosen) == {"data.language", "teachers.bm25.weight", "teachers.random.weight"}
     weights = {name: fields["weight"] for name, fields in read_manifest(folder.labels()).fields["teachers"].items()}
     assert weights == {name: chosen[f"teachers.{name}.weight"]["value"] for name in recipe.teachers}
     assert weights["bm25"] > 0

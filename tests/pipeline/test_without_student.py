@@ -112,7 +112,9 @@ def test_commands_end_with_the_labels(scored):
     assert all(name in status for name in STAGES) and "evaluate" not in status
     shown = distill(scored, "run", "RECIPE", "--dry-run")
     first_words = [line.split()[0] for line in shown.splitlines() if line.strip()]
-    assert first_words[1 : 1 + len(STAGES)] == STAGES and not {"train", "evaluate"} & set(first_words)
+    assert first_words[1:][: 1 + len(STAGES)] == ["data.language:", *STAGES] and not {"train", "evaluate"} & set(
+        first_words
+    )
     plan = json.loads(distill(scored, "plan", "RECIPE", "--gpus", "1", "--gpu-type", "h100", "--json"))
     assert {stage["stage"] for stage in plan["stages"]} <= set(STAGES) and plan["training"] is None
     assert "memory per training process" not in distill(scored, "plan", "RECIPE", "--gpus", "1", "--gpu-type", "h100")
