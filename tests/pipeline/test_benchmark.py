@@ -197,6 +197,7 @@ def test_passages_that_collections_share_are_encoded_once_with_the_same_results(
         assert runs[0].read_bytes() == runs[1].read_bytes()
 
 
+@pytest.mark.slow  # starts the command three times
 def test_a_killed_command_goes_on_and_writes_what_an_undisturbed_one_writes(data, checkpoints, tmp_path):
     file, out = tmp_path / "mine.yaml", tmp_path / "out"
     file.write_text(yaml.safe_dump(SUITE.model_dump(mode="json", exclude_defaults=True)))
