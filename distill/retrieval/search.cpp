@@ -21,7 +21,7 @@
 namespace {
 
 constexpr int64_t kGroup = 64;        // queries for which a block is read at a time
-constexpr float kSlack = 1.0001f;     // on sums of upper bounds, against rounding
+constexpr float kSlack = 2e-7f;       // on sums of upper bounds, per term, against rounding
 constexpr int64_t kFew = 16;          // passages in a block for each posting, below which not all scores are looked at
 constexpr int64_t kLookUp = 12;       // postings accumulated in the time of one look-up in a posting list
 
@@ -192,7 +192,7 @@ class Searcher {
 
     void search(const Segment& segment, int64_t block, int64_t row, const int64_t* cursors, int64_t query, Best& best) {
         gather(segment, block, cursors, query);
-        if (lists_.empty() || bound_ * kSlack <= best.threshold()) return;
+        if (lists_.empty() || bound_ * slack() <= best.threshold()) return;
         const int64_t width = std::min(segment.width, segment.passages - block * segment.width);
         if (total_ * kFew > width && best.threshold() > 0 && prune(width, row, best)) return;
         score(lists_.data(), lists_.size(), total_, width, best.threshold(), [&](int64_t place, float score) {
@@ -202,6 +202,9 @@ class Searcher {
     }
 
   private:
+    // More than the rounding of a sum over the lists can be, relative to the sum: terms * 2^-24 on either side.
+    float slack() const { return 1 + kSlack * static_cast<float>(lists_.size() + 1); }
+
     void gather(const Segment& segment, int64_t block, const int64_t* cursors, int64_t query) {
         lists_.clear();
         total_ = 0;
@@ -243,12 +246,12 @@ class Searcher {
         float rest = 0;
         int64_t left_out = 0;
         size_t needed = 0;
-        for (; needed < sorted_.size() && (rest + sorted_[needed].bound) * kSlack <= best.threshold(); ++needed) {
+        for (; needed < sorted_.size() && (rest + sorted_[needed].bound) * slack() <= best.threshold(); ++needed) {
             rest += sorted_[needed].bound;
             left_out += sorted_[needed].count;
         }
         if (2 * left_out < total_) return false;
-        const float least = std::max(best.threshold() - rest * kSlack, 0.0f) / kSlack;
+        const float least = std::max(best.threshold() - rest * slack(), 0.0f) / slack();
         places_.clear();
         score(sorted_.data() + needed, sorted_.size() - needed, total_ - left_out, width, least,
               [&](int64_t place, float score) {
